@@ -1,0 +1,243 @@
+"""Sizes and switches of every model, as frozen dataclasses, and the two named presets.
+
+A checkpoint stores one :class:`SViMoConfig` in its metadata, so a file says by itself how to build what it holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The MM-DiT (paper section 3.1): CogVideoX-I2V's transformer with a third, motion, stream.
+
+    Raises:
+        ValueError: a size that the rotary embedding or the patches cannot divide.
+    """
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    """Split 2:3:3 over time, height and width by the rotary embedding, so a multiple of 16."""
+    latent_channels: int = 16
+    """Channels of one latent. Each stream reads twice as many: noisy latent + image (or guidance) latent."""
+    time_embed_dim: int = 512
+    text_dim: int = 4096
+    text_length: int = 226
+    patch_size: int = 2
+    norm_eps: float = 1e-5
+    motion: bool = True
+    """False builds CogVideoX-I2V itself: no motion patch embedding, two modulated modalities instead of three."""
+    image_padding: str = "repeat"
+    """How the image latent fills time: "repeat" (SViMo) or "zero" after the first latent frame (CogVideoX)."""
+    position_table: tuple[int, int, int] | None = None
+    """Latent frames, height and width of CogVideoX's learned position table in tokens' own grid; None drops it."""
+
+    def __post_init__(self):
+        if self.head_dim % 16:
+            raise ValueError(f"head_dim must be a multiple of 16 (2:3:3 rotary split in pairs), got {self.head_dim}")
+        if self.image_padding not in ("repeat", "zero"):
+            raise ValueError(f'image_padding must be "repeat" or "zero", got {self.image_padding!r}')
+
+    @property
+    def dim(self) -> int:
+        """Transformer width D."""
+        return self.num_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class InteractionConfig:
+    """The vision-aware 3D interaction diffusion model, VID (paper section 3.2)."""
+
+    latent_channels: int = 16
+    pyramid_channels: tuple[int, ...]
+    """Width of each level of the two latent pyramids, finest first; the denoiser has as many levels."""
+    denoiser_channels: tuple[int, ...]
+    """Width of each level of the temporal UNet, finest first."""
+    num_heads: int
+    num_joints: int = 42
+    object_names: tuple[str, ...] = ("tool", "target")
+    points_per_object: int = 128
+    norm_groups: int = 8
+
+    def __post_init__(self):
+        if len(self.pyramid_channels) != len(self.denoiser_channels):
+            raise ValueError(
+                "pyramid_channels and denoiser_channels must have the same number of levels, got "
+                f"{len(self.pyramid_channels)} and {len(self.denoiser_channels)}"
+            )
+
+    @property
+    def num_points(self) -> int:
+        """Points of all objects together."""
+        return len(self.object_names) * self.points_per_object
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Arguments of diffusers' AutoencoderKLCogVideoX that differ between sizes."""
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    norm_groups: int
+    latent_channels: int = 16
+    scaling_factor: float = 0.7
+
+    @property
+    def spatial_compression(self) -> int:
+        """Pixels per latent cell along height and width."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def temporal_compression(self) -> int:
+        """Frames per latent frame after the first."""
+        return 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Arguments of transformers' T5EncoderModel that differ between sizes."""
+
+    vocab_size: int
+    dim: int
+    ff_dim: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    text_length: int
+    """Prompts are padded or cut to this many tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """CogVideoX's noise schedule (defaults are CogVideoX-5b-I2V's, which differ from diffusers' class defaults)."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    snr_shift_scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SViMoConfig:
+    """One complete model and its native clip size.
+
+    Raises:
+        ValueError: a clip size that the models cannot represent.
+    """
+
+    name: str
+    frames: int
+    """Frames of a clip, 4k + 1."""
+    height: int
+    width: int
+    fps: float = 8.0
+    backbone: BackboneConfig
+    interaction: InteractionConfig
+    vae: VAEConfig
+    text: TextConfig | None
+    """None: the text encoder is not part of the model (T5-XXL comes from its own file)."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self):
+        self.check_clip(self.frames, self.height, self.width)
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Height and width must be multiples of this: VAE compression times patch size."""
+        return self.vae.spatial_compression * self.backbone.patch_size
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        """Refuse a clip size that cannot be encoded and patched without a remainder."""
+        step = self.vae.temporal_compression
+        if frames < 1 or (frames - 1) % step:
+            nearest = max(0, round((frames - 1) / step)) * step + 1
+            raise ValueError(f"frames must be {step}k + 1 (1, 5, 9, 13, ...), got {frames}; the nearest is {nearest}")
+        for axis, size in (("height", height), ("width", width)):
+            if size < self.pixel_multiple or size % self.pixel_multiple:
+                nearest = max(1, round(size / self.pixel_multiple)) * self.pixel_multiple
+                raise ValueError(
+                    f"{axis} must be a positive multiple of {self.pixel_multiple} pixels, got {size}; "
+                    f"the nearest is {nearest}"
+                )
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Channels, latent frames, latent height and latent width of one stream for a clip of this size."""
+        self.check_clip(frames, height, width)
+        return (
+            self.vae.latent_channels,
+            (frames - 1) // self.vae.temporal_compression + 1,
+            height // self.vae.spatial_compression,
+            width // self.vae.spatial_compression,
+        )
+
+    def num_tokens(self, frames: int, height: int, width: int) -> int:
+        """Length of the transformer's sequence: text + video + motion tokens."""
+        _, t, h, w = self.latent_shape(frames, height, width)
+        streams = 2 if self.backbone.motion else 1
+        return self.backbone.text_length + streams * t * (h // self.backbone.patch_size) * (w // self.backbone.patch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able form; :meth:`from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SViMoConfig:
+        """Rebuild a config from its plain form, refusing fields this version does not know.
+
+        Raises:
+            ValueError: unknown or missing fields.
+        """
+        parts = {
+            "backbone": BackboneConfig,
+            "interaction": InteractionConfig,
+            "vae": VAEConfig,
+            "text": TextConfig,
+            "schedule": ScheduleConfig,
+        }
+        try:
+            built = {
+                key: parts[key](**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+                if key in parts and value is not None
+                else value
+                for key, value in values.items()
+            }
+            return cls(**built)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not a SViMo configuration this version understands: {error}") from error
+
+
+TINY = SViMoConfig(
+    name="tiny",
+    frames=17,
+    height=96,
+    width=144,
+    backbone=BackboneConfig(
+        num_layers=6, num_heads=6, head_dim=32, time_embed_dim=32, text_dim=128, text_length=32
+    ),
+    interaction=InteractionConfig(
+        pyramid_channels=(16, 24, 32, 32), denoiser_channels=(48, 48, 64, 64), num_heads=4
+    ),
+    vae=VAEConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, norm_groups=8),
+    text=TextConfig(vocab_size=640, dim=128, ff_dim=256, num_layers=2, num_heads=4, head_dim=32, text_length=32),
+)
+"""Runs on two CPU cores in seconds; the size of the checkpoint that ships with the pack."""
+
+COGVIDEOX_5B_I2V = SViMoConfig(
+    name="cogvideox-5b-i2v",
+    frames=49,
+    height=416,
+    width=624,
+    backbone=BackboneConfig(num_layers=42, num_heads=48, head_dim=64),
+    interaction=InteractionConfig(
+        pyramid_channels=(64, 128, 256, 256), denoiser_channels=(512, 512, 768, 768), num_heads=8, norm_groups=32
+    ),
+    vae=VAEConfig(block_out_channels=(128, 256, 256, 512), layers_per_block=3, norm_groups=32),
+    text=None,
+)
+"""The paper's size (6.0 B parameters): CogVideoX-5b-I2V with a motion stream, 49 frames of 416 x 624."""
+
+PRESETS: dict[str, SViMoConfig] = {preset.name: preset for preset in (TINY, COGVIDEOX_5B_I2V)}

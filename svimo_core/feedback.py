@@ -1,0 +1,121 @@
+"""The closed loop (paper section 3.3): VID reads the latents, its 3D motion is drawn, and the drawing guides.
+
+    guidance:  (h, o) = VID((h_t, o_t), (zV_t, zM_t), t);  zG = VAE.encode(render(project(h, o)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .model.interaction import InteractionModel
+from .model.vae import VideoVAE
+from .motion import HandObjectMotion
+from .normalization import MotionNormalizer
+from .render import render_motion
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedbackOptions:
+    """When and how strongly the loop acts during sampling.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    enabled: bool = True
+    start: float = 0.2
+    """Fraction of the steps before the loop closes: at high noise VID can only give the mean motion."""
+    end: float = 1.0
+    every: int = 1
+    """Refresh the guidance at every k-th step; it is held in between."""
+    iterations: int = 1
+    """Denoising passes at a step that refreshes; further passes draw the motion just predicted and denoise again."""
+    strength: float = 1.0
+    """Factor on the guidance latent; 0 equals off."""
+
+    def __post_init__(self):
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(f"feedback needs 0 <= start <= end <= 1, got start {self.start} and end {self.end}")
+        if self.every < 1 or self.iterations < 1:
+            raise ValueError(f"feedback needs every and iterations of at least 1, got {self.every} and {self.iterations}")
+
+    def active(self, step: int, steps: int) -> bool:
+        """Whether the loop is closed at this step of so many."""
+        return self.enabled and self.strength != 0 and self.start <= step / steps < self.end
+
+    def refreshes(self, step: int, steps: int) -> bool:
+        """Whether this step computes a new guidance: every k-th active step, counted from the first."""
+        first = next((i for i in range(steps) if self.active(i, steps)), steps)
+        return self.active(step, steps) and (step - first) % self.every == 0
+
+
+class InteractionFeedback:
+    """VID, renderer and VAE as one callable from noisy state to guidance latent.
+
+    Args:
+        width, height: pixels of the clip; the rendered motion has the video's size.
+        on_work: called before each piece of VAE work; raise there to stop.
+        tiled: encode in tiles.
+    """
+
+    def __init__(
+        self,
+        interaction: InteractionModel,
+        vae: VideoVAE,
+        normalizer: MotionNormalizer,
+        width: int,
+        height: int,
+        on_work: Callable[[], None] | None = None,
+        tiled: bool = False,
+    ):
+        self.interaction = interaction
+        self.vae = vae
+        self.normalizer = normalizer
+        self.width = width
+        self.height = height
+        self.on_work = on_work
+        self.tiled = tiled
+
+    def __call__(self, hands: Tensor, points: Tensor, video: Tensor, motion: Tensor, timestep: int) -> Tensor:
+        """Interaction guidance zG (B C T h w) for a noisy state; shapes as in :meth:`predict`."""
+        return self.guidance(*self.predict(hands, points, video, motion, timestep))
+
+    def predict(
+        self, hands: Tensor, points: Tensor, video: Tensor, motion: Tensor, timestep: int
+    ) -> tuple[Tensor, Tensor]:
+        """VID's clean motion: hands (B N 42 3) and points (B N P 3), normalised, float32, on the inputs' device."""
+        weight = self.interaction.proj_out.weight
+        dtype = weight.dtype if weight.dtype.itemsize > 1 else torch.bfloat16
+        time = torch.full((len(hands),), timestep, device=hands.device)
+        with_vid_dtype = (x.to(dtype) for x in (hands, points, video, motion))
+        return tuple(x.float() for x in self.interaction(*with_vid_dtype, time))
+
+    def guidance(self, hands: Tensor, points: Tensor) -> Tensor:
+        """Draw normalised motion (B N 42 3, B N P 3) and encode the drawing: zG, B C T h w float32."""
+        motions = [
+            self.normalizer.to_motion(h, p, self.width, self.height, fps=1.0)
+            for h, p in zip(hands, points, strict=True)
+        ]
+        return self.encode(motions).to(hands.device)
+
+    def encode(self, motions: list[HandObjectMotion]) -> Tensor:
+        """Draw motions of equal length and encode the drawings: B C T h w float32."""
+        return encode_motions(self.vae, motions, self.width, self.height, self.tiled, self.on_work)
+
+
+def encode_motions(
+    vae: VideoVAE,
+    motions: list[HandObjectMotion],
+    width: int,
+    height: int,
+    tiled: bool = False,
+    on_work: Callable[[], None] | None = None,
+) -> Tensor:
+    """Rendered motion latents (B C T h w float32) of motions of equal length."""
+    frames = np.stack([render_motion(motion, width, height) for motion in motions])
+    return vae.encode(torch.from_numpy(frames).float() / 255, tiled=tiled, on_tile=on_work).float()

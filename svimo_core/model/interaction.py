@@ -1,0 +1,221 @@
+"""VID, the vision-aware 3D interaction diffusion model (paper section 3.2).
+
+It denoises explicit 3D motion while looking at the two latents: `(h_0, o_0) = VID((h_t, o_t), (zV, zM), t)`. The
+latents may be noisy (interaction guidance) or clean (gradient constraint, final refinement).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..config import InteractionConfig
+from .layers import (
+    AttentionFunction,
+    CrossAttention,
+    FeedForward,
+    Operations,
+    SelfAttention,
+    TimestepMLP,
+    scaled_dot_product_attention,
+    timestep_embedding,
+)
+
+POSITION_PERIOD = 200.0
+"""Longest wavelength of the fixed position sinusoids, in frames (time) and in percent of the image (space)."""
+
+
+class ResBlock3D(nn.Module):
+    """Two normalised 3 x 3 x 3 convolutions with a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, groups: int, operations: Operations):
+        super().__init__()
+        self.norm1 = operations.GroupNorm(groups, in_channels)
+        self.conv1 = operations.Conv3d(in_channels, channels, 3, padding=1)
+        self.norm2 = operations.GroupNorm(groups, channels)
+        self.conv2 = operations.Conv3d(channels, channels, 3, padding=1)
+        self.shortcut = operations.Conv3d(in_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class PyramidLevel(nn.Module):
+    """One level: a residual block per stream, then each stream hears the other, then both are fused."""
+
+    def __init__(self, in_channels: int, channels: int, groups: int, operations: Operations):
+        super().__init__()
+        self.video = ResBlock3D(in_channels, channels, groups, operations)
+        self.motion = ResBlock3D(in_channels, channels, groups, operations)
+        self.video_from_motion = operations.Conv3d(channels, channels, 1)
+        self.motion_from_video = operations.Conv3d(channels, channels, 1)
+        self.fuse = operations.Conv3d(2 * channels, channels, 1)
+
+    def forward(self, video: Tensor, motion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both streams (B C T h w) to updated streams and the fused features of this level."""
+        video, motion = self.video(video), self.motion(motion)
+        video, motion = video + self.video_from_motion(motion), motion + self.motion_from_video(video)
+        return video, motion, self.fuse(torch.cat([video, motion], dim=1))
+
+
+class LatentPyramid(nn.Module):
+    """Two 3D-convolution pyramids over the video and the motion latent, fused into one feature pyramid."""
+
+    def __init__(self, config: InteractionConfig, operations: Operations):
+        super().__init__()
+        channels = config.pyramid_channels
+        self.video_stem = operations.Conv3d(config.latent_channels, channels[0], 3, padding=1)
+        self.motion_stem = operations.Conv3d(config.latent_channels, channels[0], 3, padding=1)
+        widths = (channels[0], *channels)
+        self.levels = nn.ModuleList(
+            PyramidLevel(widths[i], widths[i + 1], config.norm_groups, operations) for i in range(len(channels))
+        )
+        # Halve height and width only: time is already compressed fourfold.
+        self.down = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    stream: operations.Conv3d(c, c, 3, stride=(1, 2, 2), padding=1)
+                    for stream in ("video", "motion")
+                }
+            )
+            for c in channels[:-1]
+        )
+
+    def forward(self, video: Tensor, motion: Tensor) -> list[Tensor]:
+        """Latents (B C T h w each) to features of each level, finest first (B c_l T h_l w_l)."""
+        video, motion = self.video_stem(video), self.motion_stem(motion)
+        features = []
+        for i, level in enumerate(self.levels):
+            if i:
+                video, motion = self.down[i - 1]["video"](video), self.down[i - 1]["motion"](motion)
+            video, motion, fused = level(video, motion)
+            features.append(fused)
+        return features
+
+
+class TemporalBlock(nn.Module):
+    """Convolution over frames, then attention over frames and to one level of the pyramid, then feed-forward."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        context_channels: int,
+        time_dim: int,
+        config: InteractionConfig,
+        operations: Operations,
+        attention: AttentionFunction,
+    ):
+        super().__init__()
+        self.norm1 = operations.GroupNorm(config.norm_groups, in_channels)
+        self.conv1 = operations.Conv1d(in_channels, channels, 3, padding=1)
+        self.time = operations.Linear(time_dim, 2 * channels)
+        self.norm2 = operations.GroupNorm(config.norm_groups, channels)
+        self.conv2 = operations.Conv1d(channels, channels, 3, padding=1)
+        self.shortcut = operations.Conv1d(in_channels, channels, 1)
+
+        self.attention_norm = operations.LayerNorm(channels)
+        self.self_attention = SelfAttention(channels, config.num_heads, operations, attention)
+        self.cross_norm = operations.LayerNorm(channels)
+        self.context_norm = operations.LayerNorm(context_channels)
+        self.cross_attention = CrossAttention(channels, context_channels, config.num_heads, operations, attention)
+        self.ff_norm = operations.LayerNorm(channels)
+        self.ff = FeedForward(channels, operations, expansion=2)
+
+    def forward(self, x: Tensor, time: Tensor, frames: Tensor, context: Tensor, positions: Tensor) -> Tensor:
+        """Update x (B C N) with timestep features (B time_dim), frame times (N,), and context tokens (B M c)
+        that carry `positions` (M c)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.time(F.silu(time))[..., None].chunk(2, dim=1)
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        x = rearrange(self.shortcut(x) + h, "b c n -> b n c")
+
+        where = timestep_embedding(frames, x.shape[-1], POSITION_PERIOD).to(x)
+        x = x + self.self_attention(self.attention_norm(x) + where)
+        x = x + self.cross_attention(self.cross_norm(x) + where, self.context_norm(context) + positions)
+        x = x + self.ff(self.ff_norm(x))
+        return rearrange(x, "b n c -> b c n")
+
+
+class InteractionModel(nn.Module):
+    """VID: a temporal UNet whose frames carry all joints and points as channels, reading the latent pyramid."""
+
+    def __init__(
+        self,
+        config: InteractionConfig,
+        operations: Operations = nn,
+        attention: AttentionFunction = scaled_dot_product_attention,
+    ):
+        super().__init__()
+        self.config = config
+        widths, contexts = config.denoiser_channels, config.pyramid_channels
+        time_dim = 2 * widths[0]
+        coordinates = 3 * (config.num_joints + config.num_points)
+
+        def block(in_channels: int, level: int) -> TemporalBlock:
+            return TemporalBlock(
+                in_channels, widths[level], contexts[level], time_dim, config, operations, attention
+            )
+
+        levels = range(len(widths))
+        self.pyramid = LatentPyramid(config, operations)
+        self.time_embedding = TimestepMLP(widths[0], time_dim, operations)
+        self.stem = operations.Conv1d(coordinates, widths[0], 3, padding=1)
+        self.encoder = nn.ModuleList(block(widths[max(i - 1, 0)], i) for i in levels)
+        self.down = nn.ModuleList(operations.Conv1d(widths[i], widths[i], 3, stride=2, padding=1) for i in levels[:-1])
+        self.middle = block(widths[-1], levels[-1])
+        self.up = nn.ModuleList(operations.Conv1d(widths[i + 1], widths[i], 3, padding=1) for i in levels[:-1])
+        self.decoder = nn.ModuleList(block(2 * widths[i], i) for i in levels[:-1])
+        self.norm_out = operations.GroupNorm(config.norm_groups, widths[0])
+        self.proj_out = operations.Conv1d(widths[0], coordinates, 1)
+
+    def forward(
+        self, hands: Tensor, points: Tensor, video: Tensor, motion: Tensor, timestep: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Predict clean motion from noisy motion and the latents.
+
+        Args:
+            hands: normalised noisy joints, B x N x 42 x 3.
+            points: normalised noisy points of all objects in order, B x N x P x 3.
+            video, motion: latents, noisy or clean, B C T h w.
+            timestep: (B,) training timesteps of the motion's noise.
+
+        Returns:
+            Normalised clean hands and points, shaped as given.
+        """
+        num_frames = hands.shape[1]
+        time = self.time_embedding(timestep_embedding(timestep, self.config.denoiser_channels[0]).to(hands.dtype))
+        pyramid = [tokens_with_positions(features) for features in self.pyramid(video, motion)]
+        frames = torch.arange(num_frames, device=hands.device)
+
+        x = self.stem(rearrange(torch.cat([hands, points], dim=2), "b n p xyz -> b (p xyz) n"))
+        skips = []
+        for i, block in enumerate(self.encoder):
+            if i:
+                x, frames = self.down[i - 1](x), frames[::2]
+            x = block(x, time, frames, *pyramid[i])
+            skips.append((x, frames))
+        x = self.middle(x, time, frames, *pyramid[-1])
+        for i in reversed(range(len(self.decoder))):
+            skip, frames = skips[i]
+            x = self.up[i](F.interpolate(x, size=skip.shape[-1], mode="nearest"))
+            x = self.decoder[i](torch.cat([x, skip], dim=1), time, frames, *pyramid[i])
+        out = rearrange(self.proj_out(F.silu(self.norm_out(x))), "b (p xyz) n -> b n p xyz", xyz=3)
+        return out[:, :, : hands.shape[2]], out[:, :, hands.shape[2] :]
+
+
+def tokens_with_positions(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Flatten one pyramid level (B c T h w) to tokens (B M c), with fixed sinusoids of where each is (M c).
+
+    Time is in frames (four per latent frame) so that it compares with the denoiser's; height and width are in
+    percent of the image so that another resolution keeps its meaning.
+    """
+    _, channels, t, h, w = features.shape
+    axes = [4.0 * torch.arange(t), 100.0 * (torch.arange(h) + 0.5) / h, 100.0 * (torch.arange(w) + 0.5) / w]
+    widths = (channels // 2, channels // 4, channels // 4)
+    grid = torch.meshgrid(*axes, indexing="ij")
+    positions = [timestep_embedding(g.flatten(), c, POSITION_PERIOD) for g, c in zip(grid, widths, strict=True)]
+    return rearrange(features, "b c t h w -> b (t h w) c"), torch.cat(positions, dim=-1).to(features)

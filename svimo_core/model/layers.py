@@ -1,0 +1,154 @@
+"""Pieces that the networks share: timestep embedding, attention, feed-forward, rotary positions.
+
+Every weight sits in a leaf built from `operations` (default `torch.nn`), so that ComfyUI's own leaf classes can cast
+and offload it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+Operations = Any
+"""A namespace with Linear, LayerNorm, GroupNorm, Conv1d, Conv2d, Conv3d, Embedding: torch.nn or comfy.ops."""
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q, k, v), each batch x heads x tokens x head_dim, to batch x tokens x (heads head_dim)."""
+
+
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's attention in the AttentionFunction form."""
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
+
+
+def timestep_embedding(timestep: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoids of a timestep: (B,) to B x dim float32, cosines first (DDPM's, as CogVideoX orders them)."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, device=timestep.device, dtype=torch.float32))
+    angles = timestep.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepMLP(nn.Module):
+    """Linear, SiLU, linear on the sinusoids of the timestep."""
+
+    def __init__(self, in_dim: int, out_dim: int, operations: Operations = nn):
+        super().__init__()
+        self.linear_1 = operations.Linear(in_dim, out_dim)
+        self.linear_2 = operations.Linear(out_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class FeedForward(nn.Module):
+    """Linear x4, tanh-GELU, linear. `net.0.proj` and `net.2` are CogVideoX's published weight names."""
+
+    def __init__(self, dim: int, operations: Operations = nn, expansion: int = 4):
+        super().__init__()
+        up = nn.Module()
+        up.proj = operations.Linear(dim, expansion * dim)
+        self.net = nn.ModuleList([up, nn.Identity(), operations.Linear(expansion * dim, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with layer-normed queries and keys, and rotary positions on the last tokens."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        operations: Operations = nn,
+        attention: AttentionFunction = scaled_dot_product_attention,
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention = attention
+        self.to_q = operations.Linear(dim, dim)
+        self.to_k = operations.Linear(dim, dim)
+        self.to_v = operations.Linear(dim, dim)
+        self.norm_q = operations.LayerNorm(dim // num_heads, eps=1e-6)
+        self.norm_k = operations.LayerNorm(dim // num_heads, eps=1e-6)
+        self.to_out = nn.ModuleList([operations.Linear(dim, dim)])
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Attend x (B N dim) to itself; `rotary` (cos, sin) of M x head_dim turns the last M tokens."""
+        q, k, v = (
+            rearrange(project(x), "b n (heads d) -> b heads n d", heads=self.num_heads)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        q, k = self.norm_q(q), self.norm_k(k)
+        if rotary is not None:
+            q, k = rotate_last(q, *rotary), rotate_last(k, *rotary)
+        return self.to_out[0](self.attention(q, k, v))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from tokens to a context of another width."""
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        num_heads: int,
+        operations: Operations = nn,
+        attention: AttentionFunction = scaled_dot_product_attention,
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention = attention
+        self.to_q = operations.Linear(dim, dim)
+        self.to_k = operations.Linear(context_dim, dim)
+        self.to_v = operations.Linear(context_dim, dim)
+        self.to_out = operations.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Attend x (B N dim) to context (B M context_dim)."""
+        q, k, v = (
+            rearrange(projected, "b n (heads d) -> b heads n d", heads=self.num_heads)
+            for projected in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        return self.to_out(self.attention(q, k, v))
+
+
+def rotary_3d(
+    frames: int, height: int, width: int, head_dim: int, device: torch.device, theta: float = 10000.0
+) -> tuple[Tensor, Tensor]:
+    """Rotary cosines and sines of a token grid, in (t, y, x) order of CogVideoX: 2:3:3 of the head dimension.
+
+    Returns:
+        cos and sin, each (frames height width) x head_dim float32, pairs of channels sharing an angle.
+    """
+    axes = []
+    for size, dim in zip((frames, height, width), (head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3), strict=True):
+        frequencies = 1.0 / theta ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+        positions = torch.arange(size, device=device, dtype=torch.float32)
+        axes.append(torch.outer(positions, frequencies).repeat_interleave(2, dim=1))
+    t, y, x = axes
+    angles = torch.cat(
+        [
+            t[:, None, None].expand(-1, height, width, -1),
+            y[None, :, None].expand(frames, -1, width, -1),
+            x[None, None, :].expand(frames, height, -1, -1),
+        ],
+        dim=-1,
+    )
+    angles = rearrange(angles, "t y x d -> (t y x) d")
+    return angles.cos(), angles.sin()
+
+
+def rotate_last(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn neighbouring channel pairs of the last M tokens of x (B heads N d) by the angles of M x d tables."""
+    kept, turned = x[:, :, : -len(cos)], x[:, :, -len(cos) :].float()
+    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    quarter = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return torch.cat([kept, (turned * cos + quarter * sin).to(x.dtype)], dim=2)

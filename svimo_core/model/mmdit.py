@@ -1,0 +1,226 @@
+"""The synchronized video-motion diffusion transformer (paper section 3.1): CogVideoX-I2V with a motion stream.
+
+Modules carry CogVideoX's published weight names, so its checkpoints and LoRAs map onto this model key by key; only
+the motion patch embedding (`patch_embed.motion_proj`) and the motion rows of the modulation layers are new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..config import BackboneConfig
+from .layers import (
+    AttentionFunction,
+    FeedForward,
+    Operations,
+    SelfAttention,
+    TimestepMLP,
+    rotary_3d,
+    scaled_dot_product_attention,
+    timestep_embedding,
+)
+
+
+class PatchEmbed(nn.Module):
+    """Text features and latent patches to tokens of the transformer's width."""
+
+    def __init__(self, config: BackboneConfig, operations: Operations):
+        super().__init__()
+        self.config = config
+        channels, size = 2 * config.latent_channels, config.patch_size
+        self.text_proj = operations.Linear(config.text_dim, config.dim)
+        self.proj = operations.Conv2d(channels, config.dim, kernel_size=size, stride=size)
+        if config.motion:
+            self.motion_proj = operations.Conv2d(channels, config.dim, kernel_size=size, stride=size)
+        if config.position_table is not None:
+            t, h, w = config.position_table
+            self.position_table = operations.Embedding(config.text_length + t * h * w, config.dim)
+
+    def patches(self, projection: nn.Module, noisy: Tensor, condition: Tensor) -> Tensor:
+        """Noisy latent and its condition (B C T h w each) to tokens (B T*h/2*w/2 dim)."""
+        frames = rearrange(torch.cat([noisy, condition], dim=1), "b c t h w -> (b t) c h w")
+        return rearrange(projection(frames), "(b t) d h w -> b (t h w) d", b=len(noisy))
+
+    def positions(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor] | None:
+        """Learned text and patch positions. The table only fits its own grid; elsewhere it is left out, which
+        CogVideoX's maintainers confirm is harmless (its values are near zero)."""
+        if self.config.position_table is None or tuple(self.config.position_table) != grid:
+            return None
+        index = torch.arange(self.position_table.num_embeddings, device=self.position_table.weight.device)
+        table = self.position_table(index)
+        return table[: self.config.text_length], table[self.config.text_length :]
+
+
+class Modulation(nn.Module):
+    """Layer norm shared by all tokens, then shift, scale and gate per modality from the timestep embedding.
+
+    The linear layer's rows are in the order video, text, motion: CogVideoX's two come first.
+    """
+
+    def __init__(self, config: BackboneConfig, operations: Operations):
+        super().__init__()
+        self.modalities = 3 if config.motion else 2
+        self.linear = operations.Linear(config.time_embed_dim, 3 * self.modalities * config.dim)
+        self.norm = operations.LayerNorm(config.dim, eps=config.norm_eps)
+
+    def forward(self, streams: list[Tensor], time: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Normalise and modulate the [text, video, motion] streams.
+
+        Returns:
+            All tokens in one sequence (B N dim), and each stream's gate (B 1 dim).
+        """
+        rows = rearrange(self.linear(F.silu(time)), "b (m d) -> m b 1 d", m=3 * self.modalities)
+        order = (1, 0, 2)[: len(streams)]  # text, video, motion in the linear layer's rows
+        shifts, scales, gates = ([rows[3 * m + part] for m in order] for part in range(3))
+        modulated = [
+            self.norm(stream) * (1 + scale) + shift
+            for stream, scale, shift in zip(streams, scales, shifts, strict=True)
+        ]
+        return torch.cat(modulated, dim=1), gates
+
+
+class Block(nn.Module):
+    """3D full attention and feed-forward over one sequence of all modalities (paper equation 3)."""
+
+    def __init__(self, config: BackboneConfig, operations: Operations, attention: AttentionFunction):
+        super().__init__()
+        self.norm1 = Modulation(config, operations)
+        self.attn1 = SelfAttention(config.dim, config.num_heads, operations, attention)
+        self.norm2 = Modulation(config, operations)
+        self.ff = FeedForward(config.dim, operations)
+
+    def forward(self, streams: list[Tensor], time: Tensor, rotary: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """Update the [text, video, motion] token streams, each B N_m dim."""
+        lengths = [stream.shape[1] for stream in streams]
+        tokens, gates = self.norm1(streams, time)
+        update = self.attn1(tokens, rotary).split(lengths, dim=1)
+        streams = [f + gate * u for f, gate, u in zip(streams, gates, update, strict=True)]
+        tokens, gates = self.norm2(streams, time)
+        update = self.ff(tokens).split(lengths, dim=1)
+        return [f + gate * u for f, gate, u in zip(streams, gates, update, strict=True)]
+
+
+class FinalModulation(nn.Module):
+    """Layer norm with shift and scale from the timestep embedding, before the output projection."""
+
+    def __init__(self, config: BackboneConfig, operations: Operations):
+        super().__init__()
+        self.linear = operations.Linear(config.time_embed_dim, 2 * config.dim)
+        self.norm = operations.LayerNorm(config.dim, eps=config.norm_eps)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        shift, scale = self.linear(F.silu(time))[:, None].chunk(2, dim=-1)
+        return self.norm(x) * (1 + scale) + shift
+
+
+class MMDiT(nn.Module):
+    """Predicts the velocities of the video and the motion latent together.
+
+    Without motion latents it is CogVideoX-I2V exactly; a config with `motion=False` has no motion weights at all.
+    """
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        operations: Operations = nn,
+        attention: AttentionFunction = scaled_dot_product_attention,
+    ):
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config, operations)
+        self.time_embedding = TimestepMLP(config.dim, config.time_embed_dim, operations)
+        self.transformer_blocks = nn.ModuleList(
+            Block(config, operations, attention) for _ in range(config.num_layers)
+        )
+        self.norm_final = operations.LayerNorm(config.dim, eps=config.norm_eps)
+        self.norm_out = FinalModulation(config, operations)
+        self.proj_out = operations.Linear(config.dim, config.patch_size**2 * config.latent_channels)
+
+    def forward(
+        self,
+        video: Tensor,
+        image: Tensor,
+        text: Tensor,
+        timestep: Tensor,
+        motion: Tensor | None = None,
+        guidance: Tensor | None = None,
+        on_block: Callable[[int], None] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict v for one noise level.
+
+        Args:
+            video, motion: noisy latents, B C T h w; `motion` None is video-only mode.
+            image, guidance: their conditions, same shape (see :meth:`image_condition`).
+            text: B L text_dim features.
+            timestep: (B,) training timesteps.
+            on_block: called with each block's index before it runs; raise there to stop.
+
+        Returns:
+            v of video and of motion (None in video-only mode), B C T h w.
+        """
+        config = self.config
+        grid = (video.shape[2], video.shape[3] // config.patch_size, video.shape[4] // config.patch_size)
+
+        # 1. tokens and positions
+        time = self.time_embedding(timestep_embedding(timestep, config.dim).to(video.dtype))
+        streams = [self.patch_embed.text_proj(text), self.patch_embed.patches(self.patch_embed.proj, video, image)]
+        if motion is not None:
+            streams.append(self.patch_embed.patches(self.patch_embed.motion_proj, motion, guidance))
+        learned = self.patch_embed.positions(grid)
+        if learned is not None:
+            streams = [stream + learned[min(i, 1)].to(stream) for i, stream in enumerate(streams)]
+        rotary = rotary_3d(*grid, config.head_dim, video.device)
+        if motion is not None:  # motion tokens sit where the video tokens they overlay sit
+            rotary = tuple(torch.cat([table, table]) for table in rotary)
+
+        # 2. joint blocks
+        for i, block in enumerate(self.transformer_blocks):
+            if on_block is not None:
+                on_block(i)
+            streams = block(streams, time, rotary)
+
+        # 3. each stream back to a latent
+        velocities = [
+            rearrange(
+                self.proj_out(self.norm_out(self.norm_final(stream), time)),
+                "b (t h w) (c p q) -> b c t (h p) (w q)",
+                **dict(zip("thw", grid, strict=True)),
+                p=config.patch_size,
+                q=config.patch_size,
+            )
+            for stream in streams[1:]
+        ]
+        return velocities[0], velocities[1] if motion is not None else None
+
+    def image_condition(self, image: Tensor, latent_frames: int) -> Tensor:
+        """Spread one image latent (B C h w) over time as this checkpoint was trained: B C T h w."""
+        image = image[:, :, None]
+        if self.config.image_padding == "repeat":
+            return image.expand(-1, -1, latent_frames, -1, -1)
+        return F.pad(image, (0, 0, 0, 0, 0, latent_frames - 1))
+
+
+def extend_with_motion(video_only: dict[str, Tensor], config: BackboneConfig) -> dict[str, Tensor]:
+    """Start a three-modality MM-DiT from CogVideoX-I2V weights (method, section 3, "Init from CogVideoX").
+
+    Motion modulation rows and the noisy half of the motion patch kernel copy the video ones; the guidance half starts
+    at zero, so an untrained guidance changes nothing.
+
+    Args:
+        video_only: state dict of an MMDiT built with `motion=False`.
+        config: the config of the model to start, with `motion=True`.
+    """
+    weights = dict(video_only)
+    for key, value in video_only.items():
+        if ".norm1.linear." in key or ".norm2.linear." in key:
+            weights[key] = torch.cat([value, value[: 3 * config.dim]])
+    kernel = video_only["patch_embed.proj.weight"].clone()
+    kernel[:, config.latent_channels :] = 0
+    weights["patch_embed.motion_proj.weight"] = kernel
+    weights["patch_embed.motion_proj.bias"] = video_only["patch_embed.proj.bias"].clone()
+    return weights

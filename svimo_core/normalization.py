@@ -1,0 +1,122 @@
+"""Between 3D motion in metres and the normalised tensors that VID denoises, with the statistics of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .motion import HAND_NAMES, JOINTS_PER_HAND, Camera, HandObjectMotion
+
+NUM_JOINTS = len(HAND_NAMES) * JOINTS_PER_HAND
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MotionNormalizer:
+    """Mean and spread of training motion per joint and per object, and the camera that motion was seen through."""
+
+    hands_mean: Tensor
+    """42 x 3, metres."""
+    hands_std: Tensor
+    objects_mean: Tensor
+    """objects x 3, metres."""
+    objects_std: Tensor
+    object_names: tuple[str, ...]
+    camera: tuple[float, float, float, float]
+    """fx and cx over the image width, fy and cy over its height: generated motion is drawn through this camera."""
+
+    @classmethod
+    def fit(cls, motions: Sequence[HandObjectMotion], object_names: tuple[str, ...]) -> MotionNormalizer:
+        """Statistics over clips that all have the named objects.
+
+        Raises:
+            ValueError: no clips, or one lacks an object.
+        """
+        if not motions:
+            raise ValueError("motion statistics need at least one clip")
+        for motion in motions:
+            missing = set(object_names) - set(motion.objects)
+            if missing:
+                raise ValueError(f"a clip lacks {sorted(missing)}; it has {sorted(motion.objects)}")
+        hands = np.concatenate([motion.hands.reshape(len(motion), NUM_JOINTS, 3) for motion in motions])
+        clouds = [np.concatenate([motion.objects[name].reshape(-1, 3) for motion in motions]) for name in object_names]
+        cameras = [_relative_camera(motion.camera) for motion in motions]
+        return cls(
+            hands_mean=torch.from_numpy(hands.mean(axis=0)),
+            hands_std=torch.from_numpy(hands.std(axis=0)).clamp(min=1e-3),
+            objects_mean=torch.from_numpy(np.stack([cloud.mean(axis=0) for cloud in clouds])),
+            objects_std=torch.from_numpy(np.stack([cloud.std(axis=0) for cloud in clouds])).clamp(min=1e-3),
+            object_names=tuple(object_names),
+            camera=tuple(np.mean(cameras, axis=0).tolist()),
+        )
+
+    def normalize(self, motion: HandObjectMotion, points_per_object: int) -> tuple[Tensor, Tensor]:
+        """Motion in metres to (hands N x 42 x 3, points N x P x 3); clouds are thinned or repeated to size.
+
+        Raises:
+            ValueError: an object that the model knows is missing.
+        """
+        missing = [name for name in self.object_names if name not in motion.objects]
+        if missing:
+            raise ValueError(f"the motion lacks {missing}: this model needs objects named {list(self.object_names)}")
+        hands = torch.from_numpy(motion.hands).reshape(len(motion), NUM_JOINTS, 3)
+        clouds = []
+        for i, name in enumerate(self.object_names):
+            cloud = torch.from_numpy(motion.objects[name])
+            index = torch.linspace(0, cloud.shape[1] - 1, points_per_object).round().long()
+            clouds.append((cloud[:, index] - self.objects_mean[i]) / self.objects_std[i])
+        return (hands - self.hands_mean) / self.hands_std, torch.cat(clouds, dim=1)
+
+    def denormalize(self, hands: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised (... x 42 x 3, ... x P x 3) to metres, differentiable."""
+        per_object = points.shape[-2] // len(self.object_names)
+        std = self.objects_std.to(points).repeat_interleave(per_object, dim=0)
+        mean = self.objects_mean.to(points).repeat_interleave(per_object, dim=0)
+        return hands * self.hands_std.to(hands) + self.hands_mean.to(hands), points * std + mean
+
+    def to_motion(
+        self, hands: Tensor, points: Tensor, width: int, height: int, fps: float, prompt: str = ""
+    ) -> HandObjectMotion:
+        """One clip of normalised tensors (N x 42 x 3, N x P x 3) to the domain's form, seen at width x height pixels."""
+        hands, points = (x.detach().float().cpu() for x in self.denormalize(hands.float(), points.float()))
+        fx, fy, cx, cy = self.camera
+        return HandObjectMotion(
+            hands=hands.reshape(len(hands), len(HAND_NAMES), JOINTS_PER_HAND, 3).numpy(),
+            objects={
+                name: cloud.numpy()
+                for name, cloud in zip(self.object_names, points.chunk(len(self.object_names), dim=1), strict=True)
+            },
+            camera=Camera(
+                fx=fx * width, fy=fy * height, cx=cx * width, cy=cy * height, width=width, height=height
+            ),
+            fps=fps,
+            prompt=prompt,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able form; :meth:`from_dict` is its inverse."""
+        return {
+            "hands_mean": self.hands_mean.tolist(),
+            "hands_std": self.hands_std.tolist(),
+            "objects_mean": self.objects_mean.tolist(),
+            "objects_std": self.objects_std.tolist(),
+            "object_names": list(self.object_names),
+            "camera": list(self.camera),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MotionNormalizer:
+        """Rebuild from the plain form."""
+        return cls(
+            **{key: torch.tensor(values[key]) for key in ("hands_mean", "hands_std", "objects_mean", "objects_std")},
+            object_names=tuple(values["object_names"]),
+            camera=tuple(values["camera"]),
+        )
+
+
+def _relative_camera(camera: Camera) -> tuple[float, float, float, float]:
+    return camera.fx / camera.width, camera.fy / camera.height, camera.cx / camera.width, camera.cy / camera.height

@@ -1,0 +1,177 @@
+"""Read this first: one reference image and a prompt become a video and the 3D motion in it.
+
+:func:`generate` is the whole method in one screen; the stages it calls are the ones the ComfyUI nodes call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .checkpoint import load_part, read_header
+from .config import InteractionConfig, SViMoConfig
+from .feedback import FeedbackOptions, InteractionFeedback
+from .model.interaction import InteractionModel
+from .model.mmdit import MMDiT
+from .model.text import TextEncoder
+from .model.vae import VideoVAE
+from .motion import HandObjectMotion
+from .normalization import NUM_JOINTS, MotionNormalizer
+from .sampler import Denoiser, JointLatents, SamplerReport, noise_like, sample
+from .schedule import NoiseSchedule
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SViMo:
+    """A complete model, loaded."""
+
+    config: SViMoConfig
+    backbone: MMDiT
+    interaction: InteractionModel
+    vae: VideoVAE
+    text_encoder: TextEncoder
+    normalizer: MotionNormalizer
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> SViMo:
+        """Load a checkpoint that holds all four parts.
+
+        Raises:
+            FileNotFoundError, ValueError: see :func:`svimo_core.checkpoint.read_header` and `load_part`.
+        """
+        header = read_header(path)
+        parts = {part: load_part(header, part, dtype).to(device) for part in ("backbone", "interaction", "vae", "text_encoder")}
+        return cls(
+            config=header.config,
+            backbone=parts["backbone"],
+            interaction=parts["interaction"],
+            vae=VideoVAE(parts["vae"], header.config.vae, header.preview),
+            text_encoder=TextEncoder(parts["text_encoder"], header.config.text),
+            normalizer=header.normalizer,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Generation:
+    """What one run makes."""
+
+    video: Tensor
+    """N H W 3 in [0, 1]."""
+    motion_video: Tensor
+    """The rendered motion as the model generated it, N H W 3 in [0, 1]."""
+    motion: HandObjectMotion
+    report: SamplerReport
+
+
+@torch.inference_mode()
+def generate(
+    model: SViMo,
+    image: Tensor,
+    prompt: str,
+    seed: int = 0,
+    steps: int = 50,
+    guidance_scale: float = 6.0,
+    solver: str = "ddim",
+    feedback_options: FeedbackOptions | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Generation:
+    """One reference image (H W 3 in [0, 1]) and a prompt to a video and 3D motion, at the model's native size."""
+    config, device = model.config, model.backbone.proj_out.weight.device
+    generator = torch.Generator("cpu").manual_seed(seed)
+    schedule = NoiseSchedule(config.schedule)
+
+    # 1. conditions
+    text, negative_text = model.text_encoder.encode([prompt, ""]).chunk(2)
+    image_latent = encode_image(model.vae, image, config.width, config.height, generator=generator)
+
+    # 2. noise for video, motion, hands and objects
+    empty = empty_latents(config, config.frames, config.height, config.width)
+    noise = noise_like(add_motion(empty, config.interaction, config.frames), generator).to(device)
+
+    # 3. denoise them together, with the loop closed
+    denoise = Denoiser(
+        model=model.backbone,
+        schedule=schedule,
+        image=image_latent,
+        text=text.float(),
+        negative_text=negative_text.float(),
+        guidance_scale=guidance_scale,
+        dtype=model.backbone.proj_out.weight.dtype,
+    )
+    feedback = InteractionFeedback(model.interaction, model.vae, model.normalizer, config.width, config.height)
+    timesteps = schedule.timesteps(steps)
+    latents, report = sample(
+        denoise, noise, timesteps, generator, solver, feedback, feedback_options, on_step=on_step
+    )
+
+    # 4. decode
+    hands, points = feedback.predict(latents.hands, latents.points, latents.video, latents.motion, 0)
+    return Generation(
+        video=model.vae.decode(latents.video)[0],
+        motion_video=model.vae.decode(latents.motion)[0],
+        motion=model.normalizer.to_motion(hands[0], points[0], config.width, config.height, config.fps, prompt),
+        report=report,
+    )
+
+
+def encode_image(
+    vae: VideoVAE,
+    image: Tensor,
+    width: int,
+    height: int,
+    noise: float = 0.02,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A reference image (H W 3 in [0, 1]), resized and cropped, to its latent (1 C h w float32).
+
+    Args:
+        noise: standard deviation of the pixel noise in [-1, 1] space; training draws it from exp(N(-3, 0.5)), so a
+            small amount is what the model expects.
+    """
+    pixels = fit_image(image, width, height)
+    pixels = pixels + noise / 2 * torch.randn(pixels.shape, generator=generator)  # [-1, 1] is twice as wide as [0, 1]
+    return vae.encode(pixels[None, None])[:, :, 0].float()
+
+
+def fit_image(image: Tensor, width: int, height: int) -> Tensor:
+    """Scale an image (H W 3) to cover width x height and cut off what hangs over, equally on both sides.
+
+    Raises:
+        ValueError: not an RGB image, or values that are not finite.
+    """
+    if image.ndim != 3 or image.shape[-1] != 3 or not image.numel():
+        raise ValueError(f"the reference image must be height x width x 3 (RGB), got {tuple(image.shape)}")
+    if not torch.isfinite(image).all():
+        raise ValueError("the reference image has values that are not finite (NaN or infinity): fix the node that made it")
+    scale = max(width / image.shape[1], height / image.shape[0])
+    size = max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale))
+    pixels = rearrange(image.float().cpu(), "h w c -> 1 c h w")
+    pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return rearrange(pixels[0, :, top : top + height, left : left + width], "c h w -> h w c")
+
+
+def empty_latents(config: SViMoConfig, frames: int, height: int, width: int) -> Tensor:
+    """Zero video latents of a clip, 1 C T h w.
+
+    Raises:
+        ValueError: a size that the model cannot represent.
+    """
+    return torch.zeros(1, *config.latent_shape(frames, height, width))
+
+
+def add_motion(video: Tensor, config: InteractionConfig, frames: int) -> JointLatents:
+    """Zero motion beside video latents (B C T h w): what the joint process carries for a clip of so many frames."""
+    batch = len(video)
+    return JointLatents(
+        video=video,
+        motion=torch.zeros_like(video),
+        hands=torch.zeros(batch, frames, NUM_JOINTS, 3),
+        points=torch.zeros(batch, frames, config.num_points, 3),
+    )

@@ -1,0 +1,165 @@
+"""Draw 3D motion as video: through its own camera for the motion stream, or from the side for people.
+
+The rendered motion video (paper section 3.1, figure 2) is what lets a video model read 3D motion: skeletons and
+point clouds projected with the camera, on black, far to near, encoded afterwards by the same VAE as the video.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from .motion import HAND_BONES, Camera, HandObjectMotion
+
+NEAR = 1e-3
+"""Metres. What lies behind the camera cannot be projected and is not drawn."""
+REFERENCE_WIDTH = 624
+"""Line widths and radii below are in pixels of an image this wide, the paper's."""
+SUBPIXEL_BITS = 4
+
+HAND_COLORS = ((255, 0, 0), (0, 255, 0))  # left red, right green
+JOINT_COLOR = (255, 255, 0)
+OBJECT_COLORS = ((236, 52, 217), (20, 35, 222), (240, 150, 30), (40, 200, 220))
+"""Tool, target, then any further objects in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """Sizes in pixels at REFERENCE_WIDTH, colours as RGB."""
+
+    bone_width: float = 4.5
+    joint_radius: float = 3.0
+    point_radius: float = 6.0
+    background: tuple[int, int, int] = (0, 0, 0)
+    hand_colors: tuple[tuple[int, int, int], ...] = HAND_COLORS
+    joint_color: tuple[int, int, int] = JOINT_COLOR
+    object_colors: tuple[tuple[int, int, int], ...] = OBJECT_COLORS
+
+
+MOTION_STYLE = Style()
+VIEW_STYLE = Style(
+    bone_width=6.0,
+    joint_radius=4.0,
+    point_radius=3.0,
+    background=(24, 26, 31),
+    hand_colors=((235, 110, 100), (105, 210, 120)),
+    joint_color=(250, 240, 200),
+    object_colors=((225, 120, 220), (110, 130, 250), (240, 170, 80), (90, 205, 220)),
+)
+
+
+def render_motion(motion: HandObjectMotion, width: int, height: int) -> np.ndarray:
+    """Draw a motion through its own camera: the rendered motion video of the paper.
+
+    Returns:
+        Frames, N x height x width x 3 uint8 RGB.
+    """
+    camera = motion.camera.resized(width, height)
+    return np.stack([_draw_frame(motion, i, camera, MOTION_STYLE) for i in range(len(motion))])
+
+
+def render_view(
+    motion: HandObjectMotion, width: int, height: int, azimuth: float = 35.0, elevation: float = 25.0
+) -> np.ndarray:
+    """Draw a motion from the side, above a ground grid, framed on the whole clip; for people to look at.
+
+    Args:
+        azimuth, elevation: degrees the viewer is turned to the right of, and raised above, the original camera.
+
+    Returns:
+        Frames, N x height x width x 3 uint8 RGB.
+    """
+    low, high = motion.bounds()
+    center, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, 1e-3)
+    camera = Camera.from_fov(width, height, horizontal_degrees=40.0)
+    half_angle = math.atan(min(width, height) / 2 / camera.fx)
+    distance = 1.05 * radius / math.sin(half_angle)
+    to_view = _rotation_x(-elevation) @ _rotation_y(azimuth)
+
+    def look(points: np.ndarray) -> np.ndarray:
+        return (points - center) @ to_view.T + (0, 0, distance)
+
+    seen = HandObjectMotion(
+        hands=look(motion.hands),
+        objects={name: look(points) for name, points in motion.objects.items()},
+        camera=camera,
+        fps=motion.fps,
+    )
+    ground = look(_ground_grid(low, high))
+    return np.stack([_draw_frame(seen, i, camera, VIEW_STYLE, ground) for i in range(len(seen))])
+
+
+def _draw_frame(
+    motion: HandObjectMotion, frame: int, camera: Camera, style: Style, ground: np.ndarray | None = None
+) -> np.ndarray:
+    """Paint one frame far to near, supersampled so that thin lines stay legible at small sizes."""
+    factor = max(1, math.ceil(REFERENCE_WIDTH / camera.width))
+    big = camera.resized(camera.width * factor, camera.height * factor)
+    unit = big.width / REFERENCE_WIDTH
+    canvas = np.full((big.height, big.width, 3), style.background, np.uint8)
+
+    # 1. everything drawable as (depth, first pixel, second pixel or None, size, colour)
+    strokes = []
+    for joints, color in zip(motion.hands[frame], style.hand_colors, strict=True):
+        pixels = _pixels(joints, big)
+        for a, b in HAND_BONES:
+            depth = (joints[a, 2] + joints[b, 2]) / 2
+            if min(joints[a, 2], joints[b, 2]) > NEAR:
+                strokes.append((depth, pixels[a], pixels[b], style.bone_width, color))
+        for joint, pixel in zip(joints, pixels, strict=True):
+            if joint[2] > NEAR:
+                strokes.append((joint[2] - 1e-4, pixel, None, style.joint_radius, style.joint_color))
+    for i, points in enumerate(motion.objects.values()):
+        color = style.object_colors[i % len(style.object_colors)]
+        for point, pixel in zip(points[frame], _pixels(points[frame], big), strict=True):
+            if point[2] > NEAR:
+                strokes.append((point[2], pixel, None, style.point_radius, color))
+
+    # 2. paint: the ground first, then far to near
+    if ground is not None:
+        for a, b in ground:
+            if min(a[2], b[2]) > NEAR:
+                start, end = _pixels(np.stack([a, b]), big)
+                cv2.line(canvas, start, end, (62, 66, 74), max(1, round(unit)), cv2.LINE_AA, SUBPIXEL_BITS)
+    for _, start, end, size, color in sorted(strokes, key=lambda stroke: -stroke[0]):
+        if end is None:
+            radius = round(size * unit * 2**SUBPIXEL_BITS)
+            cv2.circle(canvas, start, radius, color, cv2.FILLED, cv2.LINE_AA, SUBPIXEL_BITS)
+        else:
+            cv2.line(canvas, start, end, color, max(1, round(size * unit)), cv2.LINE_AA, SUBPIXEL_BITS)
+    if factor > 1:
+        canvas = cv2.resize(canvas, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
+    return canvas
+
+
+def _pixels(points: np.ndarray, camera: Camera) -> list[tuple[int, int]]:
+    """Fixed-point pixel positions for cv2; far outside the image is clamped to keep within its integers."""
+    safe = np.concatenate([points[:, :2], np.maximum(points[:, 2:], NEAR)], axis=1)
+    limit = 8 * max(camera.width, camera.height)
+    fixed = np.clip(camera.project(safe), -limit, limit) * 2**SUBPIXEL_BITS
+    return [(int(x), int(y)) for x, y in np.rint(fixed)]
+
+
+def _ground_grid(low: np.ndarray, high: np.ndarray, cell: float = 0.05) -> np.ndarray:
+    """Segments (S, 2, 3) of a horizontal grid just below the clip; cells of 5 cm, fewer for a large scene."""
+    extent = float(max(high[0] - low[0], high[2] - low[2]))
+    cell *= max(1, math.ceil(extent / cell / 16))
+    xs = np.arange(math.floor(low[0] / cell), math.ceil(high[0] / cell) + 1) * cell
+    zs = np.arange(math.floor(low[2] / cell), math.ceil(high[2] / cell) + 1) * cell
+    y = high[1]
+    along_z = [((x, y, zs[0]), (x, y, zs[-1])) for x in xs]
+    along_x = [((xs[0], y, z), (xs[-1], y, z)) for z in zs]
+    return np.array(along_z + along_x, dtype=np.float64)
+
+
+def _rotation_x(degrees: float) -> np.ndarray:
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+
+
+def _rotation_y(degrees: float) -> np.ndarray:
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
