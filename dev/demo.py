@@ -1,0 +1,183 @@
+"""`make demo`: one photograph and a prompt become a video and its 3D motion, through a real ComfyUI.
+
+Everything goes the way of any API user: upload, queue, follow, download. The results lie in `output/demo/`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import tomlkit
+from PIL import Image, ImageDraw, ImageFont
+
+from dev.comfy import ROOT, ComfyClient, ComfyError, ComfyServer, Progress, Result, api_workflow
+from svimo_core.motion import HandObjectMotion
+from svimo_core.render import render_view
+
+PHOTO = ROOT / "assets" / "coffee.png"
+PROMPT = {"tool": "spoon", "action": "stir", "target": "cup"}
+OUTPUT = ROOT / "output" / "demo"
+
+
+def main() -> int:
+    """Runs the demo; the exit status is 0 when every file was made."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a demo told to end still stops its server
+    started = time.perf_counter()
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    OUTPUT.mkdir(parents=True)
+    print("Starting ComfyUI ...")
+    with tempfile.TemporaryDirectory() as base, ComfyServer(Path(base), log=OUTPUT / "comfyui.log") as server:
+        boot_seconds = time.perf_counter() - started
+        with ComfyClient(server.url) as client:
+            # 1. Fill in the workflow.
+            workflow = api_workflow("image_to_video_and_motion")
+            the_node(workflow, "LoadImage")["inputs"]["image"] = client.upload_image(PHOTO)
+            set_prompt(workflow, PROMPT)
+
+            # 2. Run it.
+            result = client.run(workflow, on_progress=ProgressLine(workflow))
+            print()
+
+            # 3. Fetch what it made.
+            for name, file in files_made(workflow, result).items():
+                (OUTPUT / name).write_bytes(client.download(file))
+            system = client.system_stats()["system"]
+
+    # 4. Look at it, and say what happened.
+    frames = contact_sheet(OUTPUT)
+    report = {
+        "prompt": "use {tool} to {action} {target}".format(**PROMPT),
+        "frames": frames,
+        "sampler": sampler_report(result),
+        "seconds": {
+            "total": round(time.perf_counter() - started, 2),
+            "boot": round(boot_seconds, 2),
+            "nodes": {
+                f"{workflow[node]['class_type']} ({node})": round(s, 3) for node, s in result.seconds.items()
+            },
+        },
+        "previews": len(result.previews),
+        "versions": {
+            "comfyui-svimo": tomlkit.parse((ROOT / "pyproject.toml").read_text())["project"]["version"],
+            "comfyui": system["comfyui_version"],
+            "python": system["python_version"].split()[0],
+            "torch": system["pytorch_version"],
+            "diffusers": importlib.metadata.version("diffusers"),
+        },
+        "files": {path.name: path.stat().st_size for path in sorted(OUTPUT.iterdir())},
+    }
+    (OUTPUT / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"{frames} frames in {report['seconds']['total']:.1f} s. Results in {OUTPUT}:")
+    for path in sorted(OUTPUT.iterdir()):
+        print(f"  {path.name}  {path.stat().st_size:,} bytes")
+    return 0
+
+
+def the_node(workflow: dict, class_type: str) -> dict:
+    """The only node of its class in an API-format workflow."""
+    (node,) = (node for node in workflow.values() if node["class_type"] == class_type)
+    return node
+
+
+def set_prompt(workflow: dict, prompt: dict[str, str]) -> None:
+    """Fills in the one node that takes the prompt in parts."""
+    (node,) = (node for node in workflow.values() if prompt.keys() <= node["inputs"].keys())
+    node["inputs"].update(prompt)
+
+
+def files_made(workflow: dict, result: Result) -> dict[str, dict]:
+    """Name in `output/demo` -> where ComfyUI keeps the file. The filename prefix tells the videos apart."""
+    files = {}
+    for node, reported in result.outputs.items():
+        class_type, inputs = workflow[node]["class_type"], workflow[node]["inputs"]
+        if class_type == "SaveVideo":
+            (files[f"{Path(inputs['filename_prefix']).name}.mp4"],) = reported["images"]
+        elif class_type == "SViMoSaveMotion":
+            (files["motion.npz"],) = (
+                file for entry in reported.values() for file in entry if file["filename"].endswith(".npz")
+            )
+    return {name: files[name] for name in ("video.mp4", "motion_video.mp4", "motion.npz")}
+
+
+def sampler_report(result: Result) -> dict:
+    """What the sampler says about itself: steps, feedback passes, where its time went."""
+    (report,) = (reported["svimo"][0] for reported in result.outputs.values() if "svimo" in reported)
+    return report
+
+
+def contact_sheet(folder: Path, *, columns: int = 9, cell: tuple[int, int] = (216, 144)) -> int:
+    """Draws video, rendered motion and a 3D view over time into `contact_sheet.png`; returns the frame count.
+
+    Args:
+        folder: where `video.mp4`, `motion_video.mp4` and `motion.npz` lie.
+        columns: most frames to show, evenly spread from the first to the last.
+        cell: width and height of one frame on the sheet, in pixels.
+    """
+    motion = HandObjectMotion.load(folder / "motion.npz")
+    rows = {
+        "video": read_video(folder / "video.mp4"),
+        "rendered motion": read_video(folder / "motion_video.mp4"),
+        "3D motion, seen from the side": render_view(motion, *cell),
+    }
+    count = len(rows["video"])
+    if any(len(frames) != count for frames in rows.values()):
+        lengths = {name: len(frames) for name, frames in rows.items()}
+        raise ComfyError(f"video and motion should have the same number of frames, got {lengths}")
+
+    shown = np.unique(np.linspace(0, count - 1, min(columns, count)).round().astype(int))
+    gap, header = 4, 26
+    width, height = cell[0] + gap, cell[1] + gap + header
+    sheet = Image.new("RGB", (width * len(shown) + gap, height * len(rows) + gap), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    for row, (name, frames) in enumerate(rows.items()):
+        top = row * height + gap
+        for column, index in enumerate(shown):
+            left = column * width + gap
+            label = f"{name}, frame {index + 1} of {count}" if column == 0 else f"{index + 1}"
+            draw.text((left, top + 3), label, fill="black", font=font)
+            frame = Image.fromarray(frames[index]).resize(cell, Image.Resampling.LANCZOS)
+            sheet.paste(frame, (left, top + header))
+    sheet.save(folder / "contact_sheet.png")
+    return count
+
+
+def read_video(path: Path) -> np.ndarray:
+    """All frames of a video, N x H x W x 3, 8-bit RGB."""
+    with av.open(io.BytesIO(path.read_bytes())) as video:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
+
+
+class ProgressLine:
+    """Prints which node is at work and how far it is: one line in a terminal, one per node elsewhere."""
+
+    def __init__(self, workflow: dict):
+        self.workflow = workflow
+        self.started = time.perf_counter()
+
+    def __call__(self, progress: Progress) -> None:
+        line = f"{time.perf_counter() - self.started:6.1f} s  {self.workflow[progress.node]['class_type']}"
+        if progress.maximum:
+            line += f"  {progress.value:.0f}/{progress.maximum:.0f}"
+        if sys.stdout.isatty():
+            print(f"\r{line:<78}", end="", flush=True)
+        elif not progress.maximum or progress.value == progress.maximum:
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped")
+    except ComfyError as error:
+        sys.exit(str(error))
