@@ -5,7 +5,7 @@ downloads, and is all that a program of your own needs:
 
     with ComfyServer(Path("base")) as server, ComfyClient(server.url) as client:
         result = client.run(api_workflow("image_to_video_and_motion"))
-        video = client.download(result.outputs["12"]["images"][0])
+        video = client.download(result.files("12")[0])
 """
 
 from __future__ import annotations
@@ -194,8 +194,7 @@ class Result:
     Attributes:
         prompt_id: ComfyUI's id for the run.
         status: "success", "error" or "interrupted".
-        outputs: node id -> what the node reported (its `ui`), as in /history; a list of files has entries
-            {filename, subfolder, type} that `ComfyClient.download` takes.
+        outputs: node id -> what the node reported (its `ui`), as in /history.
         seconds: node id -> wall time in seconds, for the nodes that ran.
         cached: ids of the nodes whose earlier result was used.
         previews: the preview images that arrived, encoded (JPEG or PNG).
@@ -209,6 +208,11 @@ class Result:
     cached: list[str] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)
     error: dict | None = None
+
+    def files(self, node: str) -> list[dict]:
+        """The files that a node reported, as {filename, subfolder, type} for `ComfyClient.download`."""
+        entries = [entry for value in self.outputs[node].values() for entry in value]
+        return [entry for entry in entries if isinstance(entry, dict) and "filename" in entry]
 
 
 class ComfyClient:

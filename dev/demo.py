@@ -98,13 +98,13 @@ def set_prompt(workflow: dict, prompt: dict[str, str]) -> None:
 def files_made(workflow: dict, result: Result) -> dict[str, dict]:
     """Name in `output/demo` -> where ComfyUI keeps the file. The filename prefix tells the videos apart."""
     files = {}
-    for node, reported in result.outputs.items():
+    for node in result.outputs:
         class_type, inputs = workflow[node]["class_type"], workflow[node]["inputs"]
         if class_type == "SaveVideo":
-            (files[f"{Path(inputs['filename_prefix']).name}.mp4"],) = reported["images"]
+            (files[f"{Path(inputs['filename_prefix']).name}.mp4"],) = result.files(node)
         elif class_type == "SViMoSaveMotion":
             (files["motion.npz"],) = (
-                file for entry in reported.values() for file in entry if file["filename"].endswith(".npz")
+                file for file in result.files(node) if file["filename"].endswith(".npz")
             )
     return {name: files[name] for name in ("video.mp4", "motion_video.mp4", "motion.npz")}
 
@@ -126,27 +126,28 @@ def contact_sheet(folder: Path, *, columns: int = 9, cell: tuple[int, int] = (21
     motion = HandObjectMotion.load(folder / "motion.npz")
     rows = {
         "video": read_video(folder / "video.mp4"),
-        "rendered motion": read_video(folder / "motion_video.mp4"),
-        "3D motion, seen from the side": render_view(motion, *cell),
+        "rendered\nmotion": read_video(folder / "motion_video.mp4"),
+        "3D motion\nfrom the\nside": render_view(motion, *cell),
     }
     count = len(rows["video"])
     if any(len(frames) != count for frames in rows.values()):
-        lengths = {name: len(frames) for name, frames in rows.items()}
-        raise ComfyError(f"video and motion should have the same number of frames, got {lengths}")
+        lengths = ", ".join(f"{len(frames)}" for frames in rows.values())
+        raise ComfyError(
+            f"video, rendered motion and motion should have the same number of frames, got {lengths}"
+        )
 
     shown = np.unique(np.linspace(0, count - 1, min(columns, count)).round().astype(int))
-    gap, header = 4, 26
-    width, height = cell[0] + gap, cell[1] + gap + header
-    sheet = Image.new("RGB", (width * len(shown) + gap, height * len(rows) + gap), "white")
+    left, top, gap = 100, 28, 4  # room for the names of rows and columns, and between cells
+    width, height = cell[0] + gap, cell[1] + gap
+    sheet = Image.new("RGB", (left + width * len(shown), top + height * len(rows)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    for column, index in enumerate(shown):
+        draw.text((left + column * width, 4), f"frame {index + 1}", fill="black", font=font)
     for row, (name, frames) in enumerate(rows.items()):
-        top = row * height + gap
+        draw.multiline_text((gap, top + row * height), name, fill="black", font=font)
         for column, index in enumerate(shown):
-            left = column * width + gap
-            label = f"{name}, frame {index + 1} of {count}" if column == 0 else f"{index + 1}"
-            draw.text((left, top + 3), label, fill="black", font=font)
             frame = Image.fromarray(frames[index]).resize(cell, Image.Resampling.LANCZOS)
-            sheet.paste(frame, (left, top + header))
+            sheet.paste(frame, (left + column * width, top + row * height))
     sheet.save(folder / "contact_sheet.png")
     return count
 

@@ -52,7 +52,7 @@ def test_image_round_trip(client):
     seen = []
     result = client.run(scale_and_save(name, 96), on_progress=seen.append)
 
-    image = Image.open(io.BytesIO(client.download(result.outputs["save"]["images"][0])))
+    image = Image.open(io.BytesIO(client.download(result.files("save")[0])))
     assert image.size == (96, 64)
     expected = np.asarray(
         Image.open(PHOTO).convert("RGB").resize((96, 64), Image.Resampling.BOX), dtype=float
@@ -97,7 +97,7 @@ def test_video_is_saved_and_decodes(client):
         },
     }
     result = client.run(workflow)
-    (file,) = result.outputs["save"]["images"]
+    (file,) = result.files("save")
     with av.open(io.BytesIO(client.download(file))) as video:
         assert video.streams.video[0].average_rate == 8
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
