@@ -121,7 +121,7 @@ class ComfyServer:
         database = (self.base_directory / "user" / "comfyui.db").as_posix()
         command = [sys.executable, str(find_comfyui() / "main.py"), "--listen", "127.0.0.1", "--port", port]
         command += ["--base-directory", str(self.base_directory), "--database-url", f"sqlite:///{database}"]
-        command += ["--disable-api-nodes", "--disable-auto-launch"]
+        command += ["--disable-api-nodes", "--disable-auto-launch", "--preview-method", "auto"]
         return command if torch.cuda.is_available() else [*command, "--cpu"]
 
     def _link_pack(self) -> None:

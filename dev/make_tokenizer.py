@@ -1,6 +1,6 @@
 """Train the tiny model's tokenizer: byte-level BPE, so that any text can be written, on hand-object vocabulary.
 
-    python dev/make_tokenizer.py svimo_core/model/tokenizer.json
+python dev/make_tokenizer.py svimo_core/model/tokenizer.json
 """
 
 import itertools

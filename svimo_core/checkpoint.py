@@ -147,19 +147,25 @@ def load_part(
         ValueError: the file does not hold this part, or its tensors do not match its own configuration.
     """
     if part not in header.parts:
-        raise ValueError(f"{header.path.name} holds {', '.join(header.parts)}, but no {part}: choose a file that has it")
+        raise ValueError(
+            f"{header.path.name} holds {', '.join(header.parts)}, but no {part}: choose a file that has it"
+        )
     with torch.device("meta"):  # no memory and no initialisation for weights that are about to be replaced
         module = _build(header.config, part, operations, attention)
     expected = {key: tuple(value.shape) for key, value in _own_weights(part, module.state_dict()).items()}
     found = {
-        name.removeprefix(part + "."): shape for name, (_, shape) in header.tensors.items() if name.startswith(part + ".")
+        name.removeprefix(part + "."): shape
+        for name, (_, shape) in header.tensors.items()
+        if name.startswith(part + ".")
     }
     _check_match(header.path.name, part, expected, found)
     with safe_open(header.path, framework="pt") as file:
         state = {key: file.get_tensor(f"{part}.{key}") for key in expected}
     if dtype is not None:
         state = {key: value.to(dtype) for key, value in state.items()}
-    module.load_state_dict(state, strict=False, assign=True)  # strictness: _check_match above, tied weights excepted
+    module.load_state_dict(
+        state, strict=False, assign=True
+    )  # strictness: _check_match above, tied weights excepted
     if part == "text_encoder":
         module.encoder.embed_tokens = module.shared
     return module.eval().requires_grad_(False)
@@ -180,13 +186,17 @@ def _build(config: SViMoConfig, part: str, operations: Operations, attention: At
     if part == "vae":
         return build_vae(config.vae)
     if config.text is None:
-        raise ValueError(f"a {config.name} model has no text encoder of its own: load T5-XXL with ComfyUI's CLIP loader")
+        raise ValueError(
+            f"a {config.name} model has no text encoder of its own: load T5-XXL with ComfyUI's CLIP loader"
+        )
     return build_text_encoder(config.text)
 
 
 def _own_weights(part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without T5's second name for its embedding table, which safetensors cannot store twice."""
-    return {k: v for k, v in state.items() if not (part == "text_encoder" and k == "encoder.embed_tokens.weight")}
+    return {
+        k: v for k, v in state.items() if not (part == "text_encoder" and k == "encoder.embed_tokens.weight")
+    }
 
 
 def _check_match(name: str, part: str, expected: dict[str, tuple], found: dict[str, tuple]) -> None:
@@ -199,7 +209,9 @@ def _check_match(name: str, part: str, expected: dict[str, tuple], found: dict[s
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise ValueError(f"{name}: {part} does not match the file's own configuration: {'; '.join(sorted(problems)[:3])}{more}")
+        raise ValueError(
+            f"{name}: {part} does not match the file's own configuration: {'; '.join(sorted(problems)[:3])}{more}"
+        )
 
 
 def _safetensors_header(path: Path) -> dict[str, Any]:
@@ -215,15 +227,24 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
                 "ask for a .safetensors file"
             )
         if start[:4] == b"GGUF":
-            raise ValueError(f"{path.name} is a GGUF file, which this pack does not read: use a .safetensors file")
+            raise ValueError(
+                f"{path.name} is a GGUF file, which this pack does not read: use a .safetensors file"
+            )
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= size - 8:
-            raise ValueError(f"{path.name} is not a complete safetensors file ({size} bytes): download or copy it again")
+            raise ValueError(
+                f"{path.name} is not a complete safetensors file ({size} bytes): download or copy it again"
+            )
         try:
             header = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+            end = max(
+                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
+                default=0,
+            )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path.name} is not a safetensors file: its header cannot be read ({error})") from error
+            raise ValueError(
+                f"{path.name} is not a safetensors file: its header cannot be read ({error})"
+            ) from error
     if size != 8 + length + end:
         raise ValueError(
             f"{path.name} is damaged: its header announces {8 + length + end} bytes, the file has {size}. "
@@ -252,9 +273,13 @@ def describe(header: CheckpointHeader) -> str:
         f"{config.num_tokens(config.frames, config.height, config.width)} tokens",
     ]
     for part in header.parts:
-        chosen = [(dtype, shape) for name, (dtype, shape) in header.tensors.items() if name.startswith(part + ".")]
+        chosen = [
+            (dtype, shape) for name, (dtype, shape) in header.tensors.items() if name.startswith(part + ".")
+        ]
         count = sum(torch.Size(shape).numel() for _, shape in chosen)
-        lines.append(f"  {part}: {count / 1e6:.2f} M parameters, {', '.join(sorted({dtype for dtype, _ in chosen}))}")
+        lines.append(
+            f"  {part}: {count / 1e6:.2f} M parameters, {', '.join(sorted({dtype for dtype, _ in chosen}))}"
+        )
     lines += [f"  {key}: {value}" for key, value in header.provenance.items()]
     return "\n".join(lines)
 

@@ -38,7 +38,9 @@ class BackboneConfig:
 
     def __post_init__(self):
         if self.head_dim % 16:
-            raise ValueError(f"head_dim must be a multiple of 16 (2:3:3 rotary split in pairs), got {self.head_dim}")
+            raise ValueError(
+                f"head_dim must be a multiple of 16 (2:3:3 rotary split in pairs), got {self.head_dim}"
+            )
         if self.image_padding not in ("repeat", "zero"):
             raise ValueError(f'image_padding must be "repeat" or "zero", got {self.image_padding!r}')
 
@@ -155,7 +157,9 @@ class SViMoConfig:
         step = self.vae.temporal_compression
         if frames < 1 or (frames - 1) % step:
             nearest = max(0, round((frames - 1) / step)) * step + 1
-            raise ValueError(f"frames must be {step}k + 1 (1, 5, 9, 13, ...), got {frames}; the nearest is {nearest}")
+            raise ValueError(
+                f"frames must be {step}k + 1 (1, 5, 9, 13, ...), got {frames}; the nearest is {nearest}"
+            )
         for axis, size in (("height", height), ("width", width)):
             if size < self.pixel_multiple or size % self.pixel_multiple:
                 nearest = max(1, round(size / self.pixel_multiple)) * self.pixel_multiple
@@ -178,7 +182,9 @@ class SViMoConfig:
         """Length of the transformer's sequence: text + video + motion tokens."""
         _, t, h, w = self.latent_shape(frames, height, width)
         streams = 2 if self.backbone.motion else 1
-        return self.backbone.text_length + streams * t * (h // self.backbone.patch_size) * (w // self.backbone.patch_size)
+        return self.backbone.text_length + streams * t * (h // self.backbone.patch_size) * (
+            w // self.backbone.patch_size
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form; :meth:`from_dict` is its inverse."""
@@ -222,7 +228,9 @@ TINY = SViMoConfig(
         pyramid_channels=(16, 24, 32, 32), denoiser_channels=(48, 48, 64, 64), num_heads=4
     ),
     vae=VAEConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, norm_groups=8),
-    text=TextConfig(vocab_size=640, dim=128, ff_dim=256, num_layers=2, num_heads=4, head_dim=32, text_length=32),
+    text=TextConfig(
+        vocab_size=640, dim=128, ff_dim=256, num_layers=2, num_heads=4, head_dim=32, text_length=32
+    ),
 )
 """Runs on two CPU cores in seconds; the size of the checkpoint that ships with the pack."""
 
@@ -233,7 +241,10 @@ COGVIDEOX_5B_I2V = SViMoConfig(
     width=624,
     backbone=BackboneConfig(num_layers=42, num_heads=48, head_dim=64),
     interaction=InteractionConfig(
-        pyramid_channels=(64, 128, 256, 256), denoiser_channels=(512, 512, 768, 768), num_heads=8, norm_groups=32
+        pyramid_channels=(64, 128, 256, 256),
+        denoiser_channels=(512, 512, 768, 768),
+        num_heads=8,
+        norm_groups=32,
     ),
     vae=VAEConfig(block_out_channels=(128, 256, 256, 512), layers_per_block=3, norm_groups=32),
     text=None,

@@ -1,6 +1,6 @@
 """The closed loop (paper section 3.3): VID reads the latents, its 3D motion is drawn, and the drawing guides.
 
-    guidance:  (h, o) = VID((h_t, o_t), (zV_t, zM_t), t);  zG = VAE.encode(render(project(h, o)))
+guidance:  (h, o) = VID((h_t, o_t), (zV_t, zM_t), t);  zG = VAE.encode(render(project(h, o)))
 """
 
 from __future__ import annotations
@@ -40,9 +40,13 @@ class FeedbackOptions:
 
     def __post_init__(self):
         if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(f"feedback needs 0 <= start <= end <= 1, got start {self.start} and end {self.end}")
+            raise ValueError(
+                f"feedback needs 0 <= start <= end <= 1, got start {self.start} and end {self.end}"
+            )
         if self.every < 1 or self.iterations < 1:
-            raise ValueError(f"feedback needs every and iterations of at least 1, got {self.every} and {self.iterations}")
+            raise ValueError(
+                f"feedback needs every and iterations of at least 1, got {self.every} and {self.iterations}"
+            )
 
     def active(self, step: int, steps: int) -> bool:
         """Whether the loop is closed at this step of so many."""
@@ -59,7 +63,8 @@ class InteractionFeedback:
 
     Args:
         width, height: pixels of the clip; the rendered motion has the video's size.
-        on_work: called before each piece of VAE work; raise there to stop.
+        dtype: compute type of VID; everything outside of it is float32.
+        on_work: called before VID and before each piece of VAE work; raise there to stop.
         tiled: encode in tiles.
     """
 
@@ -70,6 +75,7 @@ class InteractionFeedback:
         normalizer: MotionNormalizer,
         width: int,
         height: int,
+        dtype: torch.dtype = torch.float32,
         on_work: Callable[[], None] | None = None,
         tiled: bool = False,
     ):
@@ -78,6 +84,7 @@ class InteractionFeedback:
         self.normalizer = normalizer
         self.width = width
         self.height = height
+        self.dtype = dtype
         self.on_work = on_work
         self.tiled = tiled
 
@@ -89,11 +96,11 @@ class InteractionFeedback:
         self, hands: Tensor, points: Tensor, video: Tensor, motion: Tensor, timestep: int
     ) -> tuple[Tensor, Tensor]:
         """VID's clean motion: hands (B N 42 3) and points (B N P 3), normalised, float32, on the inputs' device."""
-        weight = self.interaction.proj_out.weight
-        dtype = weight.dtype if weight.dtype.itemsize > 1 else torch.bfloat16
+        if self.on_work is not None:
+            self.on_work()
         time = torch.full((len(hands),), timestep, device=hands.device)
-        with_vid_dtype = (x.to(dtype) for x in (hands, points, video, motion))
-        return tuple(x.float() for x in self.interaction(*with_vid_dtype, time))
+        inputs = (x.to(self.dtype) for x in (hands, points, video, motion))
+        return tuple(x.float() for x in self.interaction(*inputs, time))
 
     def guidance(self, hands: Tensor, points: Tensor) -> Tensor:
         """Draw normalised motion (B N 42 3, B N P 3) and encode the drawing: zG, B C T h w float32."""
@@ -101,11 +108,9 @@ class InteractionFeedback:
             self.normalizer.to_motion(h, p, self.width, self.height, fps=1.0)
             for h, p in zip(hands, points, strict=True)
         ]
-        return self.encode(motions).to(hands.device)
-
-    def encode(self, motions: list[HandObjectMotion]) -> Tensor:
-        """Draw motions of equal length and encode the drawings: B C T h w float32."""
-        return encode_motions(self.vae, motions, self.width, self.height, self.tiled, self.on_work)
+        return encode_motions(self.vae, motions, self.width, self.height, self.tiled, self.on_work).to(
+            hands.device
+        )
 
 
 def encode_motions(

@@ -17,7 +17,11 @@ JOINTS_PER_HAND = 21
 JOINT_NAMES = (
     "wrist",
     *(f"{finger}_{joint}" for finger in ("thumb",) for joint in ("cmc", "mcp", "ip", "tip")),
-    *(f"{finger}_{joint}" for finger in ("index", "middle", "ring", "pinky") for joint in ("mcp", "pip", "dip", "tip")),
+    *(
+        f"{finger}_{joint}"
+        for finger in ("index", "middle", "ring", "pinky")
+        for joint in ("mcp", "pip", "dip", "tip")
+    ),
 )
 """OpenPose order: the wrist, then four joints of each finger from its base to its tip."""
 
@@ -44,7 +48,10 @@ class Camera:
     height: int
 
     def __post_init__(self):
-        if min(self.fx, self.fy, self.width, self.height) <= 0 or not np.isfinite([self.fx, self.fy, self.cx, self.cy]).all():
+        if (
+            min(self.fx, self.fy, self.width, self.height) <= 0
+            or not np.isfinite([self.fx, self.fy, self.cx, self.cy]).all()
+        ):
             raise ValueError(f"a camera needs finite, positive focal lengths and image size, got {self}")
 
     @classmethod
@@ -87,14 +94,25 @@ class HandObjectMotion:
         hands = np.ascontiguousarray(self.hands, dtype=np.float32)
         if hands.ndim != 4 or hands.shape[1:] != (len(HAND_NAMES), JOINTS_PER_HAND, 3) or not len(hands):
             raise ValueError(f"hands must be frames x 2 x 21 x 3 with at least one frame, got {hands.shape}")
-        objects = {name: np.ascontiguousarray(points, dtype=np.float32) for name, points in self.objects.items()}
+        objects = {
+            name: np.ascontiguousarray(points, dtype=np.float32) for name, points in self.objects.items()
+        }
         for name, points in objects.items():
-            if points.ndim != 3 or points.shape[0] != len(hands) or points.shape[2] != 3 or not points.shape[1]:
-                raise ValueError(f"object {name!r} must be {len(hands)} frames x points x 3, got {points.shape}")
+            if (
+                points.ndim != 3
+                or points.shape[0] != len(hands)
+                or points.shape[2] != 3
+                or not points.shape[1]
+            ):
+                raise ValueError(
+                    f"object {name!r} must be {len(hands)} frames x points x 3, got {points.shape}"
+                )
         for name, values in {"hands": hands, **objects}.items():
             if not np.isfinite(values).all():
                 bad = int(np.argwhere(~np.isfinite(values))[0, 0])
-                raise ValueError(f"{name} has values that are not finite (NaN or infinity), first in frame {bad}")
+                raise ValueError(
+                    f"{name} has values that are not finite (NaN or infinity), first in frame {bad}"
+                )
         if not (np.isfinite(self.fps) and self.fps > 0):
             raise ValueError(f"fps must be positive, got {self.fps}")
         object.__setattr__(self, "hands", hands)
@@ -111,7 +129,9 @@ class HandObjectMotion:
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest coordinate over all frames, hands and objects: two arrays of 3, metres."""
-        points = np.concatenate([self.hands.reshape(-1, 3), *(o.reshape(-1, 3) for o in self.objects.values())])
+        points = np.concatenate(
+            [self.hands.reshape(-1, 3), *(o.reshape(-1, 3) for o in self.objects.values())]
+        )
         return points.min(axis=0), points.max(axis=0)
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -124,7 +144,9 @@ class HandObjectMotion:
             "object_names": np.array(list(self.objects), dtype=np.str_),
             **{f"object_{i}": points for i, points in enumerate(self.objects.values())},
             "fps": np.array(self.fps, dtype=np.float64),
-            "intrinsics": np.array([self.camera.fx, self.camera.fy, self.camera.cx, self.camera.cy], dtype=np.float64),
+            "intrinsics": np.array(
+                [self.camera.fx, self.camera.fy, self.camera.cx, self.camera.cy], dtype=np.float64
+            ),
             "image_size": np.array([self.camera.width, self.camera.height], dtype=np.int64),
             "prompt": np.array(self.prompt, dtype=np.str_),
             "metadata_keys": np.array(list(self.metadata), dtype=np.str_),
@@ -151,18 +173,25 @@ class HandObjectMotion:
         if not path.is_file():
             raise FileNotFoundError(f"no motion file at {path}")
         if not zipfile.is_zipfile(path):
-            raise ValueError(f"{path.name} is not a SViMo motion: expected a complete .npz archive (it may be truncated)")
+            raise ValueError(
+                f"{path.name} is not a SViMo motion: expected a complete .npz archive (it may be truncated)"
+            )
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
             raise ValueError(f"{path.name} cannot be read as plain arrays: {error}") from error
-        missing = {"format", "version", "hands", "object_names", "fps", "intrinsics", "image_size"} - set(arrays)
+        missing = {"format", "version", "hands", "object_names", "fps", "intrinsics", "image_size"} - set(
+            arrays
+        )
         if missing or str(arrays["format"]) != NPZ_FORMAT:
-            raise ValueError(f"{path.name} is not a SViMo motion: it lacks {sorted(missing) or 'the format mark'}")
+            raise ValueError(
+                f"{path.name} is not a SViMo motion: it lacks {sorted(missing) or 'the format mark'}"
+            )
         if int(arrays["version"]) > NPZ_VERSION:
             raise ValueError(
-                f"{path.name} has motion format {int(arrays['version'])}; this version reads up to {NPZ_VERSION}: update the pack"
+                f"{path.name} has motion format {int(arrays['version'])}; "
+                f"this version reads up to {NPZ_VERSION}: update the pack"
             )
         try:
             fx, fy, cx, cy = (float(value) for value in arrays["intrinsics"])

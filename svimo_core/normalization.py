@@ -43,7 +43,10 @@ class MotionNormalizer:
             if missing:
                 raise ValueError(f"a clip lacks {sorted(missing)}; it has {sorted(motion.objects)}")
         hands = np.concatenate([motion.hands.reshape(len(motion), NUM_JOINTS, 3) for motion in motions])
-        clouds = [np.concatenate([motion.objects[name].reshape(-1, 3) for motion in motions]) for name in object_names]
+        clouds = [
+            np.concatenate([motion.objects[name].reshape(-1, 3) for motion in motions])
+            for name in object_names
+        ]
         cameras = [_relative_camera(motion.camera) for motion in motions]
         return cls(
             hands_mean=torch.from_numpy(hands.mean(axis=0)),
@@ -62,7 +65,9 @@ class MotionNormalizer:
         """
         missing = [name for name in self.object_names if name not in motion.objects]
         if missing:
-            raise ValueError(f"the motion lacks {missing}: this model needs objects named {list(self.object_names)}")
+            raise ValueError(
+                f"the motion lacks {missing}: this model needs objects named {list(self.object_names)}"
+            )
         hands = torch.from_numpy(motion.hands).reshape(len(motion), NUM_JOINTS, 3)
         clouds = []
         for i, name in enumerate(self.object_names):
@@ -81,14 +86,16 @@ class MotionNormalizer:
     def to_motion(
         self, hands: Tensor, points: Tensor, width: int, height: int, fps: float, prompt: str = ""
     ) -> HandObjectMotion:
-        """One clip of normalised tensors (N x 42 x 3, N x P x 3) to the domain's form, seen at width x height pixels."""
+        """One clip of normalised tensors (N x 42 x 3, N x P x 3) to metres, seen at width x height pixels."""
         hands, points = (x.detach().float().cpu() for x in self.denormalize(hands.float(), points.float()))
         fx, fy, cx, cy = self.camera
         return HandObjectMotion(
             hands=hands.reshape(len(hands), len(HAND_NAMES), JOINTS_PER_HAND, 3).numpy(),
             objects={
                 name: cloud.numpy()
-                for name, cloud in zip(self.object_names, points.chunk(len(self.object_names), dim=1), strict=True)
+                for name, cloud in zip(
+                    self.object_names, points.chunk(len(self.object_names), dim=1), strict=True
+                )
             },
             camera=Camera(
                 fx=fx * width, fy=fy * height, cx=cx * width, cy=cy * height, width=width, height=height
@@ -112,11 +119,19 @@ class MotionNormalizer:
     def from_dict(cls, values: dict[str, Any]) -> MotionNormalizer:
         """Rebuild from the plain form."""
         return cls(
-            **{key: torch.tensor(values[key]) for key in ("hands_mean", "hands_std", "objects_mean", "objects_std")},
+            **{
+                key: torch.tensor(values[key])
+                for key in ("hands_mean", "hands_std", "objects_mean", "objects_std")
+            },
             object_names=tuple(values["object_names"]),
             camera=tuple(values["camera"]),
         )
 
 
 def _relative_camera(camera: Camera) -> tuple[float, float, float, float]:
-    return camera.fx / camera.width, camera.fy / camera.height, camera.cx / camera.width, camera.cy / camera.height
+    return (
+        camera.fx / camera.width,
+        camera.fy / camera.height,
+        camera.cx / camera.width,
+        camera.cy / camera.height,
+    )

@@ -39,14 +39,19 @@ class SViMo:
     normalizer: MotionNormalizer
 
     @classmethod
-    def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> SViMo:
+    def load(
+        cls, path: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> SViMo:
         """Load a checkpoint that holds all four parts.
 
         Raises:
             FileNotFoundError, ValueError: see :func:`svimo_core.checkpoint.read_header` and `load_part`.
         """
         header = read_header(path)
-        parts = {part: load_part(header, part, dtype).to(device) for part in ("backbone", "interaction", "vae", "text_encoder")}
+        parts = {
+            part: load_part(header, part, dtype).to(device)
+            for part in ("backbone", "interaction", "vae", "text_encoder")
+        }
         return cls(
             config=header.config,
             backbone=parts["backbone"],
@@ -104,7 +109,9 @@ def generate(
         guidance_scale=guidance_scale,
         dtype=model.backbone.proj_out.weight.dtype,
     )
-    feedback = InteractionFeedback(model.interaction, model.vae, model.normalizer, config.width, config.height)
+    feedback = InteractionFeedback(
+        model.interaction, model.vae, model.normalizer, config.width, config.height, denoise.dtype
+    )
     timesteps = schedule.timesteps(steps)
     latents, report = sample(
         denoise, noise, timesteps, generator, solver, feedback, feedback_options, on_step=on_step
@@ -115,7 +122,9 @@ def generate(
     return Generation(
         video=model.vae.decode(latents.video)[0],
         motion_video=model.vae.decode(latents.motion)[0],
-        motion=model.normalizer.to_motion(hands[0], points[0], config.width, config.height, config.fps, prompt),
+        motion=model.normalizer.to_motion(
+            hands[0], points[0], config.width, config.height, config.fps, prompt
+        ),
         report=report,
     )
 
@@ -135,7 +144,9 @@ def encode_image(
             small amount is what the model expects.
     """
     pixels = fit_image(image, width, height)
-    pixels = pixels + noise / 2 * torch.randn(pixels.shape, generator=generator)  # [-1, 1] is twice as wide as [0, 1]
+    pixels = pixels + noise / 2 * torch.randn(
+        pixels.shape, generator=generator
+    )  # [-1, 1] is twice as wide as [0, 1]
     return vae.encode(pixels[None, None])[:, :, 0].float()
 
 
@@ -148,7 +159,9 @@ def fit_image(image: Tensor, width: int, height: int) -> Tensor:
     if image.ndim != 3 or image.shape[-1] != 3 or not image.numel():
         raise ValueError(f"the reference image must be height x width x 3 (RGB), got {tuple(image.shape)}")
     if not torch.isfinite(image).all():
-        raise ValueError("the reference image has values that are not finite (NaN or infinity): fix the node that made it")
+        raise ValueError(
+            "the reference image has values that are not finite (NaN or infinity): fix the node that made it"
+        )
     scale = max(width / image.shape[1], height / image.shape[0])
     size = max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale))
     pixels = rearrange(image.float().cpu(), "h w c -> 1 c h w")

@@ -89,7 +89,13 @@ class Denoiser:
         return 1 + self.guidance_scale * (1 - math.cos(math.pi * (step / steps) ** 5)) / 2
 
     def __call__(
-        self, video: Tensor, motion: Tensor | None, guidance: Tensor | None, timestep: int, step: int, steps: int
+        self,
+        video: Tensor,
+        motion: Tensor | None,
+        guidance: Tensor | None,
+        timestep: int,
+        step: int,
+        steps: int,
     ) -> tuple[Tensor, Tensor | None]:
         """Noisy latents (B C T h w) and guidance to clean video and motion latents."""
         scale = self.scale(step, steps)
@@ -102,7 +108,9 @@ class Denoiser:
         else:
             positive = self._forward(self.text, video, motion, guidance, timestep)
             negative = self._forward(self.negative_text, video, motion, guidance, timestep)
-            velocities = [p if p is None else _guide(p, n, scale) for p, n in zip(positive, negative, strict=True)]
+            velocities = [
+                p if p is None else _guide(p, n, scale) for p, n in zip(positive, negative, strict=True)
+            ]
         return tuple(
             v if v is None else self.schedule.clean_from_velocity(x, v, timestep)
             for x, v in zip((video, motion), velocities, strict=True)
@@ -111,8 +119,8 @@ class Denoiser:
     def _forward(
         self, text: Tensor, video: Tensor, motion: Tensor | None, guidance: Tensor | None, timestep: int
     ) -> tuple[Tensor, Tensor | None]:
-        copies = len(video) // len(self.image)
-        image = self.model.image_condition(self.image, video.shape[2]).repeat(copies, 1, 1, 1, 1)
+        image = self.model.image_condition(self.image, video.shape[2])
+        image = image.repeat(len(video) // len(image), 1, 1, 1, 1)  # again for the unconditional branch
         inputs = (x if x is None else x.to(self.dtype) for x in (video, image, text))
         streams = (x if x is None else x.to(self.dtype) for x in (motion, guidance))
         time = torch.full((len(video),), timestep, device=video.device)
@@ -191,7 +199,11 @@ def sample(
             now=schedule.level(timestep),
             after=schedule.level(timesteps[i + 1] if i + 1 < steps else None),
         )
-        fresh = noise_like(state, generator) if solver in STOCHASTIC_SOLVERS and i + 1 < steps else JointLatents(None)
+        fresh = (
+            noise_like(state, generator)
+            if solver in STOCHASTIC_SOLVERS and i + 1 < steps
+            else JointLatents(None)
+        )
         before = clean_before or JointLatents(None)
         state = JointLatents(
             *(
@@ -210,7 +222,10 @@ def sample(
 def noise_like(latents: JointLatents, generator: torch.Generator) -> JointLatents:
     """Fresh Gaussian noise for every member, drawn on the CPU so that a seed means the same on every device."""
     return JointLatents(
-        *(x if x is None else torch.randn(x.shape, generator=generator).to(x.device, torch.float32) for x in latents)
+        *(
+            x if x is None else torch.randn(x.shape, generator=generator).to(x.device, torch.float32)
+            for x in latents
+        )
     )
 
 

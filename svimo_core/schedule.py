@@ -83,7 +83,9 @@ Solver = Callable[[Tensor, Tensor, Tensor | None, StepLevels, Tensor | None], Te
 """step(x_t, x0, previous x0 or None, levels, fresh noise or None) -> x at the next level."""
 
 
-def ddim_step(x: Tensor, x0: Tensor, x0_before: Tensor | None, levels: StepLevels, noise: Tensor | None) -> Tensor:
+def ddim_step(
+    x: Tensor, x0: Tensor, x0_before: Tensor | None, levels: StepLevels, noise: Tensor | None
+) -> Tensor:
     """Deterministic DDIM (Song et al., arXiv 2010.02502, equation 12 with sigma = 0) for x0 predictions."""
     keep = math.sqrt((1 - levels.after) / (1 - levels.now))
     return keep * x + (math.sqrt(levels.after) - math.sqrt(levels.now) * keep) * x0
@@ -103,7 +105,9 @@ def dpmpp_2m_sde_step(
         direction = (1 + weight) * x0 - weight * x0_before
     keep = math.sqrt((1 - levels.after) / (1 - levels.now)) * math.exp(-h)
     x_next = keep * x - math.expm1(-2 * h) * math.sqrt(levels.after) * direction
-    return x_next if levels.after == 1 else x_next + math.sqrt((1 - levels.after) * -math.expm1(-2 * h)) * noise
+    return (
+        x_next if levels.after == 1 else x_next + math.sqrt((1 - levels.after) * -math.expm1(-2 * h)) * noise
+    )
 
 
 def _half_log_snr(abar: float) -> float:

@@ -71,7 +71,8 @@ class LatentPyramid(nn.Module):
         self.motion_stem = operations.Conv3d(config.latent_channels, channels[0], 3, padding=1)
         widths = (channels[0], *channels)
         self.levels = nn.ModuleList(
-            PyramidLevel(widths[i], widths[i + 1], config.norm_groups, operations) for i in range(len(channels))
+            PyramidLevel(widths[i], widths[i + 1], config.norm_groups, operations)
+            for i in range(len(channels))
         )
         # Halve height and width only: time is already compressed fourfold.
         self.down = nn.ModuleList(
@@ -121,7 +122,9 @@ class TemporalBlock(nn.Module):
         self.self_attention = SelfAttention(channels, config.num_heads, operations, attention)
         self.cross_norm = operations.LayerNorm(channels)
         self.context_norm = operations.LayerNorm(context_channels)
-        self.cross_attention = CrossAttention(channels, context_channels, config.num_heads, operations, attention)
+        self.cross_attention = CrossAttention(
+            channels, context_channels, config.num_heads, operations, attention
+        )
         self.ff_norm = operations.LayerNorm(channels)
         self.ff = FeedForward(channels, operations, expansion=2)
 
@@ -165,9 +168,13 @@ class InteractionModel(nn.Module):
         self.time_embedding = TimestepMLP(widths[0], time_dim, operations)
         self.stem = operations.Conv1d(coordinates, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(block(widths[max(i - 1, 0)], i) for i in levels)
-        self.down = nn.ModuleList(operations.Conv1d(widths[i], widths[i], 3, stride=2, padding=1) for i in levels[:-1])
+        self.down = nn.ModuleList(
+            operations.Conv1d(widths[i], widths[i], 3, stride=2, padding=1) for i in levels[:-1]
+        )
         self.middle = block(widths[-1], levels[-1])
-        self.up = nn.ModuleList(operations.Conv1d(widths[i + 1], widths[i], 3, padding=1) for i in levels[:-1])
+        self.up = nn.ModuleList(
+            operations.Conv1d(widths[i + 1], widths[i], 3, padding=1) for i in levels[:-1]
+        )
         self.decoder = nn.ModuleList(block(2 * widths[i], i) for i in levels[:-1])
         self.norm_out = operations.GroupNorm(config.norm_groups, widths[0])
         self.proj_out = operations.Conv1d(widths[0], coordinates, 1)
@@ -187,7 +194,9 @@ class InteractionModel(nn.Module):
             Normalised clean hands and points, shaped as given.
         """
         num_frames = hands.shape[1]
-        time = self.time_embedding(timestep_embedding(timestep, self.config.denoiser_channels[0]).to(hands.dtype))
+        time = self.time_embedding(
+            timestep_embedding(timestep, self.config.denoiser_channels[0]).to(hands.dtype)
+        )
         pyramid = [tokens_with_positions(features) for features in self.pyramid(video, motion)]
         frames = torch.arange(num_frames, device=hands.device)
 
@@ -217,5 +226,7 @@ def tokens_with_positions(features: Tensor) -> tuple[Tensor, Tensor]:
     axes = [4.0 * torch.arange(t), 100.0 * (torch.arange(h) + 0.5) / h, 100.0 * (torch.arange(w) + 0.5) / w]
     widths = (channels // 2, channels // 4, channels // 4)
     grid = torch.meshgrid(*axes, indexing="ij")
-    positions = [timestep_embedding(g.flatten(), c, POSITION_PERIOD) for g, c in zip(grid, widths, strict=True)]
+    positions = [
+        timestep_embedding(g.flatten(), c, POSITION_PERIOD) for g, c in zip(grid, widths, strict=True)
+    ]
     return rearrange(features, "b c t h w -> b (t h w) c"), torch.cat(positions, dim=-1).to(features)

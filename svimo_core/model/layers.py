@@ -30,7 +30,9 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def timestep_embedding(timestep: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """Sinusoids of a timestep: (B,) to B x dim float32, cosines first (DDPM's, as CogVideoX orders them)."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, device=timestep.device, dtype=torch.float32))
+    frequencies = torch.exp(
+        -math.log(max_period) / half * torch.arange(half, device=timestep.device, dtype=torch.float32)
+    )
     angles = timestep.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -129,7 +131,9 @@ def rotary_3d(
         cos and sin, each (frames height width) x head_dim float32, pairs of channels sharing an angle.
     """
     axes = []
-    for size, dim in zip((frames, height, width), (head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3), strict=True):
+    for size, dim in zip(
+        (frames, height, width), (head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3), strict=True
+    ):
         frequencies = 1.0 / theta ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
         positions = torch.arange(size, device=device, dtype=torch.float32)
         axes.append(torch.outer(positions, frequencies).repeat_interleave(2, dim=1))

@@ -168,7 +168,10 @@ class MMDiT(nn.Module):
 
         # 1. tokens and positions
         time = self.time_embedding(timestep_embedding(timestep, config.dim).to(video.dtype))
-        streams = [self.patch_embed.text_proj(text), self.patch_embed.patches(self.patch_embed.proj, video, image)]
+        streams = [
+            self.patch_embed.text_proj(text),
+            self.patch_embed.patches(self.patch_embed.proj, video, image),
+        ]
         if motion is not None:
             streams.append(self.patch_embed.patches(self.patch_embed.motion_proj, motion, guidance))
         learned = self.patch_embed.positions(grid)

@@ -65,7 +65,9 @@ class VideoVAE:
             latents = distribution.mean + distribution.std * noise
         return latents * self.config.scaling_factor
 
-    def decode(self, latents: Tensor, tiled: bool = False, on_tile: Callable[[], None] | None = None) -> Tensor:
+    def decode(
+        self, latents: Tensor, tiled: bool = False, on_tile: Callable[[], None] | None = None
+    ) -> Tensor:
         """Latents (B C T h w) to frames (B N H W 3 in [0, 1], float32)."""
         weight = next(self.model.parameters())
         scaled = latents.to(weight.device, weight.dtype) / self.config.scaling_factor
@@ -80,7 +82,9 @@ class VideoVAE:
         return (rearrange(latent.float(), "c h w -> h w c") @ matrix[:-1] + matrix[-1]).clamp(0, 1)
 
     @contextmanager
-    def _pieces(self, network: torch.nn.Module, tiled: bool, on_tile: Callable[[], None] | None) -> Iterator[None]:
+    def _pieces(
+        self, network: torch.nn.Module, tiled: bool, on_tile: Callable[[], None] | None
+    ) -> Iterator[None]:
         """Tile for the duration of one call, and announce each tile and batch of frames."""
         before = self.model.use_tiling
         self.model.use_tiling = tiled

@@ -1,0 +1,253 @@
+"""Write the workflows that ship with the pack, each for the page and, the same graph, for the API.
+
+    python -m dev.workflows
+
+A workflow is described once, below; the inputs' order and defaults come from a real ComfyUI, so that a changed node
+needs no hand-edited JSON. Thumbnails are pictures of results and are not made here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dev.comfy import ROOT, ComfyClient, ComfyServer
+
+FOLDER = ROOT / "workflows"
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+COLUMN, ROW_GAP, HEADER, SLOT, WIDGET = 420, 60, 60, 22, 28
+"""Layout in pixels: width of a column, space between nodes, and the heights that make up a node's own."""
+
+
+class Link(NamedTuple):
+    """An input fed by another node: its name in the graph and the number of its output."""
+
+    node: str
+    output: int = 0
+
+
+class Node(NamedTuple):
+    """One node: its class, its column on the canvas, and the inputs that differ from their defaults."""
+
+    type: str
+    column: int
+    inputs: dict[str, Any]
+    size: tuple[int, int] | None = None
+    """Pixels on the canvas, for nodes that show pictures."""
+
+
+Graph = dict[str, Node]
+"""Nodes by a name that says what they do, in the order of their ids."""
+
+
+def image_to_video_and_motion(feedback: bool = True) -> Graph:
+    """Reference image and prompt to video, rendered motion and 3D motion."""
+    return {
+        "checkpoint": Node("SViMoCheckpointLoader", 0, {"ckpt_name": "svimo-tiny.safetensors"}),
+        "image": Node("LoadImage", 0, {"image": "coffee.png"}, (360, 330)),
+        "prompt": Node("SViMoPrompt", 0, {"tool": "spoon", "action": "stir", "target": "cup"}),
+        "positive": Node("SViMoTextEncode", 1, {"clip": Link("checkpoint", 3), "text": Link("prompt")}),
+        "negative": Node("SViMoTextEncode", 1, {"clip": Link("checkpoint", 3), "text": ""}),
+        "conditions": Node(
+            "SViMoImageEncode",
+            1,
+            {
+                "positive": Link("positive"),
+                "negative": Link("negative"),
+                "vae": Link("checkpoint", 2),
+                "image": Link("image"),
+            },
+        ),
+        "feedback": Node(
+            "SViMoFeedback",
+            2,
+            {"interaction": Link("checkpoint", 1), "vae": Link("checkpoint", 2), "enabled": feedback},
+        ),
+        "sampler": Node(
+            "SViMoSampler",
+            2,
+            {
+                "model": Link("checkpoint"),
+                "positive": Link("conditions"),
+                "negative": Link("conditions", 1),
+                "latent_image": Link("conditions", 2),
+                "feedback": Link("feedback"),
+                "seed": 42,
+                "steps": 20,
+            },
+            (360, 480),
+        ),
+        "frames": Node("SViMoDecodeVideo", 3, {"vae": Link("checkpoint", 2), "latent": Link("sampler")}),
+        "motion": Node(
+            "SViMoDecodeMotion", 3, {"interaction": Link("checkpoint", 1), "latent": Link("sampler")}
+        ),
+        "save_motion": Node(
+            "SViMoSaveMotion", 3, {"motion": Link("motion"), "filename_prefix": "svimo/motion"}
+        ),
+        "preview": Node("SViMoPreviewMotion", 3, {"motion": Link("motion")}, (360, 380)),
+        "video": Node("CreateVideo", 4, {"images": Link("frames"), "fps": 8.0}),
+        "save_video": Node(
+            "SaveVideo",
+            4,
+            {"video": Link("video"), "filename_prefix": "svimo/video", "format": "mp4"},
+            (360, 330),
+        ),
+        "motion_video": Node("CreateVideo", 4, {"images": Link("frames", 1), "fps": 8.0}),
+        "save_motion_video": Node(
+            "SaveVideo",
+            4,
+            {"video": Link("motion_video"), "filename_prefix": "svimo/motion_video", "format": "mp4"},
+            (360, 330),
+        ),
+    }
+
+
+def given_motion_to_video() -> Graph:
+    """A motion that exists already guides the video."""
+    graph = image_to_video_and_motion()
+    graph["load_motion"] = Node("SViMoLoadMotion", 0, {"motion": "svimo_example_motion.npz"})
+    graph["guided"] = Node(
+        "SViMoMotionEncode",
+        1,
+        {
+            "positive": Link("conditions"),
+            "negative": Link("conditions", 1),
+            "vae": Link("checkpoint", 2),
+            "motion": Link("load_motion"),
+            "latent": Link("conditions", 2),
+        },
+    )
+    sampler = graph["sampler"]
+    graph["sampler"] = sampler._replace(
+        inputs=sampler.inputs | {"positive": Link("guided"), "negative": Link("guided", 1)}
+    )
+    return graph
+
+
+WORKFLOWS = {
+    "image_to_video_and_motion": image_to_video_and_motion(),
+    "image_to_video_and_motion_without_feedback": image_to_video_and_motion(feedback=False),
+    "given_motion_to_video": given_motion_to_video(),
+}
+
+
+def to_api(graph: Graph, info: dict[str, dict]) -> dict[str, dict]:
+    """API format: every input that is linked, set, or has a default."""
+    ids = {name: str(i) for i, name in enumerate(graph, start=1)}
+    workflow = {}
+    for name, node in graph.items():
+        inputs = {}
+        for key, _, options in _inputs(info[node.type]):
+            value = node.inputs.get(key, options.get("default"))
+            if isinstance(value, Link):
+                inputs[key] = [ids[value.node], value.output]
+            elif value is not None:
+                inputs[key] = value
+        unknown = node.inputs.keys() - {key for key, _, _ in _inputs(info[node.type])}
+        assert not unknown, f"{node.type} has no inputs {unknown}"
+        workflow[ids[name]] = {
+            "class_type": node.type,
+            "inputs": inputs,
+            "_meta": {"title": info[node.type]["display_name"]},
+        }
+    return workflow
+
+
+def to_page(graph: Graph, info: dict[str, dict]) -> dict[str, Any]:
+    """The page's format: nodes with positions, slots and widget values, and a list of links."""
+    ids = {name: i for i, name in enumerate(graph, start=1)}
+    nodes, links, bottoms = {}, [], {}
+    for order, (name, node) in enumerate(graph.items()):
+        slots, widgets = [], []
+        for key, kind, options in _inputs(info[node.type]):
+            value = node.inputs.get(key, options.get("default"))
+            if kind not in WIDGET_TYPES:
+                slots.append({"name": key, "type": kind, "link": None})
+                continue
+            if isinstance(value, Link):
+                slots.append({"name": key, "type": kind, "widget": {"name": key}, "link": None})
+                value = options.get("default", "")
+            widgets.append(value)
+            if options.get("control_after_generate"):
+                widgets.append("fixed")
+            if options.get("image_upload"):
+                widgets.append("image")
+        outputs = [
+            {"name": label, "type": kind, "links": []}
+            for label, kind in zip(info[node.type]["output_name"], info[node.type]["output"], strict=True)
+        ]
+        size = node.size or (360, HEADER + SLOT * max(len(slots), len(outputs)) + WIDGET * len(widgets))
+        top = bottoms.get(node.column, 0)
+        bottoms[node.column] = top + size[1] + ROW_GAP
+        nodes[name] = {
+            "id": ids[name],
+            "type": node.type,
+            "pos": [node.column * COLUMN, top],
+            "size": list(size),
+            "flags": {},
+            "order": order,
+            "mode": 0,
+            "inputs": slots,
+            "outputs": outputs,
+            "properties": {"Node name for S&R": node.type},
+            "widgets_values": widgets,
+        }
+    for name, node in graph.items():
+        for slot, entry in enumerate(nodes[name]["inputs"]):
+            source = node.inputs.get(entry["name"])
+            if isinstance(source, Link):
+                link = [len(links) + 1, ids[source.node], source.output, ids[name], slot, entry["type"]]
+                links.append(link)
+                entry["link"] = link[0]
+                nodes[source.node]["outputs"][source.output]["links"].append(link[0])
+    return {
+        "last_node_id": len(nodes),
+        "last_link_id": len(links),
+        "nodes": list(nodes.values()),
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def _inputs(info: dict) -> list[tuple[str, str, dict]]:
+    """Name, type and options of each input of a node, in order."""
+    found = []
+    for group in ("required", "optional"):
+        for name, (kind, *rest) in info["input"].get(group, {}).items():
+            options = dict(rest[0]) if rest else {}
+            if isinstance(kind, list):  # a classic node's combo: the type is its list of options
+                options.setdefault("default", kind[0] if kind else None)
+                kind = "COMBO"
+            elif kind == "COMBO":
+                options.setdefault("default", (options.get("options") or [None])[0])
+            found.append((name, kind, options))
+    return found
+
+
+def main() -> int:
+    """Write every workflow."""
+    with (
+        tempfile.TemporaryDirectory() as base,
+        ComfyServer(Path(base)) as server,
+        ComfyClient(server.url) as client,
+    ):
+        info = client.object_info()
+    (FOLDER / "api").mkdir(parents=True, exist_ok=True)
+    for name, graph in WORKFLOWS.items():
+        for path, workflow in (
+            (FOLDER / f"{name}.json", to_page(graph, info)),
+            (FOLDER / "api" / f"{name}.json", to_api(graph, info)),
+        ):
+            path.write_text(json.dumps(workflow, indent=2) + "\n", encoding="utf-8")
+            print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""Conditions: prompt, reference image and given motion into CONDITIONING and an empty LATENT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import node_helpers
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..svimo_core.feedback import encode_motions
+from ..svimo_core.model.text import hand_object_prompt
+from ..svimo_core.motion import HandObjectMotion
+from ..svimo_core.pipeline import empty_latents, encode_image
+from ..svimo_core.sampler import Guidance
+from .types import (
+    CATEGORY,
+    GUIDANCE,
+    IMAGE_LATENT,
+    PROMPT,
+    Motion,
+    SViMoCLIP,
+    SViMoVAE,
+    svimo_vae,
+    throw_if_interrupted,
+    unpack_latents,
+)
+
+COGVIDEOX_TEXT_LENGTH = 226
+
+
+class SViMoPrompt(io.ComfyNode):
+    """Tool, action and target to the paper's prompt form."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoPrompt",
+            display_name="SViMo Hand-Object Prompt",
+            category=f"{CATEGORY}/conditioning",
+            description='Write the prompt the way SViMo was trained: "use {tool} to {action} {target}".',
+            inputs=[
+                io.String.Input(
+                    "tool", default="spoon", tooltip="What the right hand holds, such as spoon or brush."
+                ),
+                io.String.Input("action", default="stir", tooltip="What it does, such as stir, pour or hit."),
+                io.String.Input(
+                    "target", default="cup", tooltip="What it acts on, steadied by the left hand."
+                ),
+            ],
+            outputs=[io.String.Output(display_name="prompt", tooltip="For the text of SViMo Text Encode.")],
+        )
+
+    @classmethod
+    def execute(cls, tool: str, action: str, target: str) -> io.NodeOutput:
+        return io.NodeOutput(hand_object_prompt(tool, action, target))
+
+
+class SViMoTextEncode(io.ComfyNode):
+    """A prompt to text features."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoTextEncode",
+            display_name="SViMo Text Encode",
+            category=f"{CATEGORY}/conditioning",
+            description="Encode a prompt with the checkpoint's text encoder, or with T5-XXL from core's CLIP loader (padded to 226 tokens, as CogVideoX expects).",
+            inputs=[
+                io.Clip.Input(
+                    "clip", tooltip="Text encoder of a SViMo checkpoint, or T5-XXL from core's CLIP loader."
+                ),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip='The prompt. SViMo is trained on "use {tool} to {action} {target}"; leave it empty for the negative.',
+                ),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="Text features.")],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, text: str) -> io.NodeOutput:
+        if clip is None:
+            raise ValueError(
+                "clip is empty: this checkpoint has no text encoder. Load T5-XXL with core's CLIP loader instead"
+            )
+        if not isinstance(clip, SViMoCLIP):
+            clip = clip.clone()
+            clip.set_tokenizer_option("t5xxl_min_length", COGVIDEOX_TEXT_LENGTH)
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        return io.NodeOutput(node_helpers.conditioning_set_values(conditioning, {PROMPT: text}))
+
+
+class SViMoImageEncode(io.ComfyNode):
+    """The reference image to conditions, and the clip's size to an empty latent."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoImageEncode",
+            display_name="SViMo Image Encode",
+            category=f"{CATEGORY}/conditioning",
+            description="Fit the reference image to the clip (scale and centre crop), encode it, and make the empty latent of the clip.",
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="Prompt to follow."),
+                io.Conditioning.Input("negative", tooltip="Prompt to move away from; usually empty text."),
+                io.Vae.Input("vae", tooltip="SViMo's video VAE."),
+                io.Image.Input("image", tooltip="One reference image: the first frame of the video."),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
+                    tooltip="Pixels, a multiple of 16. 0: the model's native width.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
+                    tooltip="Pixels, a multiple of 16. 0: the model's native height.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=1025,
+                    tooltip="Number of frames, 4k + 1 (17, 49, ...). 0: the model's native length.",
+                ),
+                io.Float.Input(
+                    "noise_augmentation",
+                    default=0.02,
+                    min=0.0,
+                    max=1.0,
+                    step=0.005,
+                    round=0.001,
+                    tooltip="Noise added to the reference image. SViMo is trained with about 0.05; 0 stays closest to the image.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="Prompt with the reference image."),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="Negative prompt with the reference image."
+                ),
+                io.Latent.Output(
+                    display_name="latent", tooltip="Empty video latent of the clip's size, for the sampler."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive: list,
+        negative: list,
+        vae: SViMoVAE,
+        image: Tensor,
+        width: int,
+        height: int,
+        frames: int,
+        noise_augmentation: float,
+    ) -> io.NodeOutput:
+        config = svimo_vae(vae).config
+        width, height, frames = width or config.width, height or config.height, frames or config.frames
+        if len(image) != 1:
+            raise ValueError(
+                f"image is a batch of {len(image)}: give one reference image (core's ImageFromBatch picks one)"
+            )
+        latent = empty_latents(config, frames, height, width)
+        encoded = encode_image(
+            vae.load(1, height, width),
+            image[0, ..., :3],
+            width,
+            height,
+            noise_augmentation,
+            torch.Generator("cpu").manual_seed(0),  # the noise only has to be there, not to vary
+        )
+        values = {IMAGE_LATENT: encoded.cpu() / vae.scale}
+        return io.NodeOutput(
+            node_helpers.conditioning_set_values(positive, values),
+            node_helpers.conditioning_set_values(negative, values),
+            {"samples": latent},
+        )
+
+
+class SViMoMotionEncode(io.ComfyNode):
+    """A given 3D motion to guidance."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoMotionEncode",
+            display_name="SViMo Motion Encode",
+            category=f"{CATEGORY}/conditioning",
+            description="Let a 3D motion you already have guide the video: it is drawn, encoded, and takes the place of the loop's own guidance.",
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="Prompt to follow."),
+                io.Conditioning.Input("negative", tooltip="Prompt to move away from."),
+                io.Vae.Input("vae", tooltip="SViMo's video VAE."),
+                Motion.Input("motion", tooltip="3D motion with as many frames as the clip."),
+                io.Latent.Input("latent", tooltip="The clip's latent from SViMo Image Encode, for its size."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How strongly the motion guides. 0: not at all.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the steps after which it begins.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the steps at which it ends; the feedback loop, if connected, takes over.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="Prompt with the motion."),
+                io.Conditioning.Output(display_name="negative", tooltip="Negative prompt with the motion."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive: list,
+        negative: list,
+        vae: SViMoVAE,
+        motion: HandObjectMotion,
+        latent: dict,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+    ) -> io.NodeOutput:
+        config = svimo_vae(vae).config
+        _, _, t, h, w = unpack_latents(latent, vae.scale).video.shape
+        frames = (t - 1) * config.vae.temporal_compression + 1
+        if len(motion) != frames:
+            raise ValueError(
+                f"the motion has {len(motion)} frames, the clip {frames}: give both the same length"
+            )
+        width, height = w * config.vae.spatial_compression, h * config.vae.spatial_compression
+        working = vae.load(frames, height, width)
+        encoded = encode_motions(working, [motion], width, height, on_work=throw_if_interrupted).cpu()
+        values = {GUIDANCE: Guidance(strength * encoded / vae.scale, start_percent, end_percent)}
+        return io.NodeOutput(
+            node_helpers.conditioning_set_values(positive, values),
+            node_helpers.conditioning_set_values(negative, values),
+        )
+
+
+NODES = [SViMoPrompt, SViMoTextEncode, SViMoImageEncode, SViMoMotionEncode]

@@ -1,0 +1,253 @@
+"""Loaders: files to MODEL, SVIMO_INTERACTION, VAE and CLIP, all under ComfyUI's memory management."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.ops
+import folder_paths
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..svimo_core.checkpoint import CheckpointHeader, load_part, read_header
+from ..svimo_core.model.text import TextEncoder
+from ..svimo_core.model.vae import VideoVAE
+from .types import CATEGORY, BackboneModel, Held, Interaction, InteractionHandle, SViMoCLIP, SViMoVAE
+
+FOLDER = "svimo"
+"""Model category: `models/svimo`, anything extra_model_paths.yaml adds to it, and what ships with the pack."""
+BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "models"
+
+WEIGHT_DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+
+
+def register_folder() -> None:
+    """Make ComfyUI list our models."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER), is_default=True)
+    folder_paths.add_model_folder_path(FOLDER, str(BUNDLED))
+    folder_paths.folder_names_and_paths[FOLDER][1].update({".safetensors", ".sft"})
+
+
+register_folder()
+
+
+def list_files(*categories: str) -> list[str]:
+    """Model files of several categories, each name once."""
+    return sorted({name for category in categories for name in folder_paths.get_filename_list(category)})
+
+
+def find_file(name: str, *categories: str) -> str:
+    """Path of a listed model file.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    for category in categories:
+        path = folder_paths.get_full_path(category, name)
+        if path is not None:
+            return path
+    raise FileNotFoundError(
+        f"no model file {name!r} in models/{' or models/'.join(categories)}: refresh the node list"
+    )
+
+
+def load_backbone(header: CheckpointHeader, weight_dtype: torch.dtype | None = None) -> ModelPatcher:
+    """MODEL: weights stay in the file's (or the chosen) type and are cast layer by layer where it is not computable."""
+    module, compute_dtype = _load_castable(header, "backbone", weight_dtype)
+    return _patcher(BackboneModel(module, header.config, compute_dtype, header.preview))
+
+
+def load_interaction(header: CheckpointHeader) -> InteractionHandle:
+    """SVIMO_INTERACTION."""
+    module, compute_dtype = _load_castable(header, "interaction", None)
+    return InteractionHandle(
+        patcher=_patcher(module),
+        config=header.config.interaction,
+        vae_config=header.config.vae,
+        normalizer=header.normalizer,
+        compute_dtype=compute_dtype,
+        fps=header.config.fps,
+    )
+
+
+def load_vae(header: CheckpointHeader) -> SViMoVAE:
+    """VAE, whole on its device when used: diffusers' layers do not cast."""
+    device = comfy.model_management.vae_device()
+    dtype = comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float32])
+    network = load_part(header, "vae", dtype)
+    patcher = ModelPatcher(
+        Held(network), load_device=device, offload_device=comfy.model_management.vae_offload_device()
+    )
+    return SViMoVAE(VideoVAE(network, header.config.vae, header.preview), patcher, header.config)
+
+
+def load_text_encoder(header: CheckpointHeader) -> SViMoCLIP:
+    """CLIP, float32: it is small."""
+    network = load_part(header, "text_encoder", torch.float32)
+    patcher = ModelPatcher(
+        Held(network),
+        load_device=comfy.model_management.text_encoder_device(),
+        offload_device=comfy.model_management.text_encoder_offload_device(),
+    )
+    return SViMoCLIP(TextEncoder(network, header.config.text), patcher)
+
+
+def _load_castable(header: CheckpointHeader, part: str, weight_dtype: torch.dtype | None):
+    """A network built from ComfyUI's own layers, and the type it computes in."""
+    device = comfy.model_management.get_torch_device()
+    first = next(name for name in header.tensors if name.startswith(part + "."))
+    stored = weight_dtype or SAFETENSORS_DTYPES.get(header.tensors[first][0], torch.float32)
+    compute = (
+        comfy.model_management.unet_manual_cast(stored, device, [torch.bfloat16, torch.float32]) or stored
+    )
+    operations = comfy.ops.pick_operations(stored, compute, load_device=device)
+    return load_part(header, part, weight_dtype, operations, _attention), compute
+
+
+SAFETENSORS_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+
+
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The attention backend that ComfyUI selected."""
+    return optimized_attention(q, k, v, heads=q.shape[1], skip_reshape=True)
+
+
+def _patcher(model: torch.nn.Module) -> ModelPatcher:
+    return ModelPatcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+class SViMoCheckpointLoader(io.ComfyNode):
+    """All parts of one checkpoint."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoCheckpointLoader",
+            display_name="Load SViMo Checkpoint",
+            category=f"{CATEGORY}/loaders",
+            description="Load a complete SViMo model from one file: video and motion transformer, 3D interaction model, VAE and text encoder.",
+            inputs=[
+                io.Combo.Input(
+                    "ckpt_name",
+                    options=list_files(FOLDER),
+                    tooltip="A SViMo checkpoint in models/svimo. svimo-tiny.safetensors comes with the pack and runs on any machine.",
+                )
+            ],
+            outputs=[
+                io.Model.Output(tooltip="Video and motion transformer (MM-DiT)."),
+                Interaction.Output(
+                    display_name="interaction", tooltip="3D interaction model (VID) that closes the loop."
+                ),
+                io.Vae.Output(tooltip="Video VAE, for the video and for the rendered motion."),
+                io.Clip.Output(
+                    tooltip="Text encoder. Empty for full-size checkpoints: use core's CLIP loader with T5-XXL."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, ckpt_name: str) -> io.NodeOutput:
+        header = read_header(find_file(ckpt_name, FOLDER))
+        clip = load_text_encoder(header) if "text_encoder" in header.parts else None
+        return io.NodeOutput(load_backbone(header), load_interaction(header), load_vae(header), clip)
+
+
+class SViMoDiffusionModelLoader(io.ComfyNode):
+    """The backbone alone."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoDiffusionModelLoader",
+            display_name="Load SViMo Diffusion Model",
+            category=f"{CATEGORY}/loaders",
+            description="Load only the video and motion transformer (MM-DiT), with a choice of storage type.",
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=list_files("diffusion_models", FOLDER),
+                    tooltip="A SViMo file in models/diffusion_models or models/svimo.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    tooltip="How weights are stored in memory. default keeps the file's type; fp8 halves memory at some cost in quality.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="Video and motion transformer (MM-DiT).")],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        header = read_header(find_file(model_name, "diffusion_models", FOLDER))
+        return io.NodeOutput(load_backbone(header, WEIGHT_DTYPES[weight_dtype]))
+
+
+class SViMoInteractionLoader(io.ComfyNode):
+    """VID alone."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoInteractionLoader",
+            display_name="Load SViMo Interaction Model",
+            category=f"{CATEGORY}/loaders",
+            description="Load only the 3D interaction model (VID) with its motion statistics.",
+            inputs=[
+                io.Combo.Input(
+                    "model_name", options=list_files(FOLDER), tooltip="A SViMo file in models/svimo."
+                )
+            ],
+            outputs=[Interaction.Output(display_name="interaction", tooltip="3D interaction model (VID).")],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str) -> io.NodeOutput:
+        return io.NodeOutput(load_interaction(read_header(find_file(model_name, FOLDER))))
+
+
+class SViMoVAELoader(io.ComfyNode):
+    """The VAE alone."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoVAELoader",
+            display_name="Load SViMo VAE",
+            category=f"{CATEGORY}/loaders",
+            description="Load only the video VAE. It also works in core's VAE Encode and VAE Decode.",
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=list_files("vae", FOLDER),
+                    tooltip="A SViMo file in models/vae or models/svimo.",
+                )
+            ],
+            outputs=[io.Vae.Output(tooltip="Video VAE.")],
+        )
+
+    @classmethod
+    def execute(cls, vae_name: str) -> io.NodeOutput:
+        return io.NodeOutput(load_vae(read_header(find_file(vae_name, "vae", FOLDER))))
+
+
+NODES = [SViMoCheckpointLoader, SViMoDiffusionModelLoader, SViMoInteractionLoader, SViMoVAELoader]

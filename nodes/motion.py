@@ -1,0 +1,137 @@
+"""3D motion in the graph: load it and look at it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..svimo_core.motion import HandObjectMotion
+from ..svimo_core.render import render_motion, render_view
+from .types import CATEGORY, Motion
+
+FOLDERS = {"input": folder_paths.get_input_directory, "output": folder_paths.get_output_directory}
+
+
+def list_motions() -> list[str]:
+    """Motion files in input and output, the latter marked "[output]" as core marks them."""
+    found = []
+    for kind, directory in FOLDERS.items():
+        root = Path(directory())
+        names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.npz"))
+        found += [name if kind == "input" else f"{name} [{kind}]" for name in names]
+    return found
+
+
+def motion_path(name: str) -> Path:
+    """Path of a motion file named as :func:`list_motions` names it.
+
+    Raises:
+        ValueError: a path that leads out of the input and output folders.
+        FileNotFoundError: no such file.
+    """
+    bare, directory = folder_paths.annotated_filepath(name)
+    root = Path(directory or folder_paths.get_input_directory()).resolve()
+    path = (root / bare).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(
+            f"{name!r} lies outside of ComfyUI's input and output folders: copy the file into input"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"no motion file {name!r}: copy the .npz into ComfyUI's input folder")
+    return path
+
+
+class SViMoLoadMotion(io.ComfyNode):
+    """A saved motion."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoLoadMotion",
+            display_name="Load SViMo Motion",
+            category=f"{CATEGORY}/motion",
+            description="Load 3D motion that Save SViMo Motion wrote.",
+            inputs=[
+                io.Combo.Input(
+                    "motion",
+                    options=list_motions(),
+                    tooltip='A .npz in ComfyUI\'s input folder, or one of its own results (marked "[output]").',
+                )
+            ],
+            outputs=[
+                Motion.Output(
+                    display_name="motion",
+                    tooltip="Joints of both hands and points of all objects, in metres.",
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, motion: str) -> bool | str:
+        """Accept files that came after the list was made."""
+        try:
+            motion_path(motion)
+        except (OSError, ValueError) as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, motion: str) -> str:
+        """Load again when the file changes."""
+        state = motion_path(motion).stat()
+        return f"{state.st_mtime_ns} {state.st_size}"
+
+    @classmethod
+    def execute(cls, motion: str) -> io.NodeOutput:
+        return io.NodeOutput(HandObjectMotion.load(motion_path(motion)))
+
+
+class SViMoPreviewMotion(io.ComfyNode):
+    """A motion drawn, in the node and as frames."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoPreviewMotion",
+            display_name="Preview SViMo Motion",
+            category=f"{CATEGORY}/motion",
+            description="Draw 3D motion from the side, or through its own camera as the model sees it.",
+            inputs=[
+                Motion.Input("motion", tooltip="3D motion."),
+                io.Combo.Input(
+                    "view",
+                    options=["side", "camera"],
+                    default="side",
+                    tooltip="side: from the side, above a ground grid. camera: the rendered motion video, through the clip's camera.",
+                ),
+                io.Int.Input("width", default=480, min=16, max=4096, step=16, tooltip="Pixels."),
+                io.Int.Input("height", default=320, min=16, max=4096, step=16, tooltip="Pixels."),
+            ],
+            outputs=[io.Image.Output(display_name="frames", tooltip="The drawn frames.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, motion: HandObjectMotion, view: str, width: int, height: int) -> io.NodeOutput:
+        frames = (render_view if view == "side" else render_motion)(motion, width, height)
+        directory = folder_paths.get_temp_directory()
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path("SViMoPreview", directory)
+        file = f"{name}_{counter:05}_.webp"
+        first, *rest = (Image.fromarray(frame) for frame in frames)
+        first.save(
+            Path(folder) / file,
+            save_all=True,
+            append_images=rest,
+            duration=round(1000 / motion.fps),
+            loop=0,
+            quality=85,
+        )
+        preview = ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.temp)])
+        return io.NodeOutput(torch.from_numpy(frames).float() / 255, ui=preview)
+
+
+NODES = [SViMoLoadMotion, SViMoPreviewMotion]
