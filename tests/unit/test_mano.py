@@ -1,0 +1,261 @@
+import os
+import pickle
+import struct
+import sys
+import types
+
+import numpy as np
+import pytest
+import smplx
+import torch
+from helpers.moving_hands import hand_animation
+from helpers.synthetic_mano import mano_arrays
+from scipy.sparse import csc_matrix
+from smplx.utils import Struct
+
+from svimo_core.mano import FROM_MANO, TIP_VERTICES, fit_mano, load_mano, save_mano
+from svimo_core.motion import HAND_NAMES
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mano")
+    for side in HAND_NAMES:
+        np.savez(folder / f"MANO_{side.upper()}.npz", **mano_arrays(side))
+    return {side: load_mano(folder / f"MANO_{side.upper()}.npz", side) for side in HAND_NAMES}
+
+
+def acceleration(joints):
+    return np.sqrt(np.mean(np.diff(joints, n=2, axis=0) ** 2))
+
+
+def bone_spread(joints):
+    """How much any bone changes its length. The last ones end on the skin, which MANO's pose corrections move."""
+    lengths = np.linalg.norm(np.diff(joints[:, 1:].reshape(-1, 5, 4, 3)[:, :, :3], axis=2), axis=-1)
+    return lengths.std(axis=0).max()
+
+
+# Fitting
+
+
+@pytest.mark.parametrize("side", HAND_NAMES)
+def test_fit_recovers_the_joints(models, side):
+    joints = hand_animation(side, frames=17).joints
+    fit = fit_mano(joints, models[side], fps=8)
+    assert fit.residual_mm < 0.5
+    np.testing.assert_allclose(fit.joints, joints, atol=0.002)
+    assert bone_spread(fit.joints) < 1e-9
+
+
+def test_fit_finds_the_shape_of_a_larger_hand(models):
+    joints = hand_animation("right", frames=9).joints
+    wrist = joints[:, :1]
+    larger = fit_mano(wrist + 1.12 * (joints - wrist), models["right"], fps=8)
+    assert larger.residual_mm < 1.5
+    assert larger.betas[0] > 1.2  # the synthetic model's first shape is size, 6 % each
+
+
+def test_fit_is_smoother_and_truer_than_noisy_joints(models):
+    truth = hand_animation("left", frames=90).joints
+    noisy = truth + np.random.default_rng(0).normal(scale=0.003, size=truth.shape)
+    fit = fit_mano(noisy, models["left"], fps=30)
+    assert acceleration(fit.joints) < acceleration(noisy) / 4
+    assert np.mean((fit.joints - truth) ** 2) < np.mean((noisy - truth) ** 2) / 4
+    frame_by_frame = fit_mano(noisy, models["left"], fps=30, smoothness=0)
+    assert acceleration(frame_by_frame.joints) > 1.5 * acceleration(fit.joints)
+
+
+def test_parameters_mean_what_smplx_means(models):
+    fit = fit_mano(hand_animation("right", frames=5).joints, models["right"], fps=8)
+    arrays = mano_arrays("right")
+    arrays["f"] = arrays["f"].astype(np.int64)
+    layer = smplx.MANO(
+        "", data_struct=Struct(**arrays), use_pca=False, flat_hand_mean=True, dtype=torch.float64
+    )
+    tensor = torch.from_numpy
+    output = layer(
+        betas=tensor(np.tile(fit.betas, (5, 1))),
+        global_orient=tensor(fit.global_orient),
+        hand_pose=tensor(fit.hand_pose),
+        transl=tensor(fit.transl),
+    )
+    np.testing.assert_allclose(fit.vertices(), output.vertices.detach().numpy(), atol=1e-7)
+    joints = np.concatenate([output.joints.detach().numpy(), fit.vertices()[:, list(TIP_VERTICES)]], axis=1)
+    np.testing.assert_allclose(fit.joints, joints[:, FROM_MANO], atol=1e-7)
+
+
+def test_rig_of_a_fit_has_its_joints_and_nearly_its_mesh(models):
+    fit = fit_mano(hand_animation("left", frames=9).joints, models["left"], fps=8)
+    hand = fit.animation()
+    moving = [j for j in range(21) if j not in (4, 8, 12, 16, 20)]
+    np.testing.assert_allclose(hand.joints[:, moving], fit.joints[:, moving], atol=1e-9)
+    assert np.abs(hand.joints - fit.joints).max() < 0.003  # tips carry pose corrections
+    assert np.abs(hand.posed_vertices() - fit.vertices()).max() < 0.003
+    np.testing.assert_allclose(hand.rig.weights.sum(axis=1), 1, atol=1e-12)
+
+
+def test_fit_works_in_comfyui_inference_mode_and_for_one_frame(models):
+    with torch.inference_mode():
+        fit = fit_mano(hand_animation("right", frames=3).joints[:1], models["right"], fps=8)
+        assert fit.residual_mm < 1
+        assert fit.vertices().shape == (1, 778, 3)
+
+
+def test_fit_reports_progress_and_can_be_cancelled(models):
+    joints = hand_animation("right", frames=5).joints
+    seen = []
+    fit_mano(
+        joints, models["right"], fps=8, steps=3, on_progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+    def stop(done, total):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit_mano(joints, models["right"], fps=8, on_progress=stop)
+
+
+def test_saved_parameters_are_plain_arrays(models, tmp_path):
+    fits = {side: fit_mano(hand_animation(side, frames=5).joints, models[side], fps=8) for side in HAND_NAMES}
+    with np.load(save_mano(tmp_path / "mano.npz", fits, 8.0), allow_pickle=False) as file:
+        assert file["fps"] == 8
+        np.testing.assert_allclose(file["left_hand_pose"], fits["left"].hand_pose, atol=1e-6)
+        assert {file[f"right_{name}"].shape for name in ("global_orient", "transl")} == {(5, 3)}
+        assert file["right_betas"].shape == (10,)
+
+
+# Files
+
+
+class Ch:
+    """What the official files hold: see test_official_pickle_is_read_without_chumpy."""
+
+
+class Select(Ch):
+    pass
+
+
+Ch.__module__, Select.__module__ = "chumpy.ch", "chumpy.reordering"
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes byte strings as Python 2 did."""
+
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_bytes(self, value):
+        self.write(b"T" + struct.pack("<I", len(value)) + value)
+        self.memoize(value)
+
+    dispatch[bytes] = save_bytes
+
+
+def test_official_pickle_is_read_without_chumpy(tmp_path, monkeypatch):
+    arrays = mano_arrays("right")
+    source, shapedirs = Ch(), Select()
+    source.x = np.concatenate([arrays["shapedirs"], np.ones((778, 3, 10))], axis=2)
+    shapedirs.a, shapedirs.preferred_shape = source, (778, 3, 10)
+    shapedirs.idxs = np.arange(778 * 3 * 20).reshape(778, 3, 20)[:, :, :10].ravel()
+    content = {
+        **arrays,
+        "shapedirs": shapedirs,
+        "J_regressor": csc_matrix(arrays["J_regressor"]),
+        "bs_type": "lrotmin",
+    }
+    content["posedirs"] = np.asfortranarray(arrays["posedirs"])
+
+    for name in ("chumpy", "chumpy.ch", "chumpy.reordering"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(Ch=Ch, Select=Select))
+    path = tmp_path / "MANO_RIGHT.pkl"
+    with path.open("wb") as file:
+        Python2Pickler(file, protocol=2).dump(content)
+    data = path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    path.write_bytes(data.replace(b"scipy.sparse._csc", b"scipy.sparse.csc"))
+    monkeypatch.undo()
+    assert "chumpy" not in sys.modules
+
+    model = load_mano(path, "right")
+    for name in ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "hands_mean"):
+        np.testing.assert_allclose(getattr(model, name), arrays[name], err_msg=name)
+    assert model.parents.tolist() == [-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14]
+    np.testing.assert_array_equal(model.faces, arrays["f"])
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_converted_pickles_are_read(tmp_path, protocol):
+    path = tmp_path / "hand.pkl"
+    path.write_bytes(pickle.dumps(mano_arrays("left"), protocol))
+    np.testing.assert_array_equal(load_mano(path, "left").v_template, mano_arrays("left")["v_template"])
+
+
+class Hostile:
+    def __init__(self, call, *args):
+        self.call, self.args = call, args
+
+    def __reduce__(self):
+        return self.call, self.args
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("where", ["instead", "inside", "beside"])
+@pytest.mark.parametrize("call", [os.mkdir, eval, getattr])
+def test_hostile_pickles_run_nothing(tmp_path, protocol, where, call):
+    trap = tmp_path / "trap"
+    args = {os.mkdir: (str(trap),), eval: (f"__import__('os').mkdir({str(trap)!r})",), getattr: ("", "join")}[
+        call
+    ]
+    bomb = Hostile(call, *args)
+    content = {
+        "instead": bomb,
+        "inside": mano_arrays() | {"weights": bomb},
+        "beside": mano_arrays() | {"x": [bomb]},
+    }
+    path = tmp_path / "MANO_RIGHT.pkl"
+    path.write_bytes(pickle.dumps(content[where], protocol))
+    with pytest.raises(ValueError, match="do not trust this file"):
+        load_mano(path, "right")
+    assert not trap.exists()
+
+
+def broken(**changes):
+    arrays = mano_arrays()
+    return {name: value for name, value in (arrays | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable MANO pickle"),
+        (b"\x80\x04garbage", "not a readable MANO pickle"),
+        (pickle.dumps([1, 2]), "no dictionary"),
+        (pickle.dumps(broken(weights=None)), r"weights should be \(778, 16\), got nothing"),
+        (pickle.dumps(broken(v_template=np.zeros((6890, 3)))), r"v_template should be .* got \(6890, 3\)"),
+        (pickle.dumps(broken(v_template=np.array([{}] * 3))), "instead of numbers"),
+        (
+            pickle.dumps(broken(posedirs=np.full((778, 3, 135), np.nan))),
+            "posedirs has values that are not finite",
+        ),
+        (pickle.dumps(broken(f=np.array([[0, 1, 778]]))), "do not index 778 vertices"),
+        (pickle.dumps(broken(kintree_table=np.tile(np.arange(16), (2, 1)))), "before its parent"),
+    ],
+)
+def test_bad_files_are_one_clear_error(tmp_path, content, message):
+    path = tmp_path / "MANO_RIGHT.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_mano(path, "right")
+
+
+def test_missing_and_unknown_files_say_where_mano_comes_from(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"register at https://mano.is.tue.mpg.de"):
+        load_mano(tmp_path / "MANO_LEFT.pkl", "left")
+    (tmp_path / "hand.obj").touch()
+    with pytest.raises(ValueError, match=r"MANO comes as .pkl or .npz"):
+        load_mano(tmp_path / "hand.obj", "left")
+
+
+def test_npz_with_pickled_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "hand.npz", v_template=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="cannot be read as plain arrays"):
+        load_mano(tmp_path / "hand.npz", "left")
