@@ -5,12 +5,13 @@ Axes everywhere: camera space, metres, x right, y down, z forward.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from .files import whole_file
 
 HAND_NAMES = ("left", "right")
 JOINTS_PER_HAND = 21
@@ -152,13 +153,8 @@ class HandObjectMotion:
             "metadata_keys": np.array(list(self.metadata), dtype=np.str_),
             "metadata_values": np.array(list(self.metadata.values()), dtype=np.str_),
         }
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with open(partial, "wb") as file:
-                np.savez_compressed(file, **arrays)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
         return path
 
     @classmethod

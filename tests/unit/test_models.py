@@ -1,0 +1,192 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from svimo_core.model.interaction import InteractionModel
+from svimo_core.model.mmdit import MMDiT, extend_with_motion
+from svimo_core.model.text import TextEncoder, hand_object_prompt
+from svimo_core.model.vae import VideoVAE, build_vae, fit_preview
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def latents(config):
+    shape = (2, *config.latent_shape(config.frames, config.height, config.width))
+    return {name: noise(*shape, seed=i) for i, name in enumerate(("video", "image", "motion", "guidance"))}
+
+
+# MM-DiT
+
+
+@torch.no_grad()
+def test_streams_see_each_other_and_their_conditions(model, latents, config):
+    network, time = model.backbone, torch.tensor([500, 20])
+    text = noise(2, config.backbone.text_length, config.backbone.text_dim)
+
+    def run(**changed):
+        values = {**latents, "text": text, **changed}
+        return network(values["video"], values["image"], values["text"], time, values["motion"], values["guidance"])
+
+    video, motion = run()
+    assert video.shape == motion.shape == latents["video"].shape
+    for name in ("video", "image", "motion", "guidance", "text"):
+        changed = run(**{name: noise(*(text if name == "text" else latents[name]).shape, seed=9)})
+        assert not torch.allclose(video, changed[0])
+        assert not torch.allclose(motion, changed[1])
+
+
+@torch.no_grad()
+def test_reported_blocks_can_stop_a_forward(model, latents, config):
+    seen = []
+
+    def stop(block):
+        seen.append(block)
+        raise InterruptedError
+
+    text = noise(2, config.backbone.text_length, config.backbone.text_dim)
+    with pytest.raises(InterruptedError):
+        model.backbone(latents["video"], latents["image"], text, torch.tensor([1, 1]), on_block=stop)
+    assert seen == [0]
+
+
+def test_image_condition_repeats_or_pads(model, config):
+    image = noise(1, 16, 4, 6)
+    repeated = model.backbone.image_condition(image, 3)
+    assert torch.equal(repeated[:, :, 2], image)
+    padded = MMDiT(replace(config.backbone, image_padding="zero")).image_condition(image, 3)
+    assert torch.equal(padded[:, :, 0], image)
+    assert padded[:, :, 1:].abs().max() == 0
+
+
+@torch.no_grad()
+def test_untrained_guidance_changes_nothing_after_init_from_video(config, latents):
+    torch.manual_seed(0)
+    video_only = MMDiT(replace(config.backbone, motion=False))
+    network = MMDiT(config.backbone)
+    network.load_state_dict(dict(extend_with_motion(video_only.state_dict().items(), config.backbone)), strict=True)
+    text, time = noise(2, config.backbone.text_length, config.backbone.text_dim), torch.tensor([5, 900])
+    run = [
+        network(latents["video"], latents["image"], text, time, latents["motion"], guidance)
+        for guidance in (latents["guidance"], torch.zeros_like(latents["guidance"]))
+    ]
+    torch.testing.assert_close(run[0], run[1], rtol=0, atol=0)
+    # Motion rows copy the video ones: a motion stream fed like a video without an image answers like one.
+    alone = network(latents["video"], torch.zeros_like(latents["video"]), text, time, latents["video"], latents["image"])
+    torch.testing.assert_close(alone[0], alone[1])
+
+
+# VID
+
+
+@torch.no_grad()
+def test_vid_reads_both_latents_its_motion_and_the_time(model, latents, config):
+    hands, points = noise(2, config.frames, 42, 3), noise(2, config.frames, config.interaction.num_points, 3)
+
+    def run(hands=hands, points=points, video=latents["video"], motion=latents["motion"], time=(500, 20)):
+        return model.interaction(hands, points, video, motion, torch.tensor(time))
+
+    out = run()
+    assert out[0].shape == hands.shape
+    assert out[1].shape == points.shape
+    changes = [
+        {"hands": noise(*hands.shape, seed=5)},
+        {"points": noise(*points.shape, seed=5)},
+        {"video": latents["image"]},
+        {"motion": latents["image"]},
+        {"time": (1, 999)},
+    ]
+    for change in changes:
+        other = run(**change)
+        assert not torch.allclose(out[0], other[0])
+        assert not torch.allclose(out[1], other[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 5, 17, 49])
+def test_vid_takes_any_length(model, config, frames):
+    z = noise(1, 16, (frames - 1) // 4 + 1, 4, 6)
+    hands, points = noise(1, frames, 42, 3), noise(1, frames, config.interaction.num_points, 3)
+    assert model.interaction(hands, points, z, z, torch.tensor([3]))[0].shape == hands.shape
+
+
+def test_every_vid_weight_learns(config):
+    torch.manual_seed(0)
+    network = InteractionModel(config.interaction)
+    z = noise(1, *config.latent_shape(config.frames, config.height, config.width))
+    hands, points = noise(1, config.frames, 42, 3), noise(1, config.frames, config.interaction.num_points, 3)
+    out = network(hands, points, z, 2 * z, torch.tensor([7]))
+    (out[0].square().sum() + out[1].square().sum()).backward()
+    # The last level's cross-stream mix feeds only the fused features, which every level does.
+    idle = [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert idle == []
+
+
+# VAE
+
+
+@torch.no_grad()
+def test_vae_shapes_and_sampling(model, config):
+    frames = torch.rand(1, config.frames, config.height, config.width, 3)
+    mean = model.vae.encode(frames)
+    assert mean.shape == (1, *config.latent_shape(config.frames, config.height, config.width))
+    torch.testing.assert_close(model.vae.encode(frames), mean, rtol=0, atol=0)
+    drawn = [model.vae.encode(frames, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    decoded = model.vae.decode(mean)
+    assert decoded.shape == frames.shape
+    assert decoded.min() >= 0
+    assert decoded.max() <= 1
+
+
+@torch.no_grad()
+def test_vae_work_can_be_stopped_and_leaves_the_model_as_it_was(model, config):
+    frames = torch.rand(1, config.frames, config.height, config.width, 3)
+    calls = []
+
+    def stop():
+        calls.append(1)
+        raise InterruptedError
+
+    for work in (lambda: model.vae.encode(frames, on_tile=stop), lambda: model.vae.decode(model.vae.encode(frames), True, stop)):
+        with pytest.raises(InterruptedError):
+            work()
+    assert len(calls) == 2
+    assert not model.vae.model.use_tiling
+    assert not model.vae.model.decoder._forward_pre_hooks
+
+
+@torch.no_grad()
+def test_preview_matrix_is_a_better_guess_than_the_mean_colour(config):
+    torch.manual_seed(0)
+    vae = VideoVAE(build_vae(config.vae), config.vae)
+    coarse = torch.rand(24, 3, 2, 3)
+    images = torch.nn.functional.interpolate(coarse, size=(32, 48), mode="bilinear").movedim(1, -1)[:, None]
+    vae.preview_matrix = fit_preview(vae, images)
+    seen = torch.stack([vae.preview(latent[:, 0]) for latent in vae.encode(images)])
+    assert seen.shape == (24, 4, 6, 3)
+    small = torch.nn.functional.interpolate(images[:, 0].movedim(-1, 1), size=(4, 6), mode="area").movedim(1, -1)
+    assert (seen - small).square().mean() < 0.95 * small.var()  # an untrained VAE keeps little of a colour
+
+
+# Text
+
+
+@torch.no_grad()
+def test_prompts_have_a_fixed_length_and_differ(model, config):
+    features = model.text_encoder.encode(["use spoon to stir cup", "use spoon to hit cup", "", "w\u00f6rds " * 99])
+    assert features.shape == (4, config.text.text_length, config.text.dim)
+    assert not torch.allclose(features[0], features[1])
+    ids = model.text_encoder.tokenize(["use spoon to stir cup", ""])
+    assert ids[1].tolist() == [1] + [0] * (config.text.text_length - 1)
+    assert model.text_encoder.tokenizer.decode(ids[0].tolist()).strip() == "use spoon to stir cup"
+
+
+def test_hand_object_prompt():
+    assert hand_object_prompt(" spoon ", "stir", "cup") == "use spoon to stir cup"
+    with pytest.raises(ValueError, match="action is empty"):
+        hand_object_prompt("spoon", " ", "cup")
