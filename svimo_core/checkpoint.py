@@ -1,38 +1,49 @@
-"""SViMo checkpoints: one safetensors file that says what it is, read strictly.
+"""Model files: SViMo checkpoints and CogVideoX's, each read strictly through one header.
 
-A file holds any of the four parts (`backbone`, `interaction`, `vae`, `text_encoder`), its tensors prefixed by the
-part's name, and in its metadata the configuration to build them, the motion statistics, and where it came from.
-Nothing else is loaded: a pickle is never opened, a foreign or damaged file is refused with a reason.
+A SViMo checkpoint is one safetensors file that says what it is. It holds any of the four parts (`backbone`,
+`interaction`, `vae`, `text_encoder`), its tensors prefixed by the part's name, and in its metadata the configuration
+to build them, the motion statistics, and where it came from. CogVideoX files (:mod:`svimo_core.cogvideox`) answer as a
+checkpoint with a video-only backbone, a VAE, or both. Nothing else is loaded: a pickle is never opened, a foreign or
+damaged file is refused with a reason.
 
     python -m svimo_core.checkpoint inspect FILE
+    python -m svimo_core.checkpoint convert SOURCE TARGET
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import os
-import struct
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from .config import SViMoConfig
+from .cogvideox import TABLE_GRID_5B, is_pipeline, open_cogvideox
+from .config import COGVIDEOX_5B_I2V, SViMoConfig
+from .files import whole_file
 from .model.interaction import InteractionModel
 from .model.layers import AttentionFunction, Operations, scaled_dot_product_attention
-from .model.mmdit import MMDiT
+from .model.mmdit import MMDiT, extend_with_motion
 from .model.text import build_text_encoder
 from .model.vae import build_vae
 from .normalization import MotionNormalizer
+from .weights import StoredTensor, fill, open_weights, read_tensors, write_weights
 
 FORMAT = "svimo"
 FORMAT_VERSION = 1
 PARTS = ("backbone", "interaction", "vae", "text_encoder")
+SHARED_WEIGHTS = {"encoder.embed_tokens.weight": "shared.weight"}
+"""T5's second name for its embedding table, which safetensors cannot store twice."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,20 +51,34 @@ class CheckpointHeader:
     """Everything a checkpoint says about itself; its tensors stay on disk."""
 
     path: Path
+    kind: str
+    """What the file is, in words."""
     config: SViMoConfig
+    """Of CogVideoX files: what they hold as found, the rest as in the preset of that size."""
     normalizer: MotionNormalizer | None
     """Motion statistics; present with the interaction part."""
     preview: Tensor | None
     """17 x 3 latent-to-RGB matrix; may come with the VAE."""
     provenance: dict[str, str]
     """Where the weights came from, in words: source, training, hashes."""
-    tensors: dict[str, tuple[str, tuple[int, ...]]]
-    """Tensor name to (dtype, shape)."""
+    tensors: dict[str, StoredTensor]
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts this file holds."""
-        return tuple(part for part in PARTS if any(name.startswith(part + ".") for name in self.tensors))
+        return tuple(part for part in PARTS if self.part_tensors(part))
+
+    def part_tensors(self, part: str) -> dict[str, StoredTensor]:
+        """The tensors of one part, by their names in its network."""
+        prefix = part + "."
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+    def part_dtype(self, part: str) -> torch.dtype:
+        """The type that most weights of a part have once loaded as they are stored."""
+        sizes = Counter()
+        for tensor in self.part_tensors(part).values():
+            sizes[tensor.loaded_dtype] += tensor.numel
+        return max(sizes, key=sizes.__getitem__)
 
 
 def save_checkpoint(
@@ -70,7 +95,6 @@ def save_checkpoint(
     Raises:
         ValueError: an unknown part, or an interaction part without its statistics.
     """
-    path = Path(path)
     unknown = set(parts) - set(PARTS)
     if unknown or not parts:
         raise ValueError(f"a checkpoint holds one or more of {PARTS}, got {sorted(parts)}")
@@ -79,9 +103,21 @@ def save_checkpoint(
     tensors = {
         f"{part}.{key}": (value if dtype is None else value.to(dtype)).detach().contiguous().cpu()
         for part, module in parts.items()
-        for key, value in _own_weights(part, module.state_dict()).items()
+        for key, value in module.state_dict().items()
+        if key not in SHARED_WEIGHTS
     }
-    metadata = {
+    with whole_file(path) as partial:
+        save_file(tensors, partial, _metadata(config, normalizer, preview, provenance))
+    return Path(path)
+
+
+def _metadata(
+    config: SViMoConfig,
+    normalizer: MotionNormalizer | None,
+    preview: Tensor | None,
+    provenance: dict[str, str] | None,
+) -> dict[str, str]:
+    return {
         "format": FORMAT,
         "version": str(FORMAT_VERSION),
         "config": json.dumps(config.to_dict()),
@@ -89,28 +125,25 @@ def save_checkpoint(
         "preview": json.dumps(preview.tolist() if preview is not None else None),
         "provenance": json.dumps(provenance or {}),
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file(tensors, partial, metadata=metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
 
 
 def read_header(path: str | os.PathLike) -> CheckpointHeader:
-    """Read what a checkpoint says about itself, or refuse the file.
+    """Read what a model file says about itself, or refuse it.
+
+    Args:
+        path: a SViMo checkpoint, or CogVideoX-5b-I2V in any form (see :mod:`svimo_core.cogvideox`): a file, one of
+            several shards, or a diffusers folder.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a complete SViMo checkpoint; the message says what it is and what to do.
+        FileNotFoundError: no such file, or a shard is missing.
+        ValueError: another model, or not complete; the message says what it is and what to do.
     """
     path = Path(path)
-    header = _safetensors_header(path)
-    metadata = header.pop("__metadata__", {})
-    tensors = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+    if is_pipeline(path):
+        return _cogvideox_header(path)
+    tensors, metadata = open_weights(path)
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path.name} is not a SViMo checkpoint: {_guess(tensors)}")
+        return _cogvideox_header(path)
     if int(metadata["version"]) > FORMAT_VERSION:
         raise ValueError(
             f"{path.name} has checkpoint format {metadata['version']}; this version of the pack reads up to "
@@ -120,6 +153,7 @@ def read_header(path: str | os.PathLike) -> CheckpointHeader:
         statistics, preview = json.loads(metadata["statistics"]), json.loads(metadata["preview"])
         return CheckpointHeader(
             path=path,
+            kind="SViMo checkpoint",
             config=SViMoConfig.from_dict(json.loads(metadata["config"])),
             normalizer=MotionNormalizer.from_dict(statistics) if statistics is not None else None,
             preview=torch.tensor(preview) if preview is not None else None,
@@ -128,6 +162,33 @@ def read_header(path: str | os.PathLike) -> CheckpointHeader:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} has damaged SViMo metadata: {error}") from error
+
+
+def _cogvideox_header(path: Path) -> CheckpointHeader:
+    """CogVideoX files as a video-only checkpoint, at the size of their position table."""
+    found = open_cogvideox(path)
+    backbone = found.backbone or replace(COGVIDEOX_5B_I2V.backbone, motion=False, image_padding="zero")
+    vae = found.vae or COGVIDEOX_5B_I2V.vae
+    frames, height, width = backbone.position_table or TABLE_GRID_5B
+    cell = backbone.patch_size * vae.spatial_compression
+    return CheckpointHeader(
+        path=path,
+        kind=f"CogVideoX image-to-video, {found.layout}",
+        config=replace(
+            COGVIDEOX_5B_I2V,
+            frames=(frames - 1) * vae.temporal_compression + 1,
+            height=height * cell,
+            width=width * cell,
+            backbone=backbone,
+            interaction=replace(COGVIDEOX_5B_I2V.interaction, latent_channels=backbone.latent_channels),
+            vae=vae,
+            schedule=found.schedule,
+        ),
+        normalizer=None,
+        preview=None,
+        provenance={},
+        tensors=found.tensors,
+    )
 
 
 def load_part(
@@ -140,7 +201,8 @@ def load_part(
     """Build one part and load its weights, strictly: every weight must be there, fit, and be used.
 
     Args:
-        dtype: storage type of the loaded weights; None keeps the file's.
+        dtype: storage type of the loaded weights; None keeps the file's, memory-mapped. fp8 weights with scales become
+            bfloat16, since their scales cannot be kept in fp8.
         operations, attention: see :mod:`svimo_core.model.layers`; the VAE and the text encoder bring their own.
 
     Raises:
@@ -152,20 +214,7 @@ def load_part(
         )
     with torch.device("meta"):  # no memory and no initialisation for weights that are about to be replaced
         module = _build(header.config, part, operations, attention)
-    expected = {key: tuple(value.shape) for key, value in _own_weights(part, module.state_dict()).items()}
-    found = {
-        name.removeprefix(part + "."): shape
-        for name, (_, shape) in header.tensors.items()
-        if name.startswith(part + ".")
-    }
-    _check_match(header.path.name, part, expected, found)
-    with safe_open(header.path, framework="pt") as file:
-        state = {key: file.get_tensor(f"{part}.{key}") for key in expected}
-    if dtype is not None:
-        state = {key: value.to(dtype) for key, value in state.items()}
-    module.load_state_dict(
-        state, strict=False, assign=True
-    )  # strictness: _check_match above, tied weights excepted
+    fill(module, header.part_tensors(part), f"{header.path.name}: {part}", dtype, SHARED_WEIGHTS)
     if part == "text_encoder":
         module.encoder.embed_tokens = module.shared
     return module.eval().requires_grad_(False)
@@ -192,105 +241,133 @@ def _build(config: SViMoConfig, part: str, operations: Operations, attention: At
     return build_text_encoder(config.text)
 
 
-def _own_weights(part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without T5's second name for its embedding table, which safetensors cannot store twice."""
-    return {
-        k: v for k, v in state.items() if not (part == "text_encoder" and k == "encoder.embed_tokens.weight")
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Start a SViMo checkpoint from CogVideoX-I2V: its transformer with a motion stream, and its VAE if it is there.
+
+    Tensors pass through one at a time, and the file appears whole or not at all. The metadata names every source file
+    with its SHA-256, as model hubs publish it.
+
+    Args:
+        dtype: type to write; None keeps the transformer's, or bfloat16 for an fp8 file.
+        on_progress: told bytes done and bytes in all; raise there to stop.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_header`; or the source is not a CogVideoX transformer.
+        OSError: the target cannot be written.
+    """
+    # 1. what is there, and what becomes of it
+    header = read_header(source)
+    if "backbone" not in header.parts or header.config.backbone.motion:
+        raise ValueError(
+            f"{header.path.name} is a {header.kind} with {', '.join(header.parts)}: convert starts from the "
+            "transformer of CogVideoX-5b-I2V"
+        )
+    config = replace(
+        COGVIDEOX_5B_I2V,
+        backbone=replace(header.config.backbone, motion=True, image_padding="repeat"),
+        interaction=header.config.interaction,
+        vae=header.config.vae,
+        schedule=header.config.schedule,
+    )
+    if dtype is None:
+        dtype = header.part_dtype("backbone")
+        dtype = dtype if dtype.itemsize > 1 else torch.bfloat16
+
+    def extended(part: str, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        if part == "backbone":
+            tensors = extend_with_motion(tensors, config.backbone)
+        return ((f"{part}.{name}", tensor) for name, tensor in tensors)
+
+    shapes = {}
+    for part in header.parts:
+        empty = ((name, torch.empty(t.shape, device="meta")) for name, t in header.part_tensors(part).items())
+        shapes |= {name: tuple(tensor.shape) for name, tensor in extended(part, empty)}
+
+    # 2. provenance
+    files = sorted({tensor.file for tensor in header.tensors.values()})
+    total = sum(file.stat().st_size for file in files)
+    total += sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
+    done = 0
+
+    def advance(size: int) -> None:
+        nonlocal done
+        done += size
+        on_progress(done, total)
+
+    root = header.path if header.path.is_dir() else header.path.parent
+    provenance = {
+        "source": f"{header.kind}, {header.path.name}; motion stream initialised from its video stream"
     }
+    provenance |= {f"sha256 of {file.relative_to(root).as_posix()}": _sha256(file, advance) for file in files}
+
+    # 3. tensor by tensor
+    tensors = chain.from_iterable(
+        extended(part, read_tensors(header.part_tensors(part), stream=True)) for part in header.parts
+    )
+    write_weights(target, shapes, dtype, tensors, _metadata(config, None, None, provenance), advance)
+    return Path(target)
 
 
-def _check_match(name: str, part: str, expected: dict[str, tuple], found: dict[str, tuple]) -> None:
-    problems = [f"lacks {key}" for key in expected.keys() - found.keys()]
-    problems += [f"has an unknown {key}" for key in found.keys() - expected.keys()]
-    problems += [
-        f"{key} is {found[key]}, expected {shape}"
-        for key, shape in expected.items()
-        if key in found and found[key] != shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise ValueError(
-            f"{name}: {part} does not match the file's own configuration: {'; '.join(sorted(problems)[:3])}{more}"
-        )
-
-
-def _safetensors_header(path: Path) -> dict[str, Any]:
-    """Parse a safetensors header and check that all its data is there, without touching the data."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}")
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
-        if start[:2] == b"PK" or start[:1] == b"\x80":
-            raise ValueError(
-                f"{path.name} is a PyTorch pickle, whatever its name says. Pickles can run code and are never opened: "
-                "ask for a .safetensors file"
-            )
-        if start[:4] == b"GGUF":
-            raise ValueError(
-                f"{path.name} is a GGUF file, which this pack does not read: use a .safetensors file"
-            )
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= size - 8:
-            raise ValueError(
-                f"{path.name} is not a complete safetensors file ({size} bytes): download or copy it again"
-            )
-        try:
-            header = json.loads(file.read(length))
-            end = max(
-                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
-                default=0,
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{path.name} is not a safetensors file: its header cannot be read ({error})"
-            ) from error
-    if size != 8 + length + end:
-        raise ValueError(
-            f"{path.name} is damaged: its header announces {8 + length + end} bytes, the file has {size}. "
-            "Download or copy it again"
-        )
-    return header
-
-
-def _guess(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> str:
-    names = " ".join(tensors)
-    if "lora" in names:
-        return "it looks like a LoRA; load it with ComfyUI's LoRA loader on top of a model"
-    if "patch_embed.text_proj.weight" in names:
-        return "it looks like a CogVideoX transformer, not yet converted to SViMo"
-    if "encoder.block.0.layer.0" in names:
-        return "it looks like a T5 text encoder; load it with ComfyUI's CLIP loader"
-    return "it has no SViMo metadata. Choose a file written by this pack"
+def _sha256(file: Path, on_bytes: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while piece := opened.read(2**24):
+            digest.update(piece)
+            on_bytes(len(piece))
+    return digest.hexdigest()
 
 
 def describe(header: CheckpointHeader) -> str:
     """A few lines for people: parts, sizes, native clip, provenance."""
     config = header.config
     lines = [
-        f"{header.path.name}: SViMo checkpoint, model {config.name!r}",
+        f"{header.path.name}: {header.kind}, model {config.name!r}",
         f"  native clip: {config.frames} frames of {config.width} x {config.height} at {config.fps:g} fps, "
         f"{config.num_tokens(config.frames, config.height, config.width)} tokens",
     ]
     for part in header.parts:
-        chosen = [
-            (dtype, shape) for name, (dtype, shape) in header.tensors.items() if name.startswith(part + ".")
-        ]
-        count = sum(torch.Size(shape).numel() for _, shape in chosen)
-        lines.append(
-            f"  {part}: {count / 1e6:.2f} M parameters, {', '.join(sorted({dtype for dtype, _ in chosen}))}"
-        )
+        sizes = Counter()
+        for tensor in header.part_tensors(part).values():
+            sizes[tensor.dtype + " with scales" * (tensor.scale is not None)] += tensor.numel
+        types = ", ".join(dtype for dtype, _ in sizes.most_common())
+        lines.append(f"  {part}: {sizes.total() / 1e6:.2f} M parameters, {types}")
     lines += [f"  {key}: {value}" for key, value in header.provenance.items()]
     return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> int:
-    """Command line: `inspect FILE`."""
-    if len(arguments) != 2 or arguments[0] != "inspect":
-        sys.stderr.write("usage: python -m svimo_core.checkpoint inspect FILE\n")
-        return 2
+    """Command line: `inspect FILE`, `convert SOURCE TARGET`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m svimo_core.checkpoint", description="Look at and convert model files."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspect = commands.add_parser("inspect", help="say what a model file or folder is")
+    inspect.add_argument("file", type=Path)
+    start = commands.add_parser("convert", help="start a SViMo checkpoint from CogVideoX-5b-I2V")
+    start.add_argument("source", type=Path, help="its pipeline folder, transformer folder, or file")
+    start.add_argument("target", type=Path, help="the .safetensors file to write")
+    start.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="default: as in the source"
+    )
+    chosen = parser.parse_args(arguments)
     try:
-        sys.stdout.write(describe(read_header(arguments[1])) + "\n")
+        if chosen.command == "convert":
+            dtype = getattr(torch, chosen.dtype) if chosen.dtype else None
+            with tqdm(unit="B", unit_scale=True) as bar:
+
+                def show(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
+
+                convert(chosen.source, chosen.target, dtype, show)
+        sys.stdout.write(
+            describe(read_header(chosen.target if chosen.command == "convert" else chosen.file)) + "\n"
+        )
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

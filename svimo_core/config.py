@@ -35,6 +35,10 @@ class BackboneConfig:
     """How the image latent fills time: "repeat" (SViMo) or "zero" after the first latent frame (CogVideoX)."""
     position_table: tuple[int, int, int] | None = None
     """Latent frames, height and width of CogVideoX's learned position table in tokens' own grid; None drops it."""
+    rotary_grid: tuple[int, int] | None = None
+    """Where rotary positions lie off the native size. None, as in training: a token keeps its own row and column at
+    every size. A height and width in tokens, such as (30, 45): stretch or shrink every clip's rows and columns into
+    that grid, as diffusers' CogVideoX pipelines do. Both agree at the grid's own size."""
 
     def __post_init__(self):
         if self.head_dim % 16:

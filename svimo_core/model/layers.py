@@ -123,20 +123,29 @@ class CrossAttention(nn.Module):
 
 
 def rotary_3d(
-    frames: int, height: int, width: int, head_dim: int, device: torch.device, theta: float = 10000.0
+    frames: int,
+    height: int,
+    width: int,
+    head_dim: int,
+    device: torch.device,
+    fit_to: tuple[int, int] | None = None,
+    theta: float = 10000.0,
 ) -> tuple[Tensor, Tensor]:
     """Rotary cosines and sines of a token grid, in (t, y, x) order of CogVideoX: 2:3:3 of the head dimension.
+
+    Args:
+        fit_to: height and width of the grid to place rows and columns in (see `BackboneConfig.rotary_grid`).
 
     Returns:
         cos and sin, each (frames height width) x head_dim float32, pairs of channels sharing an angle.
     """
+    positions = [torch.arange(size, dtype=torch.float32) for size in (frames, height, width)]
+    if fit_to is not None:
+        positions[1:] = _fitted_positions((height, width), fit_to)
     axes = []
-    for size, dim in zip(
-        (frames, height, width), (head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3), strict=True
-    ):
+    for position, dim in zip(positions, (head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3), strict=True):
         frequencies = 1.0 / theta ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
-        positions = torch.arange(size, device=device, dtype=torch.float32)
-        axes.append(torch.outer(positions, frequencies).repeat_interleave(2, dim=1))
+        axes.append(torch.outer(position.to(device), frequencies).repeat_interleave(2, dim=1))
     t, y, x = axes
     angles = torch.cat(
         [
@@ -148,6 +157,17 @@ def rotary_3d(
     )
     angles = rearrange(angles, "t y x d -> (t y x) d")
     return angles.cos(), angles.sin()
+
+
+def _fitted_positions(grid: tuple[int, int], fit_to: tuple[int, int]) -> list[Tensor]:
+    """Rows and columns of a grid scaled to fit into another, centred, in whole tokens, as diffusers computes them."""
+    factor = min(to / size for to, size in zip(fit_to, grid, strict=True))
+    positions = []
+    for to, size in zip(fit_to, grid, strict=True):
+        fitted = round(factor * size)
+        start = round((to - fitted) / 2)
+        positions.append(torch.linspace(start, (start + fitted) * (size - 1) / size, size))
+    return positions
 
 
 def rotate_last(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ the motion patch embedding (`patch_embed.motion_proj`) and the motion rows of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -177,7 +177,7 @@ class MMDiT(nn.Module):
         learned = self.patch_embed.positions(grid)
         if learned is not None:
             streams = [stream + learned[min(i, 1)].to(stream) for i, stream in enumerate(streams)]
-        rotary = rotary_3d(*grid, config.head_dim, video.device)
+        rotary = rotary_3d(*grid, config.head_dim, video.device, config.rotary_grid)
         if motion is not None:  # motion tokens sit where the video tokens they overlay sit
             rotary = tuple(torch.cat([table, table]) for table in rotary)
 
@@ -208,22 +208,27 @@ class MMDiT(nn.Module):
         return F.pad(image, (0, 0, 0, 0, 0, latent_frames - 1))
 
 
-def extend_with_motion(video_only: dict[str, Tensor], config: BackboneConfig) -> dict[str, Tensor]:
+def extend_with_motion(
+    video_only: Iterable[tuple[str, Tensor]], config: BackboneConfig
+) -> Iterator[tuple[str, Tensor]]:
     """Start a three-modality MM-DiT from CogVideoX-I2V weights (method, section 3, "Init from CogVideoX").
 
     Motion modulation rows and the noisy half of the motion patch kernel copy the video ones; the guidance half starts
     at zero, so an untrained guidance changes nothing.
 
     Args:
-        video_only: state dict of an MMDiT built with `motion=False`.
+        video_only: weights by name of an MMDiT built with `motion=False`; read one by one, so that 5 B parameters
+            need not be held.
         config: the config of the model to start, with `motion=True`.
     """
-    weights = dict(video_only)
-    for key, value in video_only.items():
+    for key, value in video_only:
         if ".norm1.linear." in key or ".norm2.linear." in key:
-            weights[key] = torch.cat([value, value[: 3 * config.dim]])
-    kernel = video_only["patch_embed.proj.weight"].clone()
-    kernel[:, config.latent_channels :] = 0
-    weights["patch_embed.motion_proj.weight"] = kernel
-    weights["patch_embed.motion_proj.bias"] = video_only["patch_embed.proj.bias"].clone()
-    return weights
+            yield key, torch.cat([value, value[: 3 * config.dim]])
+            continue
+        yield key, value
+        if key == "patch_embed.proj.weight":
+            kernel = value.clone()
+            kernel[:, config.latent_channels :] = 0
+            yield "patch_embed.motion_proj.weight", kernel
+        elif key == "patch_embed.proj.bias":
+            yield "patch_embed.motion_proj.bias", value.clone()
