@@ -1,0 +1,261 @@
+"""Animated GLB (glTF 2.0): skinned hands, rigid objects and the camera, for Preview3D, Blender and Unreal.
+
+glTF's own units and axes: metres, y up, seconds. The rest pose of each hand is flat and stands where its wrist is on
+average; the inverse bind matrices belong to that same pose, so that a rig can be retargeted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from ..files import whole_file
+from ..hand_rig import JOINT_PARENTS, HandAnimation, vertex_normals
+from ..motion import HAND_NAMES, JOINT_NAMES, Camera
+from ..rigged import RiggedMotion
+from . import FLIP, flip_rotations
+
+HAND_COLORS = (
+    (0.80, 0.25, 0.20),
+    (0.25, 0.65, 0.30),
+)  # left reddish, right greenish, as in the rendered motion
+OBJECT_COLORS = ((0.85, 0.20, 0.75), (0.20, 0.30, 0.85), (0.85, 0.55, 0.15), (0.20, 0.70, 0.75))
+
+# glTF's numbers for what an accessor holds and what a buffer view is for
+FLOAT, UNSIGNED_BYTE, UNSIGNED_INT = 5126, 5121, 5125
+ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
+COMPONENTS = {np.dtype("<f4"): FLOAT, np.dtype("u1"): UNSIGNED_BYTE, np.dtype("<u4"): UNSIGNED_INT}
+SHAPES = {(): "SCALAR", (3,): "VEC3", (4,): "VEC4", (4, 4): "MAT4"}
+
+
+def write_glb(
+    path: str | os.PathLike,
+    rigged: RiggedMotion,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write one animated GLB.
+
+    Args:
+        path: the file to write or replace.
+        rigged: what :func:`svimo_core.rigged.rig_motion` returns.
+        metadata: further strings (a seed, a workflow) for `asset.extras`, beside the motion's own.
+        on_progress: called with (done, total); raising from it cancels and leaves no file.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    document = _Document(rigged, metadata or {})
+    total = 2 + len(rigged.objects) + 1
+    report = on_progress or (lambda done, total: None)
+
+    document.add_camera(rigged.camera)
+    for i, (side, hand) in enumerate(zip(HAND_NAMES, rigged.hands, strict=True)):
+        document.add_hand(side, hand, HAND_COLORS[i])
+        report(i + 1, total)
+    for i, name in enumerate(rigged.objects):
+        document.add_object(name, OBJECT_COLORS[i % len(OBJECT_COLORS)])
+        report(3 + i, total)
+    with whole_file(path) as partial:
+        partial.write_bytes(document.to_bytes())
+        report(total, total)
+    return path
+
+
+class _Document:
+    """A glTF document that grows: JSON on one side, one binary buffer on the other."""
+
+    def __init__(self, rigged: RiggedMotion, metadata: Mapping[str, str]):
+        self.rigged = rigged
+        self.binary = bytearray()
+        self.json: dict[str, Any] = {
+            "asset": {
+                "version": "2.0",
+                "generator": "ComfyUI-SViMo",
+                "extras": {
+                    **rigged.metadata,
+                    **metadata,
+                    "prompt": rigged.prompt,
+                    "fps": rigged.fps,
+                    "frames": len(rigged),
+                },
+            },
+            "scene": 0,
+            "scenes": [{"name": "SViMo", "nodes": []}],
+            "nodes": [],
+            "meshes": [],
+            "materials": [],
+            "skins": [],
+            "cameras": [],
+            "accessors": [],
+            "bufferViews": [],
+            "animations": [{"name": "motion", "samplers": [], "channels": []}],
+        }
+        self.times = self.accessor(np.arange(len(rigged)) / rigged.fps, bounds=True)
+
+    def add_camera(self, camera: Camera) -> None:
+        """The camera stands at the origin and looks along -z, which is where glTF cameras look."""
+        lens = {
+            "yfov": 2 * float(np.arctan(camera.height / 2 / camera.fy)),
+            "aspectRatio": (camera.width / camera.fx) / (camera.height / camera.fy),
+            "znear": 0.01,
+            "zfar": 100.0,
+        }
+        # A glTF camera has no principal point: the exact intrinsics travel as extras.
+        intrinsics = {key: getattr(camera, key) for key in ("fx", "fy", "cx", "cy", "width", "height")}
+        self.json["cameras"].append({"type": "perspective", "perspective": lens, "extras": intrinsics})
+        self.node(name="camera", camera=0)
+
+    def add_hand(self, side: str, hand: HandAnimation, color: tuple[float, float, float]) -> None:
+        """A skeleton of 21 nodes that moves, and a mesh that it deforms."""
+        rig = hand.rig
+        home = hand.translations.mean(axis=0)  # where the rest pose stands
+        rest_joints = (rig.rest_joints + home) * FLIP
+        vertices = (rig.vertices + home) * FLIP
+
+        # 1. Skeleton, in rest pose
+        first = len(self.json["nodes"])
+        offsets = rest_joints - np.where(
+            np.array(JOINT_PARENTS)[:, None] < 0, 0, rest_joints[list(JOINT_PARENTS)]
+        )
+        for joint, name in enumerate(JOINT_NAMES):
+            children = [first + child for child, parent in enumerate(JOINT_PARENTS) if parent == joint]
+            node = {"name": f"{side}_{name}", "translation": offsets[joint].tolist()}
+            self.json["nodes"].append(node | ({"children": children} if children else {}))
+        armature = self.node(name=f"{side}_hand_rig", children=[first])
+
+        # 2. Mesh, bound to it
+        bind = np.tile(np.eye(4), (len(JOINT_NAMES), 1, 1))
+        bind[:, :3, 3] = -rest_joints
+        joints, weights = _four_strongest(rig.weights)
+        mesh = self.mesh(
+            f"{side}_hand", vertices, rig.faces, color,
+            JOINTS_0=self.accessor(joints.astype("u1"), ARRAY_BUFFER),
+            WEIGHTS_0=self.accessor(weights, ARRAY_BUFFER),
+        )  # fmt: skip
+        self.json["skins"].append(
+            {
+                "name": f"{side}_hand",
+                "joints": list(range(first, first + len(JOINT_NAMES))),
+                "skeleton": armature,
+                "inverseBindMatrices": self.accessor(bind.transpose(0, 2, 1)),  # glTF stores columns
+            }
+        )
+        self.node(name=f"{side}_hand", mesh=mesh, skin=len(self.json["skins"]) - 1)
+
+        # 3. Movement
+        self.animate(first, "translation", hand.translations * FLIP)
+        for joint in set(JOINT_PARENTS) - {-1}:  # tips, which have no children, do not turn
+            self.animate(first + joint, "rotation", _quaternions(hand.rotations[:, joint]))
+
+    def add_object(self, name: str, color: tuple[float, float, float]) -> None:
+        """One rigid node; where it is in the first frame is where it rests."""
+        thing = self.rigged.objects[name]
+        track = thing.track
+        mesh = self.mesh(name, thing.vertices * FLIP, thing.faces, color)
+        places, turns = track.translations * FLIP, _quaternions(track.rotations)
+        node = self.node(name=name, mesh=mesh, translation=places[0].tolist(), rotation=turns[0].tolist())
+        self.animate(node, "translation", places)
+        self.animate(node, "rotation", turns)
+
+    def node(self, **fields: Any) -> int:
+        """Add a node at the top of the scene and return its index."""
+        self.json["nodes"].append(fields)
+        self.json["scenes"][0]["nodes"].append(len(self.json["nodes"]) - 1)
+        return len(self.json["nodes"]) - 1
+
+    def mesh(
+        self,
+        name: str,
+        vertices: np.ndarray,
+        faces: np.ndarray,
+        color: tuple[float, float, float],
+        **attributes: int,
+    ) -> int:
+        """Add a mesh of one material and return its index."""
+        self.json["materials"].append(
+            {
+                "name": name,
+                "doubleSided": True,
+                "pbrMetallicRoughness": {
+                    "baseColorFactor": [*color, 1.0],
+                    "metallicFactor": 0.0,
+                    "roughnessFactor": 0.7,
+                },
+            }
+        )
+        attributes = {
+            "POSITION": self.accessor(vertices, ARRAY_BUFFER, bounds=True),
+            "NORMAL": self.accessor(vertex_normals(vertices, faces), ARRAY_BUFFER),
+            **attributes,
+        }
+        indices = self.accessor(faces.reshape(-1).astype("<u4"), ELEMENT_ARRAY_BUFFER)
+        primitive = {
+            "attributes": attributes,
+            "indices": indices,
+            "material": len(self.json["materials"]) - 1,
+        }
+        self.json["meshes"].append({"name": name, "primitives": [primitive]})
+        return len(self.json["meshes"]) - 1
+
+    def animate(self, node: int, path: str, values: np.ndarray) -> None:
+        """Give a node's translation or rotation one value per frame."""
+        animation = self.json["animations"][0]
+        animation["samplers"].append(
+            {"input": self.times, "interpolation": "LINEAR", "output": self.accessor(values)}
+        )
+        animation["channels"].append(
+            {"sampler": len(animation["samplers"]) - 1, "target": {"node": node, "path": path}}
+        )
+
+    def accessor(self, values: np.ndarray, target: int | None = None, *, bounds: bool = False) -> int:
+        """Append an array to the binary buffer and return the index of its accessor."""
+        values = np.ascontiguousarray(values, values.dtype if values.dtype in COMPONENTS else "<f4")
+        view = {"buffer": 0, "byteOffset": len(self.binary), "byteLength": values.nbytes}
+        self.json["bufferViews"].append(view | ({"target": target} if target else {}))
+        self.binary += values.tobytes()
+        self.binary += bytes(-len(self.binary) % 4)
+        accessor = {
+            "bufferView": len(self.json["bufferViews"]) - 1,
+            "componentType": COMPONENTS[values.dtype],
+            "count": len(values),
+            "type": SHAPES[values.shape[1:]],
+        }
+        if bounds:
+            low, high = (np.atleast_1d(limit).tolist() for limit in (values.min(axis=0), values.max(axis=0)))
+            accessor |= {"min": low, "max": high}
+        self.json["accessors"].append(accessor)
+        return len(self.json["accessors"]) - 1
+
+    def to_bytes(self) -> bytes:
+        """The GLB container: a header, a JSON chunk and a binary chunk, each padded to four bytes."""
+        self.json["buffers"] = [{"byteLength": len(self.binary)}]
+        text = json.dumps(self.json, allow_nan=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 4)
+        chunks = struct.pack("<I4s", len(text), b"JSON") + text
+        chunks += struct.pack("<I4s", len(self.binary), b"BIN\0") + self.binary
+        return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+
+
+def _quaternions(rotations: np.ndarray) -> np.ndarray:
+    """Camera-space rotations (N x 3 x 3) -> y-up quaternions (N x 4, xyzw) that never jump to the far side."""
+    quaternions = Rotation.from_matrix(flip_rotations(rotations)).as_quat()
+    flips = np.where(np.sum(quaternions[1:] * quaternions[:-1], axis=1) < 0, -1, 1)
+    return quaternions * np.cumprod(np.append(1, flips))[:, None]
+
+
+def _four_strongest(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """glTF's four joints per vertex: indices and weights, V x 4 each, the weights adding up to 1 in float32."""
+    joints = np.argsort(-weights, axis=1)[:, :4]
+    strongest = np.take_along_axis(weights, joints, axis=1).astype(np.float32)
+    strongest /= strongest.sum(axis=1, keepdims=True)
+    return np.where(strongest > 0, joints, 0), strongest

@@ -1,0 +1,106 @@
+"""JSON: the same content as the native .npz for programs and people without numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..files import whole_file
+from ..motion import HAND_NAMES, JOINT_NAMES, NPZ_FORMAT, Camera, HandObjectMotion
+
+VERSION = 1
+DECIMALS = 6
+"""Micrometres: far finer than any motion here, and a third of the size of full floats."""
+MAX_NUMBERS = 10_000_000
+"""About 100 MB of text; beyond that JSON is the wrong format."""
+
+
+def write_json(
+    path: str | os.PathLike,
+    motion: HandObjectMotion,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a motion as JSON; `docs/motion-format.md` has the schema.
+
+    Raises:
+        ValueError: a motion too large for JSON.
+        OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    clouds = {
+        **{("hands", side): motion.hands[:, i] for i, side in enumerate(HAND_NAMES)},
+        **{("objects", name): points for name, points in motion.objects.items()},
+    }
+    numbers = sum(points.size for points in clouds.values())
+    if numbers > MAX_NUMBERS:
+        raise ValueError(
+            f"{numbers:,} numbers are too many for JSON (at most {MAX_NUMBERS:,}): save as .npz instead"
+        )
+    header = {
+        "format": NPZ_FORMAT,
+        "version": VERSION,
+        "units": "metres",
+        "axes": "camera space: x right, y down, z forward",
+        "fps": motion.fps,
+        "frames": len(motion),
+        "camera": dataclasses.asdict(motion.camera),
+        "joint_names": JOINT_NAMES,
+        "prompt": motion.prompt,
+        "metadata": {**motion.metadata, **(metadata or {})},
+        "hands": {},
+        "objects": {},
+    }
+    for i, ((kind, name), points) in enumerate(clouds.items(), start=1):
+        header[kind][name] = np.round(points.astype(np.float64), DECIMALS).tolist()
+        if on_progress is not None:
+            on_progress(i, len(clouds) + 1)
+    with whole_file(path) as partial:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            json.dump(header, file, allow_nan=False, separators=(",", ":"))
+        if on_progress is not None:
+            on_progress(len(clouds) + 1, len(clouds) + 1)
+    return path
+
+
+def read_json(path: str | os.PathLike) -> HandObjectMotion:
+    """Read a motion written by :func:`write_json`, or by another program to the same schema.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, damaged, or of a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no motion file at {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != NPZ_FORMAT:
+            raise ValueError(f"its format is {content['format']!r}, expected {NPZ_FORMAT!r}")
+        if content["version"] > VERSION:
+            raise ValueError(
+                f"it has version {content['version']}; this version reads up to {VERSION}: update the pack"
+            )
+        missing = [side for side in HAND_NAMES if side not in content["hands"]]
+        if missing:
+            raise ValueError(f"the {missing[0]} hand is missing: both hands are needed")
+        return HandObjectMotion(
+            hands=np.stack(
+                [np.array(content["hands"][side], dtype=np.float32) for side in HAND_NAMES], axis=1
+            ),
+            objects={name: np.array(points, dtype=np.float32) for name, points in content["objects"].items()},
+            camera=Camera(**content["camera"]),
+            fps=float(content["fps"]),
+            prompt=content.get("prompt", ""),
+            metadata=content.get("metadata", {}),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path.name} is not a SViMo motion: it lacks {error}") from error
+    except (AttributeError, TypeError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not a SViMo motion: {error}") from error

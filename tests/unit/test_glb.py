@@ -1,0 +1,199 @@
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import helpers
+import numpy as np
+import pytest
+from helpers.moving_hands import motion as moving_motion
+from helpers.read_glb import Glb
+from helpers.synthetic_mano import mano_arrays
+
+from svimo_core.export.glb import write_glb
+from svimo_core.mano import load_mano
+from svimo_core.motion import HAND_NAMES, JOINT_NAMES, Camera, HandObjectMotion
+from svimo_core.rigged import rig_motion
+
+VALIDATOR = "gltf-validator@2.0.0-dev.3.10"
+Y_UP = np.array([1, -1, -1])
+
+
+@pytest.fixture(scope="session")
+def validate(pytestconfig):
+    """Khronos' validator, from npm into pytest's cache folder."""
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if not (npm and node):
+        pytest.skip("the glTF validator needs node and npm")
+    folder = pytestconfig.cache.mkdir("gltf-validator")
+    if not (folder / "node_modules").is_dir():
+        subprocess.run([npm, "install", "--no-save", "--no-audit", "--prefix", folder, VALIDATOR], check=True)
+    script = Path(helpers.__path__[0]) / "validate_glb.mjs"
+
+    def run(path: Path) -> dict:
+        return json.loads(
+            subprocess.run([node, script, folder, path], check=True, capture_output=True).stdout
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def motion():
+    return moving_motion(frames=9)
+
+
+@pytest.fixture(scope="module")
+def rigged(motion):
+    return rig_motion(motion)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mano")
+    for side in HAND_NAMES:
+        np.savez(folder / f"{side}.npz", **mano_arrays(side))
+    return {side: load_mano(folder / f"{side}.npz", side) for side in HAND_NAMES}
+
+
+@pytest.mark.parametrize("hands", ["capsule", "mano"])
+@pytest.mark.parametrize("content", ["all", "no objects", "one frame"])
+def test_validator_finds_nothing(tmp_path, validate, motion, models, hands, content):
+    if content == "no objects":
+        motion = replace(motion, objects={})
+    elif content == "one frame":
+        motion = replace(
+            motion, hands=motion.hands[:1], objects={k: v[:1] for k, v in motion.objects.items()}
+        )
+    rigged = rig_motion(motion, mano=models if hands == "mano" else None)
+    report = validate(write_glb(tmp_path / "motion.glb", rigged, metadata={"workflow": "{}"}))
+    assert report["issues"]["messages"] == []
+    assert (report["info"]["animationCount"], report["info"]["hasSkins"]) == (1, True)
+    assert report["info"]["drawCallCount"] == 2 + len(motion.objects)
+
+
+@pytest.fixture(scope="module")
+def glb(tmp_path_factory, rigged):
+    path = tmp_path_factory.mktemp("glb") / "motion.glb"
+    return Glb(write_glb(path, rigged, metadata={"seed": "7"}))
+
+
+def test_frames_are_seconds(glb, motion):
+    np.testing.assert_allclose(glb.times, np.arange(len(motion)) / motion.fps)
+
+
+def test_played_back_joints_meshes_and_objects_are_the_motion(glb, motion, rigged):
+    for frame in range(len(motion)):
+        world = glb.world(frame)
+        for i, side in enumerate(HAND_NAMES):
+            joints = [world[glb.node(f"{side}_{name}")][:3, 3] for name in JOINT_NAMES]
+            np.testing.assert_allclose(joints * Y_UP, motion.hands[frame, i], atol=1e-5)
+            vertices, _ = glb.triangles(f"{side}_hand", frame)
+            np.testing.assert_allclose(vertices * Y_UP, rigged.hands[i].posed_vertices()[frame], atol=1e-5)
+        for name, thing in rigged.objects.items():
+            vertices, faces = glb.triangles(name, frame)
+            track = thing.track
+            placed = thing.vertices @ track.rotations[frame].T + track.translations[frame]
+            np.testing.assert_allclose(vertices * Y_UP, placed, atol=1e-5)
+            np.testing.assert_array_equal(faces, thing.faces)
+
+
+def test_rest_pose_is_the_bind_pose_and_upright(glb, rigged):
+    world = glb.world(None)
+    for i, side in enumerate(HAND_NAMES):
+        mesh = glb.json["meshes"][glb.json["nodes"][glb.node(f"{side}_hand")]["mesh"]]
+        stored = glb.array(mesh["primitives"][0]["attributes"]["POSITION"])
+        np.testing.assert_allclose(glb.triangles(f"{side}_hand", None)[0], stored, atol=1e-6)
+        wrist = world[glb.node(f"{side}_wrist")][:3, 3]
+        np.testing.assert_allclose(wrist * Y_UP, rigged.hands[i].translations.mean(axis=0), atol=1e-6)
+        joints = np.stack([world[glb.node(f"{side}_{name}")][:3, 3] for name in JOINT_NAMES]) - wrist
+        assert (
+            joints[[8, 12, 16, 20], 2] < -0.1
+        ).all()  # fingers point away from the camera, which looks along -z
+        volume = signed_volume(*glb.triangles(f"{side}_hand", None))
+        assert volume > 0  # the half turn to y-up keeps faces looking outwards
+
+
+def signed_volume(vertices, faces):
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    return np.einsum("fi,fi->", a, np.cross(b, c)) / 6
+
+
+def test_camera_sees_what_the_motion_camera_sees(glb, motion):
+    lens = glb.json["cameras"][0]["perspective"]
+    point = np.array([0.07, -0.03, 0.6])
+    x, y, z = point * Y_UP
+    focal = 1 / np.tan(lens["yfov"] / 2)
+    ndc = np.array([focal / lens["aspectRatio"] * x / -z, focal * y / -z])
+    pixels = (ndc * (1, -1) + 1) / 2 * (motion.camera.width, motion.camera.height)
+    np.testing.assert_allclose(pixels, motion.camera.project(point), atol=1e-6)
+    assert Camera(**glb.json["cameras"][0]["extras"]) == motion.camera
+
+
+def test_quaternions_never_jump(glb):
+    animation = glb.json["animations"][0]
+    for channel in animation["channels"]:
+        if channel["target"]["path"] == "rotation":
+            q = glb.array(animation["samplers"][channel["sampler"]]["output"])
+            assert (np.sum(q[1:] * q[:-1], axis=1) > 0).all()
+
+
+def test_metadata_travels(glb, motion):
+    extras = glb.json["asset"]["extras"]
+    assert extras == {"prompt": motion.prompt, "fps": 8, "frames": 9, "seed": "7"}
+
+
+def test_residuals_are_reported_by_name(rigged):
+    assert list(rigged.residuals_mm()) == ["left", "right", "tool", "target"]
+    assert max(rigged.residuals_mm().values()) < 0.01
+
+
+def test_hundred_thousand_points_make_a_small_file(tmp_path, motion):
+    cloud = np.random.default_rng(0).normal(scale=0.03, size=(1, 100_000, 3)) + (0, 0, 0.6)
+    large = HandObjectMotion(
+        hands=motion.hands[:2], objects={"tool": cloud.repeat(2, 0)}, camera=motion.camera, fps=8
+    )
+    assert write_glb(tmp_path / "m.glb", rig_motion(large)).stat().st_size < 500_000
+
+
+def test_progress_is_reported_and_cancelling_leaves_nothing(tmp_path, rigged, motion, models):
+    for call in (
+        lambda report: write_glb(tmp_path / "m.glb", rigged, on_progress=report),
+        lambda report: rig_motion(motion, on_progress=report),
+        lambda report: rig_motion(motion, mano=models, on_progress=report),
+    ):
+        seen = []
+        call(lambda done, total, seen=seen: seen.append((done, total)))
+        assert seen == sorted(seen)
+        assert seen[-1][0] == seen[-1][1]
+
+        for stop_at in (seen[0], seen[-1]):
+            (tmp_path / "m.glb").unlink(missing_ok=True)
+
+            def stop(done, total, stop_at=stop_at):
+                if (done, total) == stop_at:
+                    raise InterruptedError
+
+            with pytest.raises(InterruptedError):
+                call(stop)
+            assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_export_leaves_the_older_file(tmp_path, rigged):
+    path = tmp_path / "m.glb"
+    path.write_bytes(b"older")
+    broken = replace(rigged, metadata={"score": float("nan")})
+    with pytest.raises(ValueError):
+        write_glb(path, broken)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("m.glb", b"older")]
+
+
+def test_unwritable_folder_is_one_clear_error(tmp_path, rigged):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "missing", tmp_path / "file"):
+        with pytest.raises(
+            OSError, match=r"cannot write m\.glb .*; choose a folder that exists and is writable"
+        ):
+            write_glb(folder / "m.glb", rigged)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,345 @@
+import json
+import textwrap
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers.moving_hands import motion as moving_motion
+
+from svimo_core.export.bvh import read_bvh, read_bvh_hands, write_bvh
+from svimo_core.export.json_ import write_json
+from svimo_core.export.reading import fill_gaps, read_motion
+from svimo_core.motion import HAND_NAMES, Camera
+from svimo_core.rigged import rig_motion
+
+CAMERA = Camera.from_fov(144, 96)
+
+
+@pytest.fixture(scope="module")
+def motion():
+    return moving_motion(frames=9)
+
+
+def same_motion(a, b, atol):
+    np.testing.assert_allclose(a.hands, b.hands, atol=atol)
+    assert list(a.objects) == list(b.objects)
+    for name in a.objects:
+        np.testing.assert_allclose(a.objects[name], b.objects[name], atol=atol)
+    assert (a.camera, a.fps, a.prompt, a.metadata) == (b.camera, b.fps, b.prompt, b.metadata)
+
+
+# JSON and NPZ
+
+
+def test_json_and_npz_round_trip(tmp_path, motion):
+    motion = replace(motion, metadata={"seed": "7"}, prompt='use "mug" to pour \u7897')
+    same_motion(read_motion(write_json(tmp_path / "m.json", motion)), motion, atol=1e-6)
+    same_motion(read_motion(motion.save(tmp_path / "m.npz")), motion, atol=0)
+    more = read_motion(write_json(tmp_path / "m.json", motion, metadata={"workflow": "{}"}))
+    assert more.metadata == {"seed": "7", "workflow": "{}"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.json", "m.npz"]
+
+
+def test_json_has_the_documented_schema(tmp_path, motion):
+    content = json.loads(write_json(tmp_path / "m.json", motion).read_text(encoding="utf-8"))
+    assert (content["format"], content["version"], content["units"]) == ("svimo-motion", 1, "metres")
+    assert content["joint_names"][:5] == ["wrist", "thumb_cmc", "thumb_mcp", "thumb_ip", "thumb_tip"]
+    assert np.shape(content["hands"]["left"]) == (9, 21, 3)
+    assert np.shape(content["objects"]["target"]) == (9, 96, 3)
+    assert set(content["camera"]) == {"fx", "fy", "cx", "cy", "width", "height"}
+
+
+def test_json_refuses_what_it_is_too_slow_for(tmp_path, motion):
+    cloud = np.zeros((9, 400_000, 3), np.float32)
+    with pytest.raises(ValueError, match=r"too many for JSON .* save as \.npz"):
+        write_json(tmp_path / "m.json", replace(motion, objects={"tool": cloud}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_cancelled_or_unwritable_leaves_nothing(tmp_path, motion):
+    def stop(done, total):
+        if done == total:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        write_json(tmp_path / "m.json", motion, on_progress=stop)
+    with pytest.raises(OSError, match=r"cannot write m\.json"):
+        write_json(tmp_path / "missing" / "m.json", motion)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c | {"format": "other"}, "its format is 'other'"),
+        (lambda c: c | {"version": 99}, "update the pack"),
+        (lambda c: c | {"hands": {"right": c["hands"]["right"]}}, "the left hand is missing"),
+        (lambda c: c | {"fps": -1}, "fps must be positive"),
+        (lambda c: c | {"camera": {}}, "Camera"),
+        (lambda c: c | {"objects": {"tool": [[[0, 0]]]}}, "object 'tool'"),
+        (lambda c: {k: v for k, v in c.items() if k != "objects"}, "lacks 'objects'"),
+        (lambda c: [c], "not a SViMo motion"),
+    ],
+)
+def test_bad_json_is_one_clear_error(tmp_path, motion, change, message):
+    path = write_json(tmp_path / "m.json", motion)
+    path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_motion(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 5000, "\xff"])
+def test_what_is_no_json_is_one_clear_error(tmp_path, text):
+    (tmp_path / "m.json").write_bytes(text.encode("latin1"))
+    with pytest.raises(ValueError, match=r"^m\.json is not a SViMo motion"):
+        read_motion(tmp_path / "m.json")
+
+
+# BVH
+
+
+def test_bvh_per_hand_round_trip(tmp_path, motion):
+    rigged = rig_motion(motion)
+    paths = [write_bvh(tmp_path / f"{hand.rig.side}.bvh", hand, motion.fps) for hand in rigged.hands]
+    back = read_motion(paths, camera=CAMERA)
+    np.testing.assert_allclose(back.hands, motion.hands, atol=2e-6)
+    assert (back.fps, back.objects, back.camera) == (8, {}, CAMERA)
+    np.testing.assert_allclose(read_motion(paths[::-1]).hands, motion.hands, atol=2e-6)
+
+
+def test_bvh_is_centimetres_y_up_with_a_flat_rest_pose(tmp_path):
+    hand = rig_motion(moving_motion(frames=3)).hands[1]
+    bvh = read_bvh(write_bvh(tmp_path / "right.bvh", hand, 24))
+    assert bvh.fps == pytest.approx(24)
+    assert len(bvh.names) == 21
+    np.testing.assert_allclose(bvh.positions[:, 0], hand.translations * (100, -100, -100), atol=1e-4)
+    text = (tmp_path / "right.bvh").read_text()
+    offsets = [line.split()[1:] for line in text.splitlines() if "OFFSET" in line]
+    assert np.array(offsets, float).shape == (21, 3)
+    middle = bvh.names.index("right_middle_mcp")
+    np.testing.assert_allclose(
+        np.array(offsets[middle], float), hand.rig.rest_joints[9] * (100, -100, -100), atol=1e-5
+    )
+
+
+def test_bvh_angles_do_not_jump(tmp_path):
+    hand = rig_motion(moving_motion(frames=60)).hands[0]
+    path = write_bvh(tmp_path / "left.bvh", hand, 30)
+    rows = np.array(
+        [line.split() for line in path.read_text().split("Frame Time")[1].splitlines()[1:]], float
+    )
+    assert rows.shape == (60, 6 + 15 * 3)
+    assert np.abs(np.diff(rows[:, 3:], axis=0)).max() < 90
+
+
+def body(names, tips=True):
+    """A BVH of a body whose hands have the given naming scheme: name(side, finger, number) and name(side)."""
+    lines = [
+        "HIERARCHY",
+        "ROOT Hips",
+        "{",
+        "OFFSET 0 90 0",
+        "CHANNELS 6 Xposition Yposition Zposition Yrotation Xrotation Zrotation",
+    ]
+    for side in HAND_NAMES:
+        x = 1 if side == "left" else -1
+        lines += [
+            f"JOINT {names(side)}",
+            "{",
+            f"OFFSET {60 * x} 40 0",
+            "CHANNELS 3 Zrotation Xrotation Yrotation",
+        ]
+        for f, finger in enumerate(("thumb", "index", "middle", "ring", "pinky")):
+            for number in range(1, 4 + tips):
+                offset = f"OFFSET {(9 if number == 1 else 3) * x} 0 {2 - f if number == 1 else 0}"
+                lines += [
+                    f"JOINT {names(side, finger, number)}",
+                    "{",
+                    offset,
+                    "CHANNELS 3 Zrotation Xrotation Yrotation",
+                ]
+            lines += ["End Site", "{", f"OFFSET {3 * x} 0 0", "}"] + ["}"] * (3 + tips)
+        lines += ["}"]
+    lines += ["}", "MOTION", "Frames: 2", "Frame Time: 0.0333333"]
+    width = 6 + 3 * 2 * (1 + 5 * (3 + tips))
+    lines += ["0 90 0 " + " ".join(["0"] * (width - 3)), "10 90 0 90 " + " ".join(["0"] * (width - 4))]
+    return "\n".join(lines)
+
+
+def mixamo(side, finger="", number=""):
+    return f"mixamorig:{side.capitalize()}Hand{finger.capitalize()}{number}"
+
+
+def unreal(side, finger="", number=""):
+    return f"{finger}_{number:02d}_{side[0]}" if finger else f"hand_{side[0]}"
+
+
+def rigify(side, finger="", number=""):
+    return f"f_{finger}.{number:02d}.{side[0].upper()}" if finger else f"hand.{side[0].upper()}"
+
+
+@pytest.mark.parametrize(("names", "tips"), [(mixamo, True), (unreal, False), (rigify, False)])
+def test_hands_are_found_in_the_bvh_of_a_body(tmp_path, names, tips):
+    (tmp_path / "body.bvh").write_text(body(names, tips))
+    motion = read_motion(tmp_path / "body.bvh")
+    assert motion.fps == pytest.approx(30, abs=0.001)
+    wrist, index_tip = motion.hands[0, 0, 0], motion.hands[0, 0, 8]
+    np.testing.assert_allclose(wrist, [0.6, -1.3, 0], atol=1e-6)  # 130 cm up, y down
+    np.testing.assert_allclose(index_tip - wrist, [0.18, 0, -0.01], atol=1e-6)
+    # A quarter turn about the vertical in the second frame: left (+x) turns away from the viewer (-z, so camera +z).
+    np.testing.assert_allclose(motion.hands[1, 0, 0], [0.1, -1.3, 0.6], atol=1e-6)
+
+
+BVH = textwrap.dedent("""\
+    HIERARCHY
+    ROOT left_wrist
+    {
+        OFFSET 0 0 0
+        CHANNELS 3 Xposition Yposition Zposition
+        End Site
+        {
+            OFFSET 0 1 0
+        }
+    }
+    MOTION
+    Frames: 1
+    Frame Time: 0.125
+    1 2 3
+""")
+
+
+def test_bvh_by_hand(tmp_path):
+    (tmp_path / "m.bvh").write_text(BVH)
+    bvh = read_bvh(tmp_path / "m.bvh")
+    assert (bvh.names, bvh.parents, bvh.fps) == (["left_wrist", "left_wrist_end"], [-1, 0], 8)
+    assert bvh.positions.tolist() == [[[1, 2, 3], [1, 3, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a BVH file"),
+        (BVH[:60], "not a BVH file .* it ends early"),
+        (BVH.replace("1 2 3", "1 2"), "promises 1 frames of 3 numbers, 2 were found"),
+        (BVH.replace("1 2 3", "1 2 nan"), "damaged"),
+        (BVH.replace("Frames: 1", "Frames: 0"), "damaged"),
+        (BVH.replace("0.125", "0"), "not a BVH file"),
+        (BVH.replace("Xposition", "Wposition"), "unknown channel 'wposition'"),
+        (BVH.replace("OFFSET", "OFSET"), "unexpected 'OFSET'"),
+        (BVH, "no left hand in m.bvh: both hands are needed"),
+    ],
+)
+def test_bad_bvh_is_one_clear_error(tmp_path, text, message):
+    (tmp_path / "m.bvh").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_bvh_hands([tmp_path / "m.bvh"])
+
+
+def test_bvh_hands_must_belong_together(tmp_path):
+    hands = [rig_motion(moving_motion(frames=n)).hands for n in (3, 4)]
+    left, right = write_bvh(tmp_path / "l.bvh", hands[0][0], 8), write_bvh(tmp_path / "r.bvh", hands[1][1], 8)
+    with pytest.raises(ValueError, match="3 and 4 frames"):
+        read_motion([left, right])
+    with pytest.raises(ValueError, match="no right hand"):
+        read_motion(left)
+    with pytest.raises(ValueError, match="different frame rates"):
+        read_motion([left, write_bvh(tmp_path / "r.bvh", hands[0][1], 30)])
+    text = left.read_text().replace("left_index_mcp", "left_unknown")
+    left.write_text(text)
+    with pytest.raises(ValueError, match="the left hand lacks index_mcp"):
+        read_motion([left, right])
+
+
+# Joints from elsewhere
+
+
+def layouts(hands):
+    """The same hands as every layout of arrays that hand trackers write."""
+    frame, side = np.meshgrid(np.arange(len(hands)), [1, 0], indexing="ij")
+    place = hands[frame.ravel(), side.ravel(), 0] + 0.1
+    return {
+        "hands": {"hands": hands},
+        "flat": {"hands": hands.reshape(-1, 42, 3)},
+        "sides": {"left": hands[:, 0], "right": hands[:, 1]},
+        "detections": {
+            "frame": frame.ravel(),
+            "is_right": side.ravel().astype(np.float32),
+            "pred_keypoints_3d": hands[frame.ravel(), side.ravel()] - place[:, None],
+            "pred_cam_t_full": place,
+        },
+    }
+
+
+@pytest.mark.parametrize("layout", ["hands", "flat", "sides", "detections"])
+def test_joint_arrays_become_a_motion(tmp_path, motion, layout):
+    np.savez(tmp_path / "track.npz", **layouts(motion.hands)[layout])
+    back = read_motion(tmp_path / "track.npz", fps=30, camera=CAMERA)
+    np.testing.assert_allclose(back.hands, motion.hands, atol=1e-6)
+    assert (back.fps, back.camera, back.objects) == (30, CAMERA, {})
+
+
+def test_npy_and_units(tmp_path, motion):
+    np.save(tmp_path / "track.npy", motion.hands * 1000)
+    back = read_motion(tmp_path / "track.npy", fps=8, metres_per_unit=0.001)
+    np.testing.assert_allclose(back.hands, motion.hands, atol=1e-6)
+
+
+def test_gaps_are_filled_only_when_asked(tmp_path, motion):
+    rows = layouts(motion.hands)["detections"]
+    seen = ~((rows["is_right"] == 0) & np.isin(rows["frame"], [3, 4]))
+    np.savez(tmp_path / "track.npz", fps=8, **{name: values[seen] for name, values in rows.items()})
+    with pytest.raises(
+        ValueError, match="left hand is missing in 2 of 9 frames, first in frame 3, for up to 2 in a row"
+    ):
+        read_motion(tmp_path / "track.npz")
+    filled = read_motion(tmp_path / "track.npz", max_gap=2).hands
+    expected = motion.hands[2, 0] + (motion.hands[5, 0] - motion.hands[2, 0]) / 3
+    np.testing.assert_allclose(filled[3, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(filled[:, 1], motion.hands[:, 1], atol=1e-6)
+
+
+def test_gaps_at_the_ends_and_missing_hands_are_refused(motion):
+    for frames in ([0], [8], range(9)):
+        hands = motion.hands.copy()
+        hands[list(frames), 1] = np.nan
+        with pytest.raises(ValueError, match="right hand"):
+            fill_gaps(hands, max_gap=10)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, "nothing; expected"),
+        ({"x": np.zeros(3)}, "has fps, x; expected `hands`"),
+        ({"hands": np.zeros((4, 20, 3))}, r"shape \(4, 20, 3\)"),
+        ({"hands": np.zeros((0, 2, 21, 3))}, "shape"),
+        ({"left": np.zeros((4, 21, 3))}, "no right hand"),
+        ({"left": np.zeros((4, 21, 3)), "right": np.zeros((5, 21, 3))}, "the same shape"),
+        ({"frame": [0], "is_right": [1, 0], "keypoints_3d": np.zeros((1, 21, 3))}, "different number"),
+        ({"frame": [0], "is_right": [2], "keypoints_3d": np.zeros((1, 21, 3))}, "is_right be 0 or 1"),
+        ({"hands": np.array([{}], dtype=object)}, "cannot be read as plain arrays"),
+    ],
+)
+def test_bad_arrays_are_one_clear_error(tmp_path, arrays, message):
+    if arrays:
+        arrays = arrays | {"fps": 8.0}
+    np.savez(tmp_path / "m.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        read_motion(tmp_path / "m.npz", fps=8)
+
+
+def test_files_that_say_too_little_or_are_none(tmp_path, motion):
+    np.save(tmp_path / "m.npy", motion.hands)
+    with pytest.raises(ValueError, match="does not say its frame rate"):
+        read_motion(tmp_path / "m.npy")
+    with pytest.raises(FileNotFoundError, match="no motion file"):
+        read_motion(tmp_path / "absent.npz", fps=8)
+    with pytest.raises(FileNotFoundError, match="no BVH file"):
+        read_motion(tmp_path / "absent.bvh")
+    with pytest.raises(ValueError, match=r"comes as \.npz, \.npy, \.json or \.bvh"):
+        read_motion(tmp_path / "m.fbx")
+    with pytest.raises(ValueError, match=r"one file, or two \.bvh files"):
+        read_motion([tmp_path / "a.npz", tmp_path / "b.npz"])
+    (tmp_path / "m.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ValueError, match="cannot be read as plain arrays"):
+        read_motion(tmp_path / "m.npz", fps=8)
