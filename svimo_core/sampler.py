@@ -76,11 +76,18 @@ class Denoiser:
     guidance_scale: float = 6.0
     dynamic: bool = True
     """CogVideoX's dynamic scale, which grows from 1 over the steps; False keeps it constant."""
+    dynamic_over: str = "step"
+    """What the dynamic scale grows over: "step", the index of the step, as CogVideoX was made; or "timestep", as
+    diffusers' pipelines have it by mistake, where the scale jumps up and down from step to step. Only for comparing."""
     batched: bool = True
     """Both branches in one forward; False runs them one after the other and needs half the memory."""
     dtype: torch.dtype = torch.float32
     """Compute type of the network; latents stay float32 outside of it."""
     on_block: Callable[[int], None] | None = None
+
+    def __post_init__(self):
+        if self.dynamic_over not in ("step", "timestep"):
+            raise ValueError(f'dynamic_over must be "step" or "timestep", got {self.dynamic_over!r}')
 
     def scale(self, step: int, steps: int) -> float:
         """Classifier-free guidance scale at a step; the dynamic form is CogVideoX's, over the step index."""
@@ -98,7 +105,7 @@ class Denoiser:
         steps: int,
     ) -> tuple[Tensor, Tensor | None]:
         """Noisy latents (B C T h w) and guidance to clean video and motion latents."""
-        scale = self.scale(step, steps)
+        scale = self.scale(steps - timestep if self.dynamic_over == "timestep" else step, steps)
         if scale == 1:
             velocities = self._forward(self.text, video, motion, guidance, timestep)
         elif self.batched:
