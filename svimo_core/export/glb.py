@@ -1,7 +1,8 @@
 """Animated GLB (glTF 2.0): skinned hands, rigid objects and the camera, for Preview3D, Blender and Unreal.
 
 glTF's own units and axes: metres, y up, seconds. The rest pose of each hand is flat and stands where its wrist is on
-average; the inverse bind matrices belong to that same pose, so that a rig can be retargeted.
+average; the inverse bind matrices belong to that same pose, so that a rig can be retargeted. As Blender and artists
+expect of bones, the y axis of every joint points to the next one, and fingers bend about x.
 """
 
 from __future__ import annotations
@@ -124,18 +125,20 @@ class _Document:
 
         # 1. Skeleton, in rest pose
         first = len(self.json["nodes"])
-        offsets = rest_joints - np.where(
-            np.array(JOINT_PARENTS)[:, None] < 0, 0, rest_joints[list(JOINT_PARENTS)]
-        )
-        for joint, name in enumerate(JOINT_NAMES):
+        axes = _bone_axes(rest_joints, side)
+        rest = _relative(axes, rest_joints)
+        for joint, (name, turn) in enumerate(zip(JOINT_NAMES, _quaternions(rest[:, :3, :3]), strict=True)):
             children = [first + child for child, parent in enumerate(JOINT_PARENTS) if parent == joint]
-            node = {"name": f"{side}_{name}", "translation": offsets[joint].tolist()}
+            node = {
+                "name": f"{side}_{name}",
+                "translation": rest[joint, :3, 3].tolist(),
+                "rotation": turn.tolist(),
+            }
             self.json["nodes"].append(node | ({"children": children} if children else {}))
         armature = self.node(name=f"{side}_hand_rig", children=[first])
 
         # 2. Mesh, bound to it
-        bind = np.tile(np.eye(4), (len(JOINT_NAMES), 1, 1))
-        bind[:, :3, 3] = -rest_joints
+        bind = np.linalg.inv(_matrices(axes, rest_joints))
         joints, weights = _four_strongest(rig.weights)
         mesh = self.mesh(
             f"{side}_hand", vertices, rig.faces, color,
@@ -153,16 +156,17 @@ class _Document:
         self.node(name=f"{side}_hand", mesh=mesh, skin=len(self.json["skins"]) - 1)
 
         # 3. Movement
-        self.animate(first, "translation", hand.translations * FLIP)
+        moving = _relative(flip_rotations(hand.global_rotations) @ axes, hand.joints * FLIP)
+        self.animate(first, "translation", moving[:, 0, :3, 3])
         for joint in set(JOINT_PARENTS) - {-1}:  # tips, which have no children, do not turn
-            self.animate(first + joint, "rotation", _quaternions(hand.rotations[:, joint]))
+            self.animate(first + joint, "rotation", _quaternions(moving[:, joint, :3, :3]))
 
     def add_object(self, name: str, color: tuple[float, float, float]) -> None:
         """One rigid node; where it is in the first frame is where it rests."""
         thing = self.rigged.objects[name]
         track = thing.track
         mesh = self.mesh(name, thing.vertices * FLIP, thing.faces, color)
-        places, turns = track.translations * FLIP, _quaternions(track.rotations)
+        places, turns = track.translations * FLIP, _quaternions(flip_rotations(track.rotations))
         node = self.node(name=name, mesh=mesh, translation=places[0].tolist(), rotation=turns[0].tolist())
         self.animate(node, "translation", places)
         self.animate(node, "rotation", turns)
@@ -247,10 +251,43 @@ class _Document:
 
 
 def _quaternions(rotations: np.ndarray) -> np.ndarray:
-    """Camera-space rotations (N x 3 x 3) -> y-up quaternions (N x 4, xyzw) that never jump to the far side."""
-    quaternions = Rotation.from_matrix(flip_rotations(rotations)).as_quat()
+    """Rotations (N x 3 x 3) -> quaternions (N x 4, xyzw) that never jump to the far side."""
+    quaternions = Rotation.from_matrix(rotations).as_quat()
     flips = np.where(np.sum(quaternions[1:] * quaternions[:-1], axis=1) < 0, -1, 1)
     return quaternions * np.cumprod(np.append(1, flips))[:, None]
+
+
+def _bone_axes(rest_joints: np.ndarray, side: str) -> np.ndarray:
+    """Rest orientation of every joint, 21 x 3 x 3: columns x (fingers bend about it), y (along the bone) and z."""
+    index, pinky = rest_joints[5] - rest_joints[0], rest_joints[17] - rest_joints[0]
+    back = (
+        np.cross(pinky, index) if side == "right" else np.cross(index, pinky)
+    )  # out of the back of the hand
+    bones = np.zeros_like(rest_joints)
+    for joint, parent in enumerate(JOINT_PARENTS):
+        if parent > 0:
+            bones[parent] = bones[joint] = (
+                rest_joints[joint] - rest_joints[parent]
+            )  # a tip goes on like its bone
+    bones[0] = rest_joints[9] - rest_joints[0]
+    x = np.cross(bones, back)
+    axes = np.stack([x, bones, np.cross(x, bones)], axis=-1)
+    return axes / np.linalg.norm(axes, axis=1, keepdims=True)
+
+
+def _matrices(rotations: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Rotations (... x 3 x 3) and places (... x 3) as ... x 4 x 4 matrices."""
+    matrices = np.zeros((*places.shape[:-1], 4, 4))
+    matrices[..., :3, :3], matrices[..., :3, 3], matrices[..., 3, 3] = rotations, places, 1
+    return matrices
+
+
+def _relative(rotations: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Joints in space (... x 21) -> their matrices as seen from their parents, ... x 21 x 4 x 4."""
+    world = _matrices(rotations, places)
+    parents = world[..., JOINT_PARENTS, :, :]
+    parents[..., 0, :, :] = np.eye(4)
+    return np.linalg.inv(parents) @ world
 
 
 def _four_strongest(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
