@@ -314,6 +314,10 @@ class ComfyClient:
         """Asks ComfyUI to stop this workflow; does nothing when it is not running."""
         self._post("/interrupt", json={"prompt_id": prompt_id})
 
+    def free(self) -> None:
+        """Asks ComfyUI to unload all models and forget all results before the next workflow."""
+        self._post("/free", json={"unload_models": True, "free_memory": True})
+
     def download(self, file: dict) -> bytes:
         """The content of a file that a node reported as {filename, subfolder, type}."""
         reply = self._http.get(

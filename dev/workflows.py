@@ -18,8 +18,9 @@ from dev.comfy import ROOT, ComfyClient, ComfyServer
 
 FOLDER = ROOT / "workflows"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-COLUMN, ROW_GAP, HEADER, SLOT, WIDGET = 420, 60, 60, 22, 28
-"""Layout in pixels: width of a column, space between nodes, and the heights that make up a node's own."""
+COLUMN, NODE_WIDTH, ROW_GAP, MARGIN, SLOT, WIDGET, TEXT = 400, 320, 70, 16, 20, 24, 90
+"""Layout in pixels: columns, space between nodes (their titles take 30 of it), and what a node's own height is made of:
+its margin, its slots, and its widgets, of which fields of several lines are taller."""
 
 
 class Link(NamedTuple):
@@ -47,7 +48,7 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
     """Reference image and prompt to video, rendered motion and 3D motion."""
     return {
         "checkpoint": Node("SViMoCheckpointLoader", 0, {"ckpt_name": "svimo-tiny.safetensors"}),
-        "image": Node("LoadImage", 0, {"image": "coffee.png"}, (360, 330)),
+        "image": Node("LoadImage", 0, {"image": "coffee.png"}, (NODE_WIDTH, 330)),
         "prompt": Node("SViMoPrompt", 0, {"tool": "spoon", "action": "stir", "target": "cup"}),
         "positive": Node("SViMoTextEncode", 1, {"clip": Link("checkpoint", 3), "text": Link("prompt")}),
         "negative": Node("SViMoTextEncode", 1, {"clip": Link("checkpoint", 3), "text": ""}),
@@ -78,7 +79,7 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
                 "seed": 42,
                 "steps": 20,
             },
-            (360, 480),
+            (NODE_WIDTH, 480),
         ),
         "frames": Node("SViMoDecodeVideo", 3, {"vae": Link("checkpoint", 2), "latent": Link("sampler")}),
         "motion": Node(
@@ -87,20 +88,20 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
         "save_motion": Node(
             "SViMoSaveMotion", 3, {"motion": Link("motion"), "filename_prefix": "svimo/motion"}
         ),
-        "preview": Node("SViMoPreviewMotion", 3, {"motion": Link("motion")}, (360, 380)),
+        "preview": Node("SViMoPreviewMotion", 3, {"motion": Link("motion")}, (NODE_WIDTH, 380)),
         "video": Node("CreateVideo", 4, {"images": Link("frames"), "fps": 8.0}),
         "save_video": Node(
             "SaveVideo",
             4,
             {"video": Link("video"), "filename_prefix": "svimo/video", "format": "mp4"},
-            (360, 330),
+            (NODE_WIDTH, 330),
         ),
         "motion_video": Node("CreateVideo", 4, {"images": Link("frames", 1), "fps": 8.0}),
         "save_motion_video": Node(
             "SaveVideo",
             4,
             {"video": Link("motion_video"), "filename_prefix": "svimo/motion_video", "format": "mp4"},
-            (360, 330),
+            (NODE_WIDTH, 330),
         ),
     }
 
@@ -108,7 +109,7 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
 def given_motion_to_video() -> Graph:
     """A motion that exists already guides the video."""
     graph = image_to_video_and_motion()
-    graph["load_motion"] = Node("SViMoLoadMotion", 0, {"motion": "svimo_example_motion.npz"})
+    graph["load_motion"] = Node("SViMoLoadMotion", 0, {"motion": "stir_cup.npz [example]"})
     graph["guided"] = Node(
         "SViMoMotionEncode",
         1,
@@ -161,7 +162,7 @@ def to_page(graph: Graph, info: dict[str, dict]) -> dict[str, Any]:
     ids = {name: i for i, name in enumerate(graph, start=1)}
     nodes, links, bottoms = {}, [], {}
     for order, (name, node) in enumerate(graph.items()):
-        slots, widgets = [], []
+        slots, widgets, fields = [], [], 0
         for key, kind, options in _inputs(info[node.type]):
             value = node.inputs.get(key, options.get("default"))
             if kind not in WIDGET_TYPES:
@@ -171,15 +172,18 @@ def to_page(graph: Graph, info: dict[str, dict]) -> dict[str, Any]:
                 slots.append({"name": key, "type": kind, "widget": {"name": key}, "link": None})
                 value = options.get("default", "")
             widgets.append(value)
+            fields += TEXT if options.get("multiline") else WIDGET
             if options.get("control_after_generate"):
                 widgets.append("fixed")
+                fields += WIDGET
             if options.get("image_upload"):
                 widgets.append("image")
         outputs = [
             {"name": label, "type": kind, "links": []}
             for label, kind in zip(info[node.type]["output_name"], info[node.type]["output"], strict=True)
         ]
-        size = node.size or (360, HEADER + SLOT * max(len(slots), len(outputs)) + WIDGET * len(widgets))
+        sockets = max(len([slot for slot in slots if "widget" not in slot]), len(outputs))
+        size = node.size or (NODE_WIDTH, MARGIN + SLOT * sockets + fields)
         top = bottoms.get(node.column, 0)
         bottoms[node.column] = top + size[1] + ROW_GAP
         nodes[name] = {

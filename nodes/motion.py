@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import folder_paths
@@ -13,14 +14,22 @@ from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.render import render_motion, render_view
 from .types import CATEGORY, Motion
 
-FOLDERS = {"input": folder_paths.get_input_directory, "output": folder_paths.get_output_directory}
+EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "motions"
+
+
+def folders() -> dict[str, Path]:
+    """Where motions may lie, by the mark that core puts behind a name: "walk.npz [output]"; input needs none."""
+    return {
+        "input": Path(folder_paths.get_input_directory()),
+        "output": Path(folder_paths.get_output_directory()),
+        "example": EXAMPLES,
+    }
 
 
 def list_motions() -> list[str]:
-    """Motion files in input and output, the latter marked "[output]" as core marks them."""
+    """Motion files of all folders, marked."""
     found = []
-    for kind, directory in FOLDERS.items():
-        root = Path(directory())
+    for kind, root in folders().items():
         names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.npz"))
         found += [name if kind == "input" else f"{name} [{kind}]" for name in names]
     return found
@@ -33,8 +42,9 @@ def motion_path(name: str) -> Path:
         ValueError: a path that leads out of the input and output folders.
         FileNotFoundError: no such file.
     """
-    bare, directory = folder_paths.annotated_filepath(name)
-    root = Path(directory or folder_paths.get_input_directory()).resolve()
+    marked = re.fullmatch(r"(.+) \[(input|output|example)\]", name)
+    bare, kind = marked.groups() if marked else (name, "input")
+    root = folders()[kind].resolve()
     path = (root / bare).resolve()
     if not path.is_relative_to(root):
         raise ValueError(
@@ -59,7 +69,7 @@ class SViMoLoadMotion(io.ComfyNode):
                 io.Combo.Input(
                     "motion",
                     options=list_motions(),
-                    tooltip='A .npz in ComfyUI\'s input folder, or one of its own results (marked "[output]").',
+                    tooltip='A .npz in ComfyUI\'s input folder, one of its own results ("[output]"), or one that comes with the pack ("[example]").',
                 )
             ],
             outputs=[

@@ -150,7 +150,7 @@ class SViMoVAE:
         """One clip of frames (N H W 3 in [0, 1]) to its latent, 1 C T h w."""
         self.config.check_clip(*pixels.shape[:3])
         vae = self.load(*pixels.shape[:3])
-        return vae.encode(pixels[None, ..., :3], on_tile=throw_if_interrupted).float().cpu() / self.scale
+        return vae.encode(pixels[None, ..., :3], on_work=throw_if_interrupted).float().cpu() / self.scale
 
     def decode(self, samples: Tensor, tiled: bool = False, **_options: Any) -> Tensor:
         """Latents (B C T h w) to frames, B N H W 3; in tiles on demand, or when memory runs out as core does."""

@@ -123,4 +123,4 @@ def encode_motions(
 ) -> Tensor:
     """Rendered motion latents (B C T h w float32) of motions of equal length."""
     frames = np.stack([render_motion(motion, width, height) for motion in motions])
-    return vae.encode(torch.from_numpy(frames).float() / 255, tiled=tiled, on_tile=on_work).float()
+    return vae.encode(torch.from_numpy(frames).float() / 255, tiled=tiled, on_work=on_work).float()

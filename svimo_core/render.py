@@ -62,7 +62,7 @@ def render_motion(motion: HandObjectMotion, width: int, height: int) -> np.ndarr
 
 
 def render_view(
-    motion: HandObjectMotion, width: int, height: int, azimuth: float = 35.0, elevation: float = 25.0
+    motion: HandObjectMotion, width: int, height: int, azimuth: float = 25.0, elevation: float = 25.0
 ) -> np.ndarray:
     """Draw a motion from the side, above a ground grid, framed on the whole clip; for people to look at.
 
@@ -76,7 +76,7 @@ def render_view(
     center, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, 1e-3)
     camera = Camera.from_fov(width, height, horizontal_degrees=40.0)
     half_angle = math.atan(min(width, height) / 2 / camera.fx)
-    distance = 1.05 * radius / math.sin(half_angle)
+    distance = 0.85 * radius / math.sin(half_angle)
     to_view = _rotation_x(-elevation) @ _rotation_y(azimuth)
 
     def look(points: np.ndarray) -> np.ndarray:

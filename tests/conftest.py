@@ -28,7 +28,11 @@ def config() -> SViMoConfig:
             num_layers=2, num_heads=2, head_dim=16, time_embed_dim=16, text_dim=16, text_length=8
         ),
         interaction=InteractionConfig(
-            pyramid_channels=(8, 8), denoiser_channels=(16, 16), num_heads=2, points_per_object=6, norm_groups=4
+            pyramid_channels=(8, 8),
+            denoiser_channels=(16, 16),
+            num_heads=2,
+            points_per_object=6,
+            norm_groups=4,
         ),
         vae=VAEConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4),
         text=TextConfig(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXResnetBlock3D
 from einops import rearrange
 from torch import Tensor
 
@@ -50,13 +51,13 @@ class VideoVAE:
         frames: Tensor,
         generator: torch.Generator | None = None,
         tiled: bool = False,
-        on_tile: Callable[[], None] | None = None,
+        on_work: Callable[[], None] | None = None,
     ) -> Tensor:
         """Frames (B N H W 3 in [0, 1]) to latents (B C T h w): the distribution's mean, or a sample of it when
-        a `generator` (on the CPU) is given. `on_tile` is called before each piece of work; raise there to stop."""
+        a `generator` (on the CPU) is given. `on_work` is called before each piece of work; raise there to stop."""
         weight = next(self.model.parameters())
         pixels = rearrange(frames, "b n h w c -> b c n h w").to(weight.device, weight.dtype) * 2 - 1
-        with self._pieces(self.model.encoder, tiled, on_tile):
+        with self._pieces(self.model.encoder, tiled, on_work):
             distribution = self.model.encode(pixels).latent_dist
         if generator is None:
             latents = distribution.mode()
@@ -66,12 +67,12 @@ class VideoVAE:
         return latents * self.config.scaling_factor
 
     def decode(
-        self, latents: Tensor, tiled: bool = False, on_tile: Callable[[], None] | None = None
+        self, latents: Tensor, tiled: bool = False, on_work: Callable[[], None] | None = None
     ) -> Tensor:
         """Latents (B C T h w) to frames (B N H W 3 in [0, 1], float32)."""
         weight = next(self.model.parameters())
         scaled = latents.to(weight.device, weight.dtype) / self.config.scaling_factor
-        with self._pieces(self.model.decoder, tiled, on_tile):
+        with self._pieces(self.model.decoder, tiled, on_work):
             pixels = self.model.decode(scaled).sample
         return rearrange(pixels.float() / 2 + 0.5, "b c n h w -> b n h w c").clamp(0, 1)
 
@@ -83,17 +84,18 @@ class VideoVAE:
 
     @contextmanager
     def _pieces(
-        self, network: torch.nn.Module, tiled: bool, on_tile: Callable[[], None] | None
+        self, network: torch.nn.Module, tiled: bool, on_work: Callable[[], None] | None
     ) -> Iterator[None]:
-        """Tile for the duration of one call, and announce each tile and batch of frames."""
+        """Tile for the duration of one call, and announce each block of each tile and batch of frames."""
         before = self.model.use_tiling
         self.model.use_tiling = tiled
-        hook = network.register_forward_pre_hook(lambda *_: on_tile()) if on_tile is not None else None
+        blocks = [m for m in network.modules() if isinstance(m, CogVideoXResnetBlock3D)] if on_work else []
+        hooks = [block.register_forward_pre_hook(lambda *_: on_work()) for block in blocks]
         try:
             yield
         finally:
             self.model.use_tiling = before
-            if hook is not None:
+            for hook in hooks:
                 hook.remove()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import diffusers.schedulers.scheduling_dpm_cogvideox as dpm_module
 import pytest
@@ -185,9 +186,7 @@ def test_steps_that_do_not_divide_the_schedule_land_on_the_next_timestep():
     """Diffusers subtracts 1000 // steps and so misses the next timestep by one or more; ours arrives there."""
     scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
     scheduler.set_timesteps(30)
-    missed = [
-        int(t) - 1000 // 30 - int(after) for t, after in zip(scheduler.timesteps, scheduler.timesteps[1:])
-    ]
+    missed = [int(t) - 1000 // 30 - int(after) for t, after in pairwise(scheduler.timesteps)]
     assert set(missed) == {0, 1}
     generator = torch.Generator().manual_seed(4)
     x0, noise = torch.randn(2, 64, generator=generator)

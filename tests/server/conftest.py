@@ -1,17 +1,24 @@
 """One real ComfyUI for the whole test session, with this pack linked into it."""
 
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
-from dev.comfy import ComfyClient, ComfyServer
+from dev.comfy import ROOT, ComfyClient, ComfyServer
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     # A session that is told to end still stops the ComfyUI it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with ComfyServer(tmp_path_factory.mktemp("comfyui")) as server:
+    base = tmp_path_factory.mktemp("comfyui")
+    for folder in ("custom_nodes", "input", "models/svimo"):
+        (base / folder).mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("broken_image.py"), base / "custom_nodes")
+    shutil.copy(ROOT / "assets" / "coffee.png", base / "input")
+    with ComfyServer(base) as server:
         yield server
 
 

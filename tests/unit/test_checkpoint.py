@@ -80,7 +80,10 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, checkpoint_file):
         (file("pickle.safetensors", pickle.dumps({"a": 1})), "PyTorch pickle"),
         (file("zip.safetensors", b"PK\x03\x04rest of a torch.save file"), "PyTorch pickle"),
         (file("gguf.safetensors", b"GGUF\x03\x00\x00\x00more"), "GGUF"),
-        (file("cut.safetensors", good[:-100]), f"announces {len(good)} bytes, the file has {len(good) - 100}"),
+        (
+            file("cut.safetensors", good[:-100]),
+            f"announces {len(good)} bytes, the file has {len(good) - 100}",
+        ),
         (file("stub.safetensors", good[:20]), "not a complete safetensors file"),
         (file("empty.safetensors", b""), "not a complete safetensors file"),
         (file("junk.safetensors", struct.pack("<Q", 4) + b"{]{]"), "header cannot be read"),

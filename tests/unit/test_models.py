@@ -29,7 +29,9 @@ def test_streams_see_each_other_and_their_conditions(model, latents, config):
 
     def run(**changed):
         values = {**latents, "text": text, **changed}
-        return network(values["video"], values["image"], values["text"], time, values["motion"], values["guidance"])
+        return network(
+            values["video"], values["image"], values["text"], time, values["motion"], values["guidance"]
+        )
 
     video, motion = run()
     assert video.shape == motion.shape == latents["video"].shape
@@ -67,7 +69,9 @@ def test_untrained_guidance_changes_nothing_after_init_from_video(config, latent
     torch.manual_seed(0)
     video_only = MMDiT(replace(config.backbone, motion=False))
     network = MMDiT(config.backbone)
-    network.load_state_dict(dict(extend_with_motion(video_only.state_dict().items(), config.backbone)), strict=True)
+    network.load_state_dict(
+        dict(extend_with_motion(video_only.state_dict().items(), config.backbone)), strict=True
+    )
     text, time = noise(2, config.backbone.text_length, config.backbone.text_dim), torch.tensor([5, 900])
     run = [
         network(latents["video"], latents["image"], text, time, latents["motion"], guidance)
@@ -75,7 +79,9 @@ def test_untrained_guidance_changes_nothing_after_init_from_video(config, latent
     ]
     torch.testing.assert_close(run[0], run[1], rtol=0, atol=0)
     # Motion rows copy the video ones: a motion stream fed like a video without an image answers like one.
-    alone = network(latents["video"], torch.zeros_like(latents["video"]), text, time, latents["video"], latents["image"])
+    alone = network(
+        latents["video"], torch.zeros_like(latents["video"]), text, time, latents["video"], latents["image"]
+    )
     torch.testing.assert_close(alone[0], alone[1])
 
 
@@ -121,7 +127,9 @@ def test_every_vid_weight_learns(config):
     out = network(hands, points, z, 2 * z, torch.tensor([7]))
     (out[0].square().sum() + out[1].square().sum()).backward()
     # The last level's cross-stream mix feeds only the fused features, which every level does.
-    idle = [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()]
+    idle = [
+        name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()
+    ]
     assert idle == []
 
 
@@ -152,12 +160,15 @@ def test_vae_work_can_be_stopped_and_leaves_the_model_as_it_was(model, config):
         calls.append(1)
         raise InterruptedError
 
-    for work in (lambda: model.vae.encode(frames, on_tile=stop), lambda: model.vae.decode(model.vae.encode(frames), True, stop)):
+    for work in (
+        lambda: model.vae.encode(frames, on_work=stop),
+        lambda: model.vae.decode(model.vae.encode(frames), True, stop),
+    ):
         with pytest.raises(InterruptedError):
             work()
     assert len(calls) == 2
     assert not model.vae.model.use_tiling
-    assert not model.vae.model.decoder._forward_pre_hooks
+    assert not any(module._forward_pre_hooks for module in model.vae.model.modules())
 
 
 @torch.no_grad()
@@ -169,7 +180,9 @@ def test_preview_matrix_is_a_better_guess_than_the_mean_colour(config):
     vae.preview_matrix = fit_preview(vae, images)
     seen = torch.stack([vae.preview(latent[:, 0]) for latent in vae.encode(images)])
     assert seen.shape == (24, 4, 6, 3)
-    small = torch.nn.functional.interpolate(images[:, 0].movedim(-1, 1), size=(4, 6), mode="area").movedim(1, -1)
+    small = torch.nn.functional.interpolate(images[:, 0].movedim(-1, 1), size=(4, 6), mode="area").movedim(
+        1, -1
+    )
     assert (seen - small).square().mean() < 0.95 * small.var()  # an untrained VAE keeps little of a colour
 
 
@@ -178,7 +191,9 @@ def test_preview_matrix_is_a_better_guess_than_the_mean_colour(config):
 
 @torch.no_grad()
 def test_prompts_have_a_fixed_length_and_differ(model, config):
-    features = model.text_encoder.encode(["use spoon to stir cup", "use spoon to hit cup", "", "w\u00f6rds " * 99])
+    features = model.text_encoder.encode(
+        ["use spoon to stir cup", "use spoon to hit cup", "", "w\u00f6rds " * 99]
+    )
     assert features.shape == (4, config.text.text_length, config.text.dim)
     assert not torch.allclose(features[0], features[1])
     ids = model.text_encoder.tokenize(["use spoon to stir cup", ""])

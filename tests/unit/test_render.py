@@ -28,7 +28,9 @@ def test_a_point_is_drawn_where_the_camera_sees_it(name, color, size):
     x, y = int((96 + 50) * width / 192), int((64 - 30) * height / 128)
     assert frame.shape == (height, width, 3)
     around = frame[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3)
-    assert np.abs(around - color).sum(axis=1).min() < 0.75 * sum(color)  # at 48 pixels a joint is a third of one
+    assert np.abs(around - color).sum(axis=1).min() < 0.75 * sum(
+        color
+    )  # at 48 pixels a joint is a third of one
     assert frame[0, 0].tolist() == [0, 0, 0]
 
 

@@ -27,7 +27,11 @@ def denoiser(model, config, image):
         text, negative = model.text_encoder.encode([PROMPT, ""]).chunk(2)
         latent = encode_image(model.vae, image, config.width, config.height, noise=0)
     return Denoiser(
-        model=model.backbone, schedule=NoiseSchedule(config.schedule), image=latent, text=text, negative_text=negative
+        model=model.backbone,
+        schedule=NoiseSchedule(config.schedule),
+        image=latent,
+        text=text,
+        negative_text=negative,
     )
 
 
@@ -38,7 +42,9 @@ def feedback(model, config):
 
 @pytest.fixture
 def start(config):
-    empty = add_motion(empty_latents(config, config.frames, config.height, config.width), config.interaction, config.frames)
+    empty = add_motion(
+        empty_latents(config, config.frames, config.height, config.width), config.interaction, config.frames
+    )
     return noise_like(empty, torch.Generator().manual_seed(0))
 
 
@@ -162,7 +168,9 @@ def test_strength_zero_equals_off_and_both_differ_from_on(denoiser, start, feedb
 
 def test_strength_scales_the_guidance(denoiser, start, feedback):
     full, _, _ = guidance_seen(denoiser, start, feedback=feedback, options=ALWAYS)
-    half, _, _ = guidance_seen(denoiser, start, feedback=feedback, options=FeedbackOptions(start=0, strength=0.5))
+    half, _, _ = guidance_seen(
+        denoiser, start, feedback=feedback, options=FeedbackOptions(start=0, strength=0.5)
+    )
     torch.testing.assert_close(half[0], 0.5 * full[0])
 
 
@@ -189,7 +197,9 @@ def test_the_loop_closes_when_told(denoiser, start, feedback, options, refreshed
 
 
 def test_iterations_close_the_loop_again_at_the_same_step(denoiser, start, feedback):
-    seen, _, report = guidance_seen(denoiser, start, feedback=feedback, options=FeedbackOptions(start=0.75, iterations=3))
+    seen, _, report = guidance_seen(
+        denoiser, start, feedback=feedback, options=FeedbackOptions(start=0.75, iterations=3)
+    )
     assert report.feedback_passes == 3
     assert len(seen) == STEPS + 2
     assert not torch.allclose(seen[-1], seen[-2], atol=1e-6)
@@ -220,7 +230,13 @@ def test_video_only_mode(denoiser, start):
 
 
 def test_options_out_of_range_are_refused(denoiser, start):
-    for options in ({"start": 0.6, "end": 0.5}, {"start": -0.1}, {"end": 1.1}, {"every": 0}, {"iterations": 0}):
+    for options in (
+        {"start": 0.6, "end": 0.5},
+        {"start": -0.1},
+        {"end": 1.1},
+        {"every": 0},
+        {"iterations": 0},
+    ):
         with pytest.raises(ValueError, match="feedback needs"):
             FeedbackOptions(**options)
     with pytest.raises(ValueError, match="unknown solver 'euler'"):
@@ -232,7 +248,9 @@ def test_options_out_of_range_are_refused(denoiser, start):
 
 def test_generate_makes_a_clip_and_its_motion(model, config, image):
     seen = []
-    made = generate(model, image, PROMPT, seed=3, steps=2, on_step=lambda i, clean: seen.append((i, clean.shape)))
+    made = generate(
+        model, image, PROMPT, seed=3, steps=2, on_step=lambda i, clean: seen.append((i, clean.shape))
+    )
     assert made.video.shape == made.motion_video.shape == (config.frames, config.height, config.width, 3)
     assert len(made.motion) == config.frames
     assert made.motion.prompt == PROMPT

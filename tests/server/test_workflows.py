@@ -1,0 +1,238 @@
+"""The workflows that ship with the pack, queued on a real ComfyUI as its users queue them."""
+
+import io
+import itertools
+import json
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from dev.comfy import ROOT, Result, api_workflow
+from svimo_core.motion import HandObjectMotion
+
+WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
+FRAMES, HEIGHT, WIDTH = 17, 96, 144
+OTHER_WORK = {
+    "load": {"class_type": "LoadImage", "inputs": {"image": "coffee.png"}},
+    "save": {"class_type": "PreviewImage", "inputs": {"images": ["load", 0]}},
+}
+seeds = itertools.count(1000)
+"""A fresh seed for every test: ComfyUI remembers results from one test to the next."""
+
+
+def the_id(workflow: dict, class_type: str) -> str:
+    (found,) = (node for node, content in workflow.items() if content["class_type"] == class_type)
+    return found
+
+
+def workflow_with(name: str = "image_to_video_and_motion", **sampler_inputs) -> tuple[dict, str]:
+    """A shipped workflow at few steps, and the id of its sampler."""
+    workflow = api_workflow(name)
+    sampler = the_id(workflow, "SViMoSampler")
+    workflow[sampler]["inputs"].update({"steps": 2, "seed": next(seeds), **sampler_inputs})
+    return workflow, sampler
+
+
+def saved_motion(client, workflow: dict, result: Result, tmp_path) -> HandObjectMotion:
+    (file,) = result.files(the_id(workflow, "SViMoSaveMotion"))
+    path = tmp_path / file["filename"]
+    path.write_bytes(client.download(file))
+    return HandObjectMotion.load(path)
+
+
+def videos(client, workflow: dict, result: Result) -> dict[str, np.ndarray]:
+    """Frames of each saved video by its filename prefix."""
+    found = {}
+    for node, content in workflow.items():
+        if content["class_type"] == "SaveVideo":
+            (file,) = result.files(node)
+            with av.open(io.BytesIO(client.download(file))) as video:
+                frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+            found[content["inputs"]["filename_prefix"]] = np.stack(frames)
+    return found
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_makes_video_and_motion(client, name, tmp_path):
+    workflow, sampler = workflow_with(name, steps=5)
+    result = client.run(workflow)
+
+    made = videos(client, workflow, result)
+    assert set(made) == {"svimo/video", "svimo/motion_video"}
+    for frames in made.values():
+        assert frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
+        assert frames.std() > 1  # not a blank picture
+
+    motion = saved_motion(client, workflow, result, tmp_path)
+    assert len(motion) == FRAMES
+    assert set(motion.objects) == {"tool", "target"}
+    assert motion.prompt == "use spoon to stir cup"
+    assert json.loads(motion.metadata["prompt"])[sampler]["class_type"] == "SViMoSampler"
+
+    (preview,) = result.files(the_id(workflow, "SViMoPreviewMotion"))
+    assert Image.open(io.BytesIO(client.download(preview))).n_frames == FRAMES
+
+    report = result.outputs[sampler]["svimo"][0]
+    assert report["steps"] == 5
+    passes = {"image_to_video_and_motion": 4}  # the loop closes after a fifth of the steps
+    assert report["feedback_passes"] == passes.get(name, 0)
+    assert len(result.previews) >= 5
+
+
+def test_the_loop_changes_the_video(client):
+    made = []
+    for name in (
+        "image_to_video_and_motion",
+        "image_to_video_and_motion_without_feedback",
+        "given_motion_to_video",
+    ):
+        workflow, _ = workflow_with(name, seed=7, steps=3)
+        made.append(videos(client, workflow, client.run(workflow))["svimo/motion_video"].astype(int))
+    for a, b in itertools.combinations(made, 2):
+        assert np.abs(a - b).max() > 8
+
+
+def test_second_queue_is_cached_and_a_changed_seed_is_not(client):
+    workflow, sampler = workflow_with()
+    first = client.run(workflow)
+    assert sampler in first.seconds
+    second = client.run(workflow)
+    assert set(second.cached) == set(workflow)
+    workflow[sampler]["inputs"]["seed"] = next(seeds)
+    third = client.run(workflow)
+    assert sampler in third.seconds
+    assert the_id(workflow, "SViMoCheckpointLoader") in third.cached
+
+
+def test_same_seed_gives_the_same_bytes_after_everything_was_unloaded(client, tmp_path):
+    made = []
+    for _ in range(2):
+        workflow, _ = workflow_with(seed=5, solver="dpmpp_2m_sde")
+        workflow[the_id(workflow, "SViMoFeedback")]["inputs"]["start_percent"] = 0.0
+        decode = the_id(workflow, "SViMoDecodeVideo")
+        for output in (0, 1):  # frames as PNG: the video encoder has threads and a mind of its own
+            workflow[f"frames{output}"] = {
+                "class_type": "PreviewImage",
+                "inputs": {"images": [decode, output]},
+            }
+        result = client.run(workflow)
+        assert the_id(workflow, "SViMoSampler") in result.seconds
+        files = [file for output in (0, 1) for file in result.files(f"frames{output}")]
+        frames = np.stack([np.asarray(Image.open(io.BytesIO(client.download(file)))) for file in files])
+        made.append((frames, saved_motion(client, workflow, result, tmp_path)))
+        client.free()
+        client.run(OTHER_WORK)  # ComfyUI keeps results only as long as the next workflow needs them
+    (frames_a, motion_a), (frames_b, motion_b) = made
+    np.testing.assert_array_equal(motion_a.hands, motion_b.hands)
+    np.testing.assert_array_equal(frames_a, frames_b)
+
+
+def test_given_motion_can_be_one_that_was_just_saved(client):
+    workflow, _ = workflow_with()
+    (file,) = client.run(workflow).files(the_id(workflow, "SViMoSaveMotion"))
+    guided, _ = workflow_with("given_motion_to_video")
+    loader = guided[the_id(guided, "SViMoLoadMotion")]
+    loader["inputs"]["motion"] = f"{file['subfolder']}/{file['filename']} [output]"
+    assert client.run(guided).status == "success"
+
+
+def test_separate_loaders_equal_the_checkpoint_loader(client, tmp_path):
+    made = []
+    for separate in (False, True):
+        workflow, _ = workflow_with(seed=11)
+        if separate:
+            loader = the_id(workflow, "SViMoCheckpointLoader")
+            name = workflow[loader]["inputs"]["ckpt_name"]
+            workflow |= {
+                "model": {
+                    "class_type": "SViMoDiffusionModelLoader",
+                    "inputs": {"model_name": name, "weight_dtype": "default"},
+                },
+                "vid": {"class_type": "SViMoInteractionLoader", "inputs": {"model_name": name}},
+                "vae": {"class_type": "SViMoVAELoader", "inputs": {"vae_name": name}},
+            }
+            sources = {0: "model", 1: "vid", 2: "vae"}
+            for node in workflow.values():
+                for key, value in node["inputs"].items():
+                    if isinstance(value, list) and value[0] == loader and value[1] in sources:
+                        node["inputs"][key] = [sources[value[1]], 0]
+        made.append(saved_motion(client, workflow, client.run(workflow), tmp_path))
+    np.testing.assert_array_equal(made[0].hands, made[1].hands)
+
+
+def test_core_nodes_take_our_vae_text_encoder_and_latents(client, tmp_path):
+    """CLIPTextEncode, VAEEncode, VAEDecode, VAEDecodeTiled and SaveLatent know nothing of SViMo."""
+    workflow, sampler = workflow_with()
+    loader = the_id(workflow, "SViMoCheckpointLoader")
+    for node in workflow.values():
+        if node["class_type"] == "SViMoTextEncode":
+            node["class_type"] = "CLIPTextEncode"
+    workflow |= {
+        "split": {"class_type": "SViMoSplitLatent", "inputs": {"latent": [sampler, 0]}},
+        "latent": {
+            "class_type": "SaveLatent",
+            "inputs": {"samples": ["split", 0], "filename_prefix": "video"},
+        },
+        "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["split", 0], "vae": [loader, 2]}},
+        "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "frame"}},
+        "encode": {"class_type": "VAEEncode", "inputs": {"pixels": ["decode", 0], "vae": [loader, 2]}},
+        "tiled": {
+            "class_type": "VAEDecodeTiled",
+            "inputs": {
+                "samples": ["encode", 0],
+                "vae": [loader, 2],
+                "tile_size": 256,
+                "overlap": 64,
+                "temporal_size": 64,
+                "temporal_overlap": 8,
+            },
+        },
+        "preview": {"class_type": "PreviewImage", "inputs": {"images": ["tiled", 0]}},
+        "ours": {
+            "class_type": "PreviewImage",
+            "inputs": {"images": [the_id(workflow, "SViMoDecodeVideo"), 0]},
+        },
+    }
+    result = client.run(workflow)
+    assert len(result.files("save")) == len(result.files("preview")) == FRAMES
+    (file,) = result.outputs["latent"]["latents"]
+    path = tmp_path / "latent.safetensors"
+    path.write_bytes(client.download(file))
+    assert load_file(path)["latent_tensor"].shape == (1, 16, 5, HEIGHT // 8, WIDTH // 8)
+    frame, ours = (client.download(result.files(node)[3]) for node in ("save", "ours"))
+    np.testing.assert_array_equal(Image.open(io.BytesIO(frame)), Image.open(io.BytesIO(ours)))
+
+
+def test_a_sampled_latent_can_be_refined(client):
+    workflow, sampler = workflow_with()
+    refine = json.loads(json.dumps(workflow[sampler]))
+    refine["inputs"] |= {"latent_image": [sampler, 0], "denoise": 0.4, "seed": next(seeds)}
+    workflow["refine"] = refine
+    for name in ("SViMoDecodeVideo", "SViMoDecodeMotion"):
+        workflow[the_id(workflow, name)]["inputs"]["latent"] = ["refine", 0]
+    assert client.run(workflow).status == "success"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cfg_schedule": "constant", "sequential_cfg": True},
+        {"cfg": 1.0},
+        {"solver": "dpmpp_2m_sde"},
+    ],
+)
+def test_sampler_options(client, change):
+    workflow, _ = workflow_with(**change)
+    assert client.run(workflow).status == "success"
+
+
+def test_another_clip_size(client, tmp_path):
+    workflow, _ = workflow_with()
+    workflow[the_id(workflow, "SViMoImageEncode")]["inputs"].update({"width": 96, "height": 64, "frames": 9})
+    result = client.run(workflow)
+    assert videos(client, workflow, result)["svimo/video"].shape == (9, 64, 96, 3)
+    motion = saved_motion(client, workflow, result, tmp_path)
+    assert (len(motion), motion.camera.width, motion.camera.height) == (9, 96, 64)
