@@ -11,6 +11,8 @@ from scipy.spatial.transform import Rotation
 
 SURFACE_POINTS = 1000
 """A display surface is built from at most this many points."""
+SURFACE_RADIUS = 3.0
+"""Chosen by eye on clouds of 128 points: 1 leaves holes, 2 leaves dents, 3 keeps bowls hollow, 4 closes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +125,7 @@ def display_surface(points: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, n
     """A triangle surface around a point cloud, for display only.
 
     An alpha shape: the tetrahedra of the Delaunay triangulation with a small enough circumsphere. The limit is
-    twice the smallest radius at which every point is still part of a tetrahedron: once leaves holes in sparse
-    clouds, more fills the cavities of dense ones.
+    :data:`SURFACE_RADIUS` times the smallest radius at which every point is still part of a tetrahedron.
 
     Args:
         points: K x 3 with K >= 4; above :data:`SURFACE_POINTS` a random subset is used.
@@ -151,7 +152,7 @@ def display_surface(points: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, n
     radii = _circumradii(points[tetrahedra])
     smallest_at_point = np.full(len(points), np.inf)
     np.minimum.at(smallest_at_point, tetrahedra, radii[:, None])
-    kept = tetrahedra[radii <= 2 * smallest_at_point.max()]
+    kept = tetrahedra[radii <= SURFACE_RADIUS * smallest_at_point.max()]
 
     # The surface is every triangle that belongs to exactly one kept tetrahedron.
     faces = np.concatenate([kept[:, [b, c, d]] for b, c, d in ((1, 2, 3), (0, 3, 2), (0, 1, 3), (0, 2, 1))])

@@ -142,6 +142,7 @@ class _Document:
         joints, weights = _four_strongest(rig.weights)
         mesh = self.mesh(
             f"{side}_hand", vertices, rig.faces, color,
+            NORMAL=self.accessor(vertex_normals(vertices, rig.faces), ARRAY_BUFFER),
             JOINTS_0=self.accessor(joints.astype("u1"), ARRAY_BUFFER),
             WEIGHTS_0=self.accessor(weights, ARRAY_BUFFER),
         )  # fmt: skip
@@ -162,7 +163,7 @@ class _Document:
             self.animate(first + joint, "rotation", _quaternions(moving[:, joint, :3, :3]))
 
     def add_object(self, name: str, color: tuple[float, float, float]) -> None:
-        """One rigid node; where it is in the first frame is where it rests."""
+        """One rigid node that rests where it is in the first frame. Without normals it is shown with flat faces."""
         thing = self.rigged.objects[name]
         track = thing.track
         mesh = self.mesh(name, thing.vertices * FLIP, thing.faces, color)
@@ -199,7 +200,6 @@ class _Document:
         )
         attributes = {
             "POSITION": self.accessor(vertices, ARRAY_BUFFER, bounds=True),
-            "NORMAL": self.accessor(vertex_normals(vertices, faces), ARRAY_BUFFER),
             **attributes,
         }
         indices = self.accessor(faces.reshape(-1).astype("<u4"), ELEMENT_ARRAY_BUFFER)

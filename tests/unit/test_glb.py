@@ -177,28 +177,35 @@ def test_hundred_thousand_points_make_a_small_file(tmp_path, motion):
     assert write_glb(tmp_path / "m.glb", rig_motion(large)).stat().st_size < 500_000
 
 
-def test_progress_is_reported_and_cancelling_leaves_nothing(tmp_path, rigged, motion, models):
+def test_rigging_reports_progress_and_can_be_cancelled(motion, models):
     short = replace(motion, hands=motion.hands[:2], objects={k: v[:2] for k, v in motion.objects.items()})
-    for call in (
-        lambda report: write_glb(tmp_path / "m.glb", rigged, on_progress=report),
-        lambda report: rig_motion(short, on_progress=report),
-        lambda report: rig_motion(short, mano=models, on_progress=report),
-    ):
+    for mano in (None, models):
         seen = []
-        call(lambda done, total, seen=seen: seen.append((done, total)))
+        rig_motion(short, mano=mano, on_progress=lambda done, total, seen=seen: seen.append((done, total)))
         assert seen == sorted(seen)
-        assert seen[-1][0] == seen[-1][1]
+        assert seen[-1] == (202, 202)
+        with pytest.raises(InterruptedError):
+            rig_motion(short, mano=mano, on_progress=interrupt)
 
-        for stop_at in (seen[0], seen[-1]):
-            (tmp_path / "m.glb").unlink(missing_ok=True)
 
-            def stop(done, total, stop_at=stop_at):
-                if (done, total) == stop_at:
-                    raise InterruptedError
+def interrupt(done, total):
+    raise InterruptedError
 
-            with pytest.raises(InterruptedError):
-                call(stop)
-            assert list(tmp_path.iterdir()) == []
+
+def test_cancelled_export_leaves_nothing(tmp_path, rigged):
+    seen = []
+    write_glb(tmp_path / "m.glb", rigged, on_progress=lambda *progress: seen.append(progress))
+    assert seen == [(i, 5) for i in range(1, 6)]
+    (tmp_path / "m.glb").unlink()
+    for last in seen:
+
+        def stop(*progress, last=last):
+            if progress == last:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            write_glb(tmp_path / "m.glb", rigged, on_progress=stop)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_failed_export_leaves_the_older_file(tmp_path, rigged):
