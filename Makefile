@@ -29,6 +29,7 @@ serve: $(STAMP)
 	$(BIN)/python -m dev.serve
 
 test: $(STAMP)
+	$(BIN)/python -m dev.browser
 	$(BIN)/pytest
 
 lint: $(STAMP)

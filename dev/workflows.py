@@ -18,7 +18,7 @@ from dev.comfy import ROOT, ComfyClient, ComfyServer
 
 FOLDER = ROOT / "workflows"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-COLUMN, NODE_WIDTH, ROW_GAP, MARGIN, SLOT, WIDGET, TEXT = 400, 320, 70, 16, 20, 24, 90
+COLUMN, NODE_WIDTH, ROW_GAP, MARGIN, SLOT, WIDGET, TEXT = 380, 310, 70, 16, 20, 24, 90
 """Layout in pixels: columns, space between nodes (their titles take 30 of it), and what a node's own height is made of:
 its margin, its slots, and its widgets, of which fields of several lines are taller."""
 
@@ -31,10 +31,11 @@ class Link(NamedTuple):
 
 
 class Node(NamedTuple):
-    """One node: its class, its column on the canvas, and the inputs that differ from their defaults."""
+    """One node: its class, its place on the canvas, and the inputs that differ from their defaults."""
 
     type: str
-    column: int
+    place: tuple[int, int]
+    """Column from the left, and row from its top."""
     inputs: dict[str, Any]
     size: tuple[int, int] | None = None
     """Pixels on the canvas, for nodes that show pictures."""
@@ -47,14 +48,14 @@ Graph = dict[str, Node]
 def image_to_video_and_motion(feedback: bool = True) -> Graph:
     """Reference image and prompt to video, rendered motion and 3D motion."""
     return {
-        "checkpoint": Node("SViMoCheckpointLoader", 0, {"ckpt_name": "svimo-tiny.safetensors"}),
-        "image": Node("LoadImage", 0, {"image": "coffee.png"}, (NODE_WIDTH, 330)),
-        "prompt": Node("SViMoPrompt", 0, {"tool": "spoon", "action": "stir", "target": "cup"}),
-        "positive": Node("SViMoTextEncode", 1, {"clip": Link("checkpoint", 3), "text": Link("prompt")}),
-        "negative": Node("SViMoTextEncode", 1, {"clip": Link("checkpoint", 3), "text": ""}),
+        "checkpoint": Node("SViMoCheckpointLoader", (0, 0), {"ckpt_name": "svimo-tiny.safetensors"}),
+        "image": Node("LoadImage", (0, 1), {"image": "coffee.png"}, (NODE_WIDTH, 330)),
+        "prompt": Node("SViMoPrompt", (0, 2), {"tool": "spoon", "action": "stir", "target": "cup"}),
+        "positive": Node("SViMoTextEncode", (1, 0), {"clip": Link("checkpoint", 3), "text": Link("prompt")}),
+        "negative": Node("SViMoTextEncode", (1, 1), {"clip": Link("checkpoint", 3), "text": ""}),
         "conditions": Node(
             "SViMoImageEncode",
-            1,
+            (2, 0),
             {
                 "positive": Link("positive"),
                 "negative": Link("negative"),
@@ -64,12 +65,12 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
         ),
         "feedback": Node(
             "SViMoFeedback",
-            2,
+            (2, 1),
             {"interaction": Link("checkpoint", 1), "vae": Link("checkpoint", 2), "enabled": feedback},
         ),
         "sampler": Node(
             "SViMoSampler",
-            2,
+            (3, 0),
             {
                 "model": Link("checkpoint"),
                 "positive": Link("conditions"),
@@ -81,25 +82,25 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
             },
             (NODE_WIDTH, 480),
         ),
-        "frames": Node("SViMoDecodeVideo", 3, {"vae": Link("checkpoint", 2), "latent": Link("sampler")}),
+        "frames": Node("SViMoDecodeVideo", (4, 0), {"vae": Link("checkpoint", 2), "latent": Link("sampler")}),
         "motion": Node(
-            "SViMoDecodeMotion", 3, {"interaction": Link("checkpoint", 1), "latent": Link("sampler")}
+            "SViMoDecodeMotion", (4, 1), {"interaction": Link("checkpoint", 1), "latent": Link("sampler")}
         ),
         "save_motion": Node(
-            "SViMoSaveMotion", 3, {"motion": Link("motion"), "filename_prefix": "svimo/motion"}
+            "SViMoSaveMotion", (5, 2), {"motion": Link("motion"), "filename_prefix": "svimo/motion"}
         ),
-        "preview": Node("SViMoPreviewMotion", 3, {"motion": Link("motion")}, (NODE_WIDTH, 380)),
-        "video": Node("CreateVideo", 4, {"images": Link("frames"), "fps": 8.0}),
+        "preview": Node("SViMoPreviewMotion", (5, 3), {"motion": Link("motion")}, (NODE_WIDTH, 380)),
+        "video": Node("CreateVideo", (5, 0), {"images": Link("frames"), "fps": 8.0}),
         "save_video": Node(
             "SaveVideo",
-            4,
+            (6, 0),
             {"video": Link("video"), "filename_prefix": "svimo/video", "format": "mp4"},
             (NODE_WIDTH, 330),
         ),
-        "motion_video": Node("CreateVideo", 4, {"images": Link("frames", 1), "fps": 8.0}),
+        "motion_video": Node("CreateVideo", (5, 1), {"images": Link("frames", 1), "fps": 8.0}),
         "save_motion_video": Node(
             "SaveVideo",
-            4,
+            (6, 1),
             {"video": Link("motion_video"), "filename_prefix": "svimo/motion_video", "format": "mp4"},
             (NODE_WIDTH, 330),
         ),
@@ -108,11 +109,16 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
 
 def given_motion_to_video() -> Graph:
     """A motion that exists already guides the video."""
-    graph = image_to_video_and_motion()
-    graph["load_motion"] = Node("SViMoLoadMotion", 0, {"motion": "stir_cup.npz [example]"})
+    graph = {
+        name: node._replace(
+            place=(node.place[0] + (node.place[0] >= 3), node.place[1])
+        )  # room for the new node
+        for name, node in image_to_video_and_motion().items()
+    }
+    graph["load_motion"] = Node("SViMoLoadMotion", (0, 3), {"motion": "stir_cup.npz [example]"})
     graph["guided"] = Node(
         "SViMoMotionEncode",
-        1,
+        (3, 0),
         {
             "positive": Link("conditions"),
             "negative": Link("conditions", 1),
@@ -160,7 +166,7 @@ def to_api(graph: Graph, info: dict[str, dict]) -> dict[str, dict]:
 def to_page(graph: Graph, info: dict[str, dict]) -> dict[str, Any]:
     """The page's format: nodes with positions, slots and widget values, and a list of links."""
     ids = {name: i for i, name in enumerate(graph, start=1)}
-    nodes, links, bottoms = {}, [], {}
+    nodes, links = {}, []
     for order, (name, node) in enumerate(graph.items()):
         slots, widgets, fields = [], [], 0
         for key, kind, options in _inputs(info[node.type]):
@@ -184,12 +190,10 @@ def to_page(graph: Graph, info: dict[str, dict]) -> dict[str, Any]:
         ]
         sockets = max(len([slot for slot in slots if "widget" not in slot]), len(outputs))
         size = node.size or (NODE_WIDTH, MARGIN + SLOT * sockets + fields)
-        top = bottoms.get(node.column, 0)
-        bottoms[node.column] = top + size[1] + ROW_GAP
         nodes[name] = {
             "id": ids[name],
             "type": node.type,
-            "pos": [node.column * COLUMN, top],
+            "pos": [node.place[0] * COLUMN, 0],
             "size": list(size),
             "flags": {},
             "order": order,
@@ -199,6 +203,11 @@ def to_page(graph: Graph, info: dict[str, dict]) -> dict[str, Any]:
             "properties": {"Node name for S&R": node.type},
             "widgets_values": widgets,
         }
+    bottoms: dict[int, int] = {}
+    for name, node in sorted(graph.items(), key=lambda item: item[1].place):
+        column = node.place[0]
+        nodes[name]["pos"][1] = bottoms.get(column, 0)
+        bottoms[column] = nodes[name]["pos"][1] + nodes[name]["size"][1] + ROW_GAP
     for name, node in graph.items():
         for slot, entry in enumerate(nodes[name]["inputs"]):
             source = node.inputs.get(entry["name"])

@@ -1,0 +1,69 @@
+"""The pictures of the page in the docs, taken from a real run of a real ComfyUI: `python -m dev.pictures`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from dev.browser import ComfyPage, comfy_page
+from dev.comfy import ROOT, ComfyServer
+
+IMAGES = ROOT / "docs" / "images"
+GRAPH_ONLY = """
+    body * { visibility: hidden !important; }
+    #graph-canvas, .dom-widget, .dom-widget *, [data-node-id], [data-node-id] * { visibility: visible !important; }
+"""
+
+
+def load(page: ComfyPage, workflow: str) -> None:
+    """Load a workflow that ships with the pack."""
+    page.load(json.loads((ROOT / "workflows" / f"{workflow}.json").read_text(encoding="utf-8")))
+
+
+def take(page: ComfyPage, path: Path, *, width: int, margin: int = 40) -> None:
+    """Picture of the whole graph and nothing else, `width` pixels wide."""
+    x, y, w, h = page.page.evaluate(
+        """() => {
+            const boxes = app.graph.nodes.map(node => [...node.getBounding()]);
+            const [left, top] = [0, 1].map(i => Math.min(...boxes.map(box => box[i])));
+            const [right, bottom] = [0, 1].map(i => Math.max(...boxes.map(box => box[i] + box[i + 2])));
+            return [left, top, right - left, bottom - top];
+        }"""
+    )
+    scale = width / (w + 2 * margin)
+    size = {"width": width, "height": round(scale * (h + 2 * margin))}
+    page.page.set_viewport_size(size)
+    page.page.add_style_tag(content=GRAPH_ONLY)
+    page.page.evaluate(
+        """([x, y, scale]) => {
+            const { left, top } = app.canvas.canvas.getBoundingClientRect();
+            app.canvas.deselectAll();
+            app.canvas.ds.scale = scale;
+            app.canvas.ds.offset = [-x - left / scale, -y - top / scale];
+            app.canvas.setDirty(true, true);
+        }""",
+        [x - margin, y - margin, scale],
+    )
+    page.settle(2000)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.page.screenshot(path=path)
+    print(path.relative_to(ROOT))
+
+
+def main() -> int:
+    """Take every picture."""
+    with tempfile.TemporaryDirectory() as base:
+        (Path(base) / "input").mkdir()
+        shutil.copy(ROOT / "assets" / "coffee.png", Path(base) / "input")
+        with ComfyServer(Path(base)) as server, comfy_page(server.url) as page:
+            load(page, "image_to_video_and_motion")
+            page.run()
+            take(page, IMAGES / "graph.png", width=2600)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
