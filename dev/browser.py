@@ -18,6 +18,8 @@ from pathlib import Path
 import requests
 from playwright.sync_api import ConsoleMessage, Error, Page, sync_playwright
 
+from dev.comfy import PACK_NAME
+
 BROWSERS = (
     "chromium",
     "chromium-browser",
@@ -60,10 +62,9 @@ class ComfyPage:
     def open(self, query: str = "") -> None:
         """Open, or open again, the page and wait until it can be worked with."""
         self.page.goto(self.url + query)
-        # The page keeps loading its own parts for a moment after its graph is there; errors until then are its own.
         self.page.wait_for_function("window.app?.extensionManager && app.canvas?.graph", timeout=60_000)
         self.page.wait_for_load_state("networkidle")
-        self.problems.clear()
+        self.problems = [problem for problem in self.problems if PACK_NAME in problem]  # the page's own are not ours
 
     def load(self, workflow: dict) -> None:
         """Load a workflow in the page's format."""
@@ -115,10 +116,11 @@ class ComfyPage:
 
     def _on_console(self, message: ConsoleMessage) -> None:
         services = ("https://api.comfy.org", "Failed to load resource")
-        if message.type == "error" and not any(service in message.text for service in services):
-            self.problems.append(f"console: {message.text}")
-        elif message.type == "error" and "/extensions/ComfyUI-SViMo" in message.location.get("url", ""):
-            self.problems.append(f"console: {message.text} {message.location['url']}")
+        problem = f"console: {message.text} ({message.location['url']})"
+        if message.type == "error" and (
+            PACK_NAME in problem or not any(service in problem for service in services)
+        ):
+            self.problems.append(problem)
 
 
 def find_browser() -> str | None:
