@@ -1,0 +1,1 @@
+"""Training: of SViMo itself, and of the networks that judge its motion."""

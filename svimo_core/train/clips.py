@@ -1,0 +1,131 @@
+"""Training clips on disk: a folder with `NAME.npy` (video) and `NAME.npz` (motion) for every clip.
+
+The video is N x H x W x 3 uint8 RGB and the motion is :class:`~svimo_core.motion.HandObjectMotion`, whose prompt is the
+clip's. Any data set in this form can be trained on. Fill a folder from the synthetic world:
+
+    python -m svimo_core.train.clips --out FOLDER --count 600
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from ..config import PRESETS
+from ..data.synthetic import generate_clip
+from ..files import whole_file
+from ..motion import HandObjectMotion
+
+log = logging.getLogger(__name__)
+
+
+class Clip(NamedTuple):
+    """One clip in memory."""
+
+    video: np.ndarray
+    """N x H x W x 3 uint8."""
+    motion: HandObjectMotion
+
+
+class ClipFolder:
+    """The clips of a folder, in the order of their names.
+
+    Raises:
+        ValueError: there are none.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self.names = sorted(path.stem for path in self.folder.glob("*.npz"))
+        if not self.names:
+            raise ValueError(
+                f"no clips in {self.folder}: fill it with `python -m svimo_core.train.clips --out {self.folder}`"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def motion(self, index: int) -> HandObjectMotion:
+        """The motion of one clip.
+
+        Raises:
+            ValueError: it cannot be read; the message names the file.
+        """
+        return HandObjectMotion.load(self.folder / f"{self.names[index]}.npz")
+
+    def clip(self, index: int, frames: int | None = None, start: int = 0) -> Clip:
+        """One clip, or so many frames of it.
+
+        Raises:
+            ValueError: it is broken or too short; the message names the file.
+        """
+        path = self.folder / f"{self.names[index]}.npy"
+        try:
+            video = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"clip {path} cannot be read ({error}): delete it and its .npz, or write it again"
+            ) from error
+        motion = self.motion(index)
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or len(video) != len(motion):
+            raise ValueError(
+                f"clip {path} must hold {len(motion)} x H x W x 3 uint8, as its motion has frames, "
+                f"got {video.shape} {video.dtype}"
+            )
+        if frames is None:
+            return Clip(np.array(video), motion)
+        if len(video) < start + frames:
+            raise ValueError(f"clip {path} has {len(video)} frames, {start + frames} are needed")
+        part = slice(start, start + frames)
+        cut = replace(
+            motion,
+            hands=motion.hands[part],
+            objects={name: cloud[part] for name, cloud in motion.objects.items()},
+        )
+        return Clip(np.array(video[part]), cut)
+
+
+def resize_video(video: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Frames (N H W 3 uint8) scaled to another size of the same shape."""
+    if video.shape[1:3] == (height, width):
+        return video
+    return np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in video])
+
+
+def write_clip(folder: Path, name: str, clip: Clip) -> None:
+    """Add one clip to a folder; its files appear whole or not at all, the motion last."""
+    with whole_file(folder / f"{name}.npy") as partial, partial.open("wb") as file:
+        np.save(file, clip.video)
+    clip.motion.save(folder / f"{name}.npz")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fill a folder with synthetic training clips; those already there are kept."""
+    parser = argparse.ArgumentParser(prog="python -m svimo_core.train.clips", description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=600)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first clip")
+    parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="whose clip size to use")
+    args = parser.parse_args(arguments)
+    args.out.mkdir(parents=True, exist_ok=True)
+    size = PRESETS[args.preset]
+    for seed in tqdm(range(args.first, args.first + args.count), unit="clip"):
+        name = f"{args.split}-{seed:06d}"
+        if not (args.out / f"{name}.npz").is_file():
+            made = generate_clip(
+                seed, args.split, frames=size.frames, height=size.height, width=size.width, fps=size.fps
+            )
+            write_clip(args.out, name, Clip(made.video, made.motion))
+
+
+if __name__ == "__main__":
+    main()

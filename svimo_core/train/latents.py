@@ -1,0 +1,85 @@
+"""Latents of training clips, encoded once and kept on disk.
+
+Reference images are not among them: they are encoded with new noise every time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..files import whole_file
+from ..model.vae import VideoVAE
+from ..render import render_motion
+from .clips import ClipFolder, resize_video
+from .settings import Shape
+
+
+class LatentCache:
+    """Video and motion latents of a folder's clips under one VAE, filled as clips are asked for.
+
+    Files lie in `latents` inside the folder, apart by VAE weights and clip size, so they are never stale.
+    """
+
+    def __init__(self, clips: ClipFolder, model: SimpleNamespace):
+        self.clips = clips
+        self.model = model
+        self.vae = VideoVAE(model.parts["vae"], model.config.vae)
+        self.root = clips.folder / "latents" / fingerprint(model.parts["vae"])
+
+    def batch(self, indices: list[int], shape: Shape, with_images: bool = False) -> dict[str, Any]:
+        """Clips as tensors.
+
+        Returns:
+            video, motion: latents, B C T h w float32.
+            hands, points: normalised motion, B N 42 3 and B N P 3.
+            prompts; and images with `with_images`: first frames, B H W 3 in [0, 1].
+        """
+        latents = torch.stack([self.latents(index, shape) for index in indices])
+        batch: dict[str, Any] = {"video": latents[:, 0], "motion": latents[:, 1]}
+        clips = [self.clips.clip(index, shape.frames) for index in indices]
+        points_per_object = self.model.config.interaction.points_per_object
+        motions = [self.model.normalizer.normalize(clip.motion, points_per_object) for clip in clips]
+        batch["hands"], batch["points"] = (torch.stack(x) for x in zip(*motions, strict=True))
+        batch["prompts"] = [clip.motion.prompt for clip in clips]
+        if with_images:
+            first = [resize_video(clip.video[:1], shape.height, shape.width)[0] for clip in clips]
+            batch["images"] = torch.from_numpy(np.stack(first)).float() / 255
+        return batch
+
+    @torch.no_grad()
+    def latents(self, index: int, shape: Shape) -> Tensor:
+        """Video and motion latent of one clip, 2 C T h w float32, scaled by the VAE's present factor."""
+        path = self._path(index, shape)
+        if path.is_file():
+            stored = np.load(path, allow_pickle=False)
+        else:
+            clip = self.clips.clip(index, shape.frames)
+            video = resize_video(clip.video, shape.height, shape.width)
+            drawing = render_motion(clip.motion, shape.width, shape.height)
+            frames = torch.from_numpy(np.stack([video, drawing])).float() / 255
+            unscaled = self.vae.encode(frames).float().cpu() / self.vae.config.scaling_factor
+            stored = unscaled.numpy().astype(np.float16)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as partial, partial.open("wb") as file:
+                np.save(file, stored)
+        return torch.from_numpy(stored).float() * self.vae.config.scaling_factor
+
+    def _path(self, index: int, shape: Shape) -> Path:
+        size = f"{shape.frames}x{shape.height}x{shape.width}"
+        return self.root / size / f"{self.clips.names[index]}.npy"
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A name for these exact weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

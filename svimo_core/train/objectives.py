@@ -1,0 +1,63 @@
+"""The losses, as pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def reconstruction_loss(decoded: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L1, MSE and gradient L1 between frames (B C N H W in [-1, 1]).
+
+    The last compares differences of neighbouring pixels, which thin bright lines on black are made of.
+    """
+    down = [x[..., 1:, :] - x[..., :-1, :] for x in (decoded, frames)]
+    right = [x[..., 1:] - x[..., :-1] for x in (decoded, frames)]
+    return F.l1_loss(decoded, frames), F.mse_loss(decoded, frames), F.l1_loss(*down) + F.l1_loss(*right)
+
+
+def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL divergence from a diagonal Gaussian to the unit one, mean over elements, nats."""
+    return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+
+
+def denoising_loss(clean: Tensor, target: Tensor, abar: Tensor, weighting: str) -> Tensor:
+    """Error of predicted clean latents (B ...), mean over the batch (paper equation 6).
+
+    Args:
+        abar: signal level of each sample (B,).
+        weighting: "x0" leaves the error as it is; "v" divides it by 1 - abar, which gives the MSE of the velocity.
+    """
+    error = ((clean - target) ** 2).flatten(1).mean(dim=1)
+    return (error if weighting == "x0" else error / (1 - abar)).mean()
+
+
+def chamfer(points: Tensor, target: Tensor) -> Tensor:
+    """Squared, two-sided Chamfer distance between clouds (... P 3), mean over all clouds, in their units squared."""
+    squared = ((points[..., :, None, :] - target[..., None, :, :]) ** 2).sum(dim=-1)
+    return (squared.amin(dim=-1).mean(dim=-1) + squared.amin(dim=-2).mean(dim=-1)).mean()
+
+
+def interaction_loss(
+    hands: Tensor,
+    points: Tensor,
+    target_hands: Tensor,
+    target_points: Tensor,
+    num_objects: int,
+    point_weight: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """VID's loss on normalised motion: hand MSE + object Chamfer (paper equation 5), and its two terms.
+
+    Args:
+        hands: B N 42 3.
+        points: B N P 3, all objects in order; each object's cloud is compared with its own.
+        point_weight: adds an MSE on points that keep their index over time, which the paper does not have.
+    """
+    hand_error = F.mse_loss(hands, target_hands)
+    clouds, target_clouds = (torch.stack(x.chunk(num_objects, dim=2), dim=2) for x in (points, target_points))
+    distance = chamfer(clouds, target_clouds)
+    total = hand_error + distance
+    if point_weight:
+        total = total + point_weight * F.mse_loss(points, target_points)
+    return total, hand_error, distance

@@ -1,0 +1,203 @@
+"""What a training run is, as one JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import PRESETS
+
+STAGES = ("vae", "interaction", "joint")
+PRECISIONS = ("auto", "no", "bf16", "fp16")
+WEIGHTINGS = ("v", "x0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A clip size and how many of them make a batch of one process."""
+
+    frames: int
+    height: int
+    width: int
+    batch_size: int
+    weight: float = 1.0
+    """How often it is drawn, beside the other shapes of its phase."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A number of steps at one shape, or at shapes drawn step by step. Two phases make a two-resolution schedule."""
+
+    steps: int
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEObjective:
+    """Weights of the VAE's losses (means over elements) beside L1, whose weight is 1."""
+
+    mse: float = 1.0
+    gradient: float = 1.0
+    """L1 of differences between neighbouring pixels, so that thin bones survive."""
+    kl: float = 3e-4
+    drawing_share: float = 0.5
+    """Fraction of samples that are rendered motion instead of video."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InteractionObjective:
+    """VID's loss: MSE of hands + Chamfer of objects (paper equation 5)."""
+
+    points: float = 0.0
+    """Weight of a plain MSE on points that keep their index over time; 0 is the paper's setting."""
+    clean_share: float = 0.0
+    """Fraction of warm-up samples whose latents are clean, as they are after sampling; 0 is the paper's setting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointObjective:
+    """Weights and switches of the joint training (paper equations 6 and 7)."""
+
+    weighting: str = "v"
+    """"x0": plain error of clean latents (paper). "v": divided by 1 - abar, the velocity's (CogVideoX trainers)."""
+    denoising: float = 1.0
+    interaction: float = 0.05
+    guidance: bool = True
+    """Feed the drawn prediction of VID back, without gradient."""
+    gradient_constraint: bool = True
+    """Let VID's loss reach the MM-DiT through its clean latents."""
+    text_dropout: float = 0.1
+    image_dropout: float = 0.1
+    guidance_dropout: float = 0.1
+    image_noise: tuple[float, float] = (-3.0, 0.5)
+    """Mean and spread of the log of the pixel noise (in [-1, 1] space) on the reference image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run: one stage over some phases.
+
+    Raises:
+        ValueError: an unknown name, or a number outside its range.
+    """
+
+    stage: str
+    """"vae", "interaction" (VID's warm-up) or "joint" (MM-DiT and VID)."""
+    clips: Path
+    """Folder of clips (:mod:`svimo_core.train.clips`)."""
+    held_out: Path | None = None
+    """Folder of clips that the sheets show; None shows the first training clips."""
+    output: Path
+    """Folder for the checkpoint, the state to resume from, the log and the sheets."""
+    init: Path | None = None
+    """Checkpoint to start from. Parts that it lacks, or everything without it, start from seeds."""
+    preset: str = "tiny"
+    """Model size when there is no `init`."""
+    text_model: Path | None = None
+    """T5 folder in transformers' form, for a model without a text encoder of its own."""
+    phases: tuple[Phase, ...]
+    seed: int = 0
+
+    learning_rate: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.1
+    warmup_steps: int = 100
+    cooldown_steps: int = 0
+    """The learning rate falls linearly to 0 over the last steps."""
+    ema_decay: float = 0.999
+    gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
+    precision: str = "auto"
+    """Of the networks: "auto" is bf16 on a GPU that has it, float32 otherwise."""
+    threads: int | None = None
+    """CPU threads; None leaves PyTorch's choice."""
+
+    log_every: int = 10
+    save_every: int = 500
+    sheet_every: int = 500
+    """Also after the last step; 0 draws none."""
+    statistics_clips: int = 512
+    """Clips behind the motion statistics of a model that has none."""
+    train_text: bool = False
+    """Train the model's own text encoder along with the MM-DiT."""
+    checkpoint_dtype: str = "float32"
+
+    vae: VAEObjective = field(default_factory=VAEObjective)
+    interaction: InteractionObjective = field(default_factory=InteractionObjective)
+    joint: JointObjective = field(default_factory=JointObjective)
+
+    def __post_init__(self):
+        for name, value, choices in (
+            ("stage", self.stage, STAGES),
+            ("precision", self.precision, PRECISIONS),
+            ("joint.weighting", self.joint.weighting, WEIGHTINGS),
+            ("preset", self.preset, tuple(PRESETS)),
+            ("checkpoint_dtype", self.checkpoint_dtype, ("float32", "bfloat16", "float16")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if not self.phases or not all(phase.shapes and phase.steps > 0 for phase in self.phases):
+            raise ValueError("a run needs at least one phase, each with steps above 0 and at least one shape")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase that a step belongs to."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        return self.phases[-1]
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, plateau, linear cool-down."""
+        rise = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
+        fall = (self.steps - step) / self.cooldown_steps if self.cooldown_steps else 1.0
+        return self.learning_rate * min(1.0, rise, fall)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, **changes: Any) -> TrainConfig:
+        """Read a JSON file; paths in it are relative to the working directory.
+
+        Args:
+            changes: fields to set in place of the file's.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not JSON, or unknown, missing or impossible fields.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8")) | changes
+            values["phases"] = tuple(
+                Phase(steps=phase["steps"], shapes=tuple(Shape(**shape) for shape in phase["shapes"]))
+                for phase in values["phases"]
+            )
+            for name in ("clips", "held_out", "output", "init", "text_model"):
+                if values.get(name) is not None:
+                    values[name] = Path(values[name])
+            for name, kind in (
+                ("vae", VAEObjective),
+                ("interaction", InteractionObjective),
+                ("joint", JointObjective),
+            ):
+                if name in values:
+                    values[name] = kind(**_with_tuples(values[name]))
+            return cls(**_with_tuples(values))
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{Path(path).name} is not a training configuration: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able form."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,0 +1,125 @@
+"""Pictures of how far a stage has come: rows of frames, the truth above what the model makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..feedback import InteractionFeedback
+from ..files import whole_file
+from ..model.vae import VideoVAE
+from ..pipeline import add_motion, empty_latents, encode_image
+from ..render import render_motion
+from ..sampler import Denoiser, noise_like, sample
+from ..schedule import NoiseSchedule
+from .clips import ClipFolder, resize_video
+from .latents import LatentCache
+from .settings import Shape, TrainConfig
+
+COLUMNS = 6
+SHEET_CLIPS = 2
+SAMPLING_STEPS = 20
+
+
+@torch.inference_mode()
+def write_sheet(path: Path, config: TrainConfig, model: SimpleNamespace, stage: nn.Module) -> None:
+    """Draw the first held-out (or training) clips and the stage's work on them as a PNG."""
+    clips = ClipFolder(config.held_out or config.clips)
+    shape = config.phases[-1].shapes[0]
+    rows = []
+    for index in range(min(SHEET_CLIPS, len(clips))):
+        rows += SHEETS[config.stage](clips, index, shape, model, stage)
+    sheet = np.concatenate([np.concatenate(list(row[_columns(len(row))]), axis=1) for row in rows])
+    done, data = cv2.imencode(".png", sheet[..., ::-1])
+    assert done
+    with whole_file(path) as partial:
+        partial.write_bytes(data.tobytes())
+
+
+def reconstructions(
+    clips: ClipFolder, index: int, shape: Shape, model: SimpleNamespace, stage: nn.Module
+) -> list[np.ndarray]:
+    """A whole clip's video and drawing, each above its reconstruction."""
+    vae = VideoVAE(model.parts["vae"], model.config.vae)
+    clip = clips.clip(index)
+    drawing = render_motion(clip.motion, clip.video.shape[2], clip.video.shape[1])
+    rows = []
+    for frames in (clip.video, drawing):
+        batch = torch.from_numpy(frames)[None].float() / 255
+        rows += [frames, to_uint8(vae.decode(vae.encode(batch))[0])]
+    return rows
+
+
+def predictions(
+    clips: ClipFolder, index: int, shape: Shape, model: SimpleNamespace, stage: nn.Module
+) -> list[np.ndarray]:
+    """A drawing above VID's prediction of the motion from clean latents and pure noise, and from half-noisy ones."""
+    batch = LatentCache(clips, model).batch([index], shape)
+    schedule, generator = NoiseSchedule(model.config.schedule), torch.Generator().manual_seed(index)
+    device = stage.interaction.proj_out.weight.device
+    rows = [render_motion(clips.clip(index, shape.frames).motion, shape.width, shape.height)]
+    last = len(schedule.abar) - 1
+    for noisy_latents, timestep in ((False, last), (True, last // 2), (True, last)):
+        inputs = {name: batch[name] for name in ("hands", "points", "video", "motion")}
+        for name, x in inputs.items():
+            if noisy_latents or name in ("hands", "points"):
+                inputs[name] = schedule.add_noise(x, torch.randn(x.shape, generator=generator), timestep)
+        hands, points = stage.interaction(
+            *(x.to(device) for x in inputs.values()), torch.tensor([timestep], device=device)
+        )
+        motion = model.normalizer.to_motion(hands[0], points[0], shape.width, shape.height, model.config.fps)
+        rows.append(render_motion(motion, shape.width, shape.height))
+    return rows
+
+
+def generations(
+    clips: ClipFolder, index: int, shape: Shape, model: SimpleNamespace, stage: nn.Module
+) -> list[np.ndarray]:
+    """Video and drawing of a clip, then video, motion video and drawn 3D motion generated from its first frame."""
+    clip = clips.clip(index, shape.frames)
+    config, device = model.config, stage.backbone.proj_out.weight.device
+    video = resize_video(clip.video, shape.height, shape.width)
+    generator = torch.Generator().manual_seed(index)
+    vae = VideoVAE(model.parts["vae"], config.vae)
+    schedule = NoiseSchedule(config.schedule)
+    image = torch.from_numpy(video[0]).float() / 255
+    text, negative_text = stage.encode_prompts([clip.motion.prompt, ""]).to(device).chunk(2)
+    denoise = Denoiser(
+        model=stage.backbone,
+        schedule=schedule,
+        image=encode_image(vae, image, shape.width, shape.height, generator=generator).to(device),
+        text=text,
+        negative_text=negative_text,
+    )
+    empty = add_motion(
+        empty_latents(config, shape.frames, shape.height, shape.width), config.interaction, shape.frames
+    )
+    feedback = InteractionFeedback(stage.interaction, vae, model.normalizer, shape.width, shape.height)
+    start = noise_like(empty, generator).to(device)
+    latents, _ = sample(denoise, start, schedule.timesteps(SAMPLING_STEPS), generator, feedback=feedback)
+    hands, points = feedback.predict(latents.hands, latents.points, latents.video, latents.motion, 0)
+    motion = model.normalizer.to_motion(hands[0], points[0], shape.width, shape.height, config.fps)
+    return [
+        video,
+        render_motion(clip.motion, shape.width, shape.height),
+        to_uint8(vae.decode(latents.video)[0]),
+        to_uint8(vae.decode(latents.motion)[0]),
+        render_motion(motion, shape.width, shape.height),
+    ]
+
+
+SHEETS = {"vae": reconstructions, "interaction": predictions, "joint": generations}
+
+
+def to_uint8(frames: Tensor) -> np.ndarray:
+    """Frames in [0, 1] to uint8."""
+    return (frames.float().cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _columns(frames: int) -> np.ndarray:
+    return np.linspace(0, frames - 1, COLUMNS).astype(int)

@@ -1,0 +1,264 @@
+"""What each stage learns, as a module whose forward pass is the loss of one batch.
+
+Trained networks are submodules; frozen ones are held out of `parameters()` in a plain namespace. All randomness of a
+batch comes from its generator, so a step can be repeated exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..feedback import InteractionFeedback
+from ..model.text import TextEncoder
+from ..model.vae import VideoVAE, fit_preview
+from ..pipeline import encode_image
+from ..render import render_motion
+from ..schedule import NoiseSchedule
+from .clips import Clip, ClipFolder
+from .latents import LatentCache
+from .objectives import denoising_loss, interaction_loss, kl_loss, reconstruction_loss
+from .settings import Shape, TrainConfig
+from .text import prompt_features
+
+Batch = dict[str, Any]
+
+
+class VAEStage(nn.Module):
+    """Reconstruct random crops of videos and of rendered motion."""
+
+    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
+        super().__init__()
+        self.trained = ("vae",)
+        self.objective = config.vae
+        self.vae = model.parts["vae"]
+        if config.gradient_checkpointing:
+            self.vae.enable_gradient_checkpointing()
+
+    def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
+        """Crops of these clips, B 3 N H W float32 in [-1, 1]."""
+        rng = np.random.default_rng(torch.randint(2**31, (1,), generator=generator).item())
+        crops = [self._crop(clips, index, shape, rng) for index in indices]
+        frames = torch.from_numpy(np.stack(crops)).float() / 127.5 - 1
+        return {"frames": rearrange(frames, "b n h w c -> b c n h w").contiguous()}
+
+    def _crop(self, clips: ClipFolder, index: int, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+        start = rng.integers(len(clips.motion(index)) - shape.frames + 1)
+        clip: Clip = clips.clip(index, shape.frames, start)
+        video = clip.video
+        if rng.random() < self.objective.drawing_share:
+            video = render_motion(clip.motion, width=video.shape[2], height=video.shape[1])
+        top, left = (
+            rng.integers(size - part + 1)
+            for size, part in zip(video.shape[1:3], (shape.height, shape.width), strict=True)
+        )
+        return video[:, top : top + shape.height, left : left + shape.width]
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        frames, weights = batch["frames"], self.objective
+        distribution = self.vae.encode(frames).latent_dist
+        noise = torch.randn(distribution.mean.shape, generator=generator).to(frames.device)
+        decoded = self.vae.decode(distribution.mean + distribution.std * noise).sample.float()
+        l1, mse, gradient = reconstruction_loss(decoded, frames)
+        kl = kl_loss(distribution.mean.float(), distribution.logvar.float())
+        loss = l1 + weights.mse * mse + weights.gradient * gradient + weights.kl * kl
+        return loss, {"l1": l1, "mse": mse, "gradient": gradient, "kl": kl}
+
+    @staticmethod
+    @torch.inference_mode()
+    def finish(model: SimpleNamespace, clips: ClipFolder) -> None:
+        """Set the latents' scale to unit spread over videos and drawings, and fit the preview matrix."""
+        vae = VideoVAE(model.parts["vae"], replace(model.config.vae, scaling_factor=1.0))
+        samples = [clips.clip(i) for i in range(min(MEASURED_CLIPS, len(clips)))]
+        height, width = samples[0].video.shape[1:3]
+        videos = torch.from_numpy(np.stack([clip.video for clip in samples])).float() / 255
+        drawings = np.stack([render_motion(clip.motion, width, height) for clip in samples])
+        latents = vae.encode(torch.cat([videos, torch.from_numpy(drawings).float() / 255]))
+        scaled = replace(model.config.vae, scaling_factor=round(1 / latents.std().item(), 4))
+        model.config = replace(model.config, vae=scaled)
+        model.preview = fit_preview(VideoVAE(model.parts["vae"], scaled), videos)
+
+
+MEASURED_CLIPS = 4
+"""Clips behind the latents' scale and the preview matrix: many thousands of latent vectors."""
+
+
+class InteractionStage(nn.Module):
+    """VID's warm-up: clean motion from noisy motion and the true latents, as noisy (paper section 4.1)."""
+
+    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
+        super().__init__()
+        self.trained = ("interaction",)
+        self.interaction = model.parts["interaction"]
+        self.objective = config.interaction
+        self.schedule = NoiseSchedule(model.config.schedule)
+        self.latents = LatentCache(clips, model)
+        self.num_objects = len(model.config.interaction.object_names)
+
+    def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
+        """Clean latents (B C T h w) and normalised motion (hands B N 42 3, points B N P 3) of these clips."""
+        return self.latents.batch(indices, shape)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        time = draw_timesteps(len(batch["video"]), self.schedule, generator)
+        noisy = {name: self._noised(batch[name], time, generator) for name in NOISED}
+        clean = torch.rand(len(time), generator=generator) < self.objective.clean_share
+        video, motion = (
+            torch.where(clean.to(noisy[name].device)[:, None, None, None, None], batch[name], noisy[name])
+            for name in ("video", "motion")
+        )
+        predicted = self.interaction(noisy["hands"], noisy["points"], video, motion, time.to(video.device))
+        loss, hands, points = interaction_loss(
+            *(x.float() for x in predicted),
+            batch["hands"],
+            batch["points"],
+            self.num_objects,
+            self.objective.points,
+        )
+        return loss, {"hands_mse": hands, "chamfer": points}
+
+    def _noised(self, x: Tensor, time: Tensor, generator: torch.Generator) -> Tensor:
+        return self.schedule.add_noise(x, torch.randn(x.shape, generator=generator).to(x), time)
+
+
+class JointStage(nn.Module):
+    """MM-DiT and VID together, with guidance into and a gradient out of the loop (paper section 3.3)."""
+
+    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
+        super().__init__()
+        self.trained = ("backbone", "interaction") + ("text_encoder",) * config.train_text
+        self.objective = config.joint
+        self.interaction_objective = config.interaction
+        self.backbone = model.parts["backbone"]
+        self.interaction = model.parts["interaction"]
+        self.schedule = NoiseSchedule(model.config.schedule)
+        self.latents = LatentCache(clips, model)
+        self.num_objects = len(model.config.interaction.object_names)
+        self.frozen = SimpleNamespace(
+            vae=VideoVAE(model.parts["vae"], model.config.vae), normalizer=model.normalizer
+        )
+        if config.train_text:
+            self.text_encoder = model.parts["text_encoder"]
+            self.encode_prompts = TextEncoder(self.text_encoder, model.config.text).encode
+        else:
+            features = prompt_features(config, model)
+            self.encode_prompts = lambda prompts: torch.stack([features[prompt] for prompt in prompts])
+        if config.gradient_checkpointing:
+            checkpoint_blocks(self.backbone)
+
+    def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
+        """As of :class:`InteractionStage`, and prompts and reference images (B H W 3 in [0, 1])."""
+        return self.latents.batch(indices, shape, with_images=True)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        settings, device, size = self.objective, batch["video"].device, len(batch["video"])
+
+        # 1. noise everything to one level per sample
+        time = draw_timesteps(size, self.schedule, generator)
+        noisy = {
+            name: self.schedule.add_noise(
+                batch[name], torch.randn(batch[name].shape, generator=generator).to(device), time
+            )
+            for name in NOISED
+        }
+        steps = time.to(device)
+
+        # 2. conditions, each left out at times: text, reference image with fresh pixel noise, guidance
+        kept = {
+            name: torch.rand(size, generator=generator) >= share
+            for name, share in (
+                ("text", settings.text_dropout),
+                ("image", settings.image_dropout),
+                ("guidance", settings.guidance_dropout if settings.guidance else 1.0),
+            )
+        }
+        prompts = [p if keep else "" for p, keep in zip(batch["prompts"], kept["text"].tolist(), strict=True)]
+        text = self.encode_prompts(prompts).to(device)
+        image = (
+            self._image_latents(batch["images"], generator) * kept["image"].to(device)[:, None, None, None]
+        )
+        guidance = self._guidance(noisy, steps, kept["guidance"].to(device), batch["images"].shape[1:3])
+
+        # 3. clean latents from the MM-DiT, clean motion from VID on them
+        condition = self.backbone.image_condition(image, noisy["video"].shape[2])
+        velocities = self.backbone(noisy["video"], condition, text, steps, noisy["motion"], guidance)
+        clean = [
+            self.schedule.clean_from_velocity(noisy[name], v.float(), time)
+            for name, v in zip(("video", "motion"), velocities, strict=True)
+        ]
+        read = clean if settings.gradient_constraint else [x.detach() for x in clean]
+        predicted = self.interaction(noisy["hands"], noisy["points"], *read, steps)
+
+        # 4. losses
+        abar = self.schedule.abar[time].to(device, torch.float32)
+        video, motion = (
+            denoising_loss(x, batch[name], abar, settings.weighting)
+            for name, x in zip(("video", "motion"), clean, strict=True)
+        )
+        constraint, hands, points = interaction_loss(
+            *(x.float() for x in predicted),
+            batch["hands"],
+            batch["points"],
+            self.num_objects,
+            self.interaction_objective.points,
+        )
+        loss = settings.denoising * (video + motion) + settings.interaction * constraint
+        return loss, {"video": video, "motion": motion, "hands_mse": hands, "chamfer": points}
+
+    @torch.no_grad()
+    def _image_latents(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Reference images (B H W 3) to latents (B C h w) with pixel noise drawn anew."""
+        mean, spread = self.objective.image_noise
+        levels = torch.exp(mean + spread * torch.randn(len(images), generator=generator)).tolist()
+        height, width = images.shape[1:3]
+        return torch.cat(
+            [
+                encode_image(self.frozen.vae, image, width, height, level, generator)
+                for image, level in zip(images, levels, strict=True)
+            ]
+        ).to(self.backbone.proj_out.weight.device)
+
+    @torch.no_grad()
+    def _guidance(
+        self, noisy: dict[str, Tensor], steps: Tensor, kept: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """Interaction guidance (B C T h w) of the samples that keep it, zero for the others; no gradient."""
+        guidance = torch.zeros_like(noisy["motion"])
+        if not kept.any():
+            return guidance
+        height, width = size
+        inputs = (noisy[name][kept] for name in ("hands", "points", "video", "motion"))
+        hands, points = (x.float() for x in self.interaction(*inputs, steps[kept]))
+        if (
+            hands.isfinite().all() and points.isfinite().all()
+        ):  # otherwise the loss is not either, and says so
+            feedback = InteractionFeedback(
+                self.interaction, self.frozen.vae, self.frozen.normalizer, width, height
+            )
+            guidance[kept] = feedback.guidance(hands, points)
+        return guidance
+
+
+NOISED = ("hands", "points", "video", "motion")
+"""Members of a batch that diffuse, in the order in which their noise is drawn."""
+
+STAGE_MODULES = {"vae": VAEStage, "interaction": InteractionStage, "joint": JointStage}
+
+
+def draw_timesteps(count: int, schedule: NoiseSchedule, generator: torch.Generator) -> Tensor:
+    """Training timesteps (count,), uniform, on the CPU."""
+    return torch.randint(len(schedule.abar), (count,), generator=generator)
+
+
+def checkpoint_blocks(backbone: nn.Module) -> None:
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    for block in backbone.transformer_blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -1,0 +1,323 @@
+"""Read this first: one training run from its configuration to a checkpoint.
+
+A step depends only on the weights before it and on its number: clips, crops, noise and dropout come from generators
+seeded with (seed, step, process). So a run that was killed goes on from its last state bit by bit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from ..checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
+from ..config import PRESETS
+from ..normalization import MotionNormalizer
+from .clips import ClipFolder
+from .settings import Shape, TrainConfig
+from .sheets import write_sheet
+from .stages import STAGE_MODULES, VAEStage
+from .state import EMA, load_state, save_state
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT, STATE, LOG = "model.safetensors", "state.safetensors", "log.jsonl"
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message says why and where the last good checkpoint is."""
+
+
+def train(config: TrainConfig) -> Path:
+    """Run a stage to its end, from its last state if there is one.
+
+    Returns:
+        The checkpoint, with averaged weights and every part of the model.
+
+    Raises:
+        ValueError: clips, checkpoint or configuration that cannot be used.
+        TrainingStopped: a loss that is not finite, or a disk that cannot be written; the last checkpoint is usable.
+        KeyboardInterrupt: stopped by the user (Ctrl-C or SIGTERM), after the state was saved.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    accelerator = Accelerator(
+        mixed_precision=precision(config.precision), step_scheduler_with_optimizer=False
+    )
+
+    # 1. clips, model, and what this stage trains of it
+    clips = ClipFolder(config.clips)
+    model = load_model(config, clips)
+    stage = STAGE_MODULES[config.stage](config, model, clips)
+    for part in model.parts.values():
+        part.to(accelerator.device)
+    for part in stage.trained:
+        model.parts[part].train().requires_grad_(True)
+    parameters = {
+        f"{part}.{name}": p for part in stage.trained for name, p in model.parts[part].named_parameters()
+    }
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )
+    prepared, optimizer = accelerator.prepare(stage, optimizer)
+    ema = EMA(parameters, config.ema_decay)
+
+    # 2. go on where a run before stopped
+    run = _Run(config, accelerator, clips, model, stage, parameters, ema, optimizer)
+    first = run.resume()
+
+    # 3. steps
+    bar = tqdm(
+        range(first, config.steps),
+        initial=first,
+        total=config.steps,
+        desc=config.stage,
+        unit="step",
+        disable=not accelerator.is_main_process,
+    )
+    with _StopSignal() as stop:
+        for step in bar:
+            began = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate_at(step)
+            metrics = {}
+            for micro in range(config.gradient_accumulation):
+                generator = step_generator(config.seed, step, accelerator.process_index, micro)
+                shape = draw_shape(config, step)
+                indices = sample_indices(config, len(clips), step, micro, accelerator, shape.batch_size)
+                with accelerator.autocast():
+                    batch = stage.load(clips, indices, shape, generator)
+                batch = send_to_device(batch, accelerator.device)
+                loss, terms = prepared(batch, generator)
+                run.check_finite(step, "loss", loss)
+                accelerator.backward(loss / config.gradient_accumulation)
+                metrics = {"loss": loss, **terms}
+            norm = accelerator.clip_grad_norm_(parameters.values(), config.clip_norm)
+            run.check_finite(step, "gradient", norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.update(parameters, step)
+
+            metrics = {key: value.item() for key, value in metrics.items()} | {"gradient_norm": float(norm)}
+            bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
+            run.after_step(step, metrics, time.perf_counter() - began, stop.asked)
+            if stop.asked:
+                raise KeyboardInterrupt(f"stopped after step {step + 1}; run the same command to go on")
+    return run.save(config.steps)
+
+
+# --- what a step consists of, from its number alone ---
+
+
+def step_generator(seed: int, step: int, process: int, micro: int) -> torch.Generator:
+    """The source of all randomness of one forward pass."""
+    words = np.random.SeedSequence([seed, step, process, micro]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+
+
+def draw_shape(config: TrainConfig, step: int) -> Shape:
+    """The clip shape of a step, the same on every process."""
+    shapes = config.phase_at(step).shapes
+    weights = np.array([shape.weight for shape in shapes])
+    rng = np.random.default_rng([config.seed, step, 1])
+    return shapes[rng.choice(len(shapes), p=weights / weights.sum())]
+
+
+def sample_indices(
+    config: TrainConfig, count: int, step: int, micro: int, accelerator: Accelerator, batch_size: int
+) -> list[int]:
+    """Clips of one batch. Every clip comes once before any comes again, in another order each time, as long as the
+    batch size stays."""
+    batches = config.gradient_accumulation * accelerator.num_processes
+    number = (step * batches + micro * accelerator.num_processes + accelerator.process_index) * batch_size
+    indices = []
+    for sample in range(number, number + batch_size):
+        order = np.random.default_rng([config.seed, sample // count, 2]).permutation(count)
+        indices.append(int(order[sample % count]))
+    return indices
+
+
+def precision(name: str) -> str:
+    """Accelerate's name of a precision; "auto" is bf16 on a GPU that has it, and full precision elsewhere."""
+    if name != "auto":
+        return name
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+# --- the model ---
+
+
+def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
+    """All parts of the model: from the initial checkpoint as far as it has them, the rest from seeds.
+
+    Returns:
+        config, parts (name to module), normalizer, preview, provenance.
+    """
+    header = read_header(config.init) if config.init is not None else None
+    size = header.config if header is not None else PRESETS[config.preset]
+    found = header.parts if header is not None else ()
+    parts = {part: load_part(header, part, torch.float32) for part in found}
+    for number, part in enumerate(PARTS):
+        if part not in parts and not (part == "text_encoder" and size.text is None):
+            parts[part] = init_part(size, part, config.seed + number).requires_grad_(False)
+            log.info("%s starts from seed %d", part, config.seed + number)
+    normalizer = header.normalizer if header is not None else None
+    if normalizer is None:
+        motions = [clips.motion(i) for i in range(min(len(clips), config.statistics_clips))]
+        normalizer = MotionNormalizer.fit(motions, size.interaction.object_names)
+    return SimpleNamespace(
+        config=size,
+        parts=parts,
+        normalizer=normalizer,
+        preview=header.preview if header is not None else None,
+        provenance=dict(header.provenance) if header is not None else {},
+    )
+
+
+class _Run:
+    """Files of one run, and when they are written."""
+
+    def __init__(self, config, accelerator, clips, model, stage, parameters, ema, optimizer):
+        self.config = config
+        self.accelerator = accelerator
+        self.clips = clips
+        self.model = model
+        self.stage = stage
+        self.parameters = parameters
+        self.ema = ema
+        self.optimizer = optimizer
+        self.saved = 0
+        self.seconds = 0.0
+        self.samples = 0
+        if accelerator.is_main_process:
+            config.output.mkdir(parents=True, exist_ok=True)
+
+    def resume(self) -> int:
+        """Restore the last state, if any; the number of steps done."""
+        path = self.config.output / STATE
+        if not path.is_file():
+            return 0
+        step, notes = load_state(path, self.parameters, self.ema, self.optimizer)
+        self.saved, self.seconds, self.samples = step, notes["seconds"], notes["samples"]
+        log.info("going on after step %d", step)
+        return step
+
+    def check_finite(self, step: int, what: str, value: torch.Tensor) -> None:
+        """Stop before a broken number reaches the weights."""
+        if not math.isfinite(value.item()):
+            raise TrainingStopped(
+                f"the {what} of step {step} is {value.item()}: lower the learning rate, or look for broken clips. "
+                f"{self._last_good()}"
+            )
+
+    def after_step(self, step: int, metrics: dict[str, float], seconds: float, stopping: bool) -> None:
+        """Log, draw and save when it is time."""
+        config, done = self.config, step + 1
+        self.seconds += seconds
+        self.samples += draw_shape(config, step).batch_size * config.gradient_accumulation
+        if not self.accelerator.is_main_process:
+            return
+        if step % config.log_every == 0:
+            line = {"step": step, **metrics, "lr": config.learning_rate_at(step), "seconds": seconds}
+            with (config.output / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        if config.sheet_every and (done % config.sheet_every == 0 or done == config.steps):
+            with self.averaged_weights():
+                write_sheet(config.output / f"sheet-{done:07d}.png", config, self.model, self.stage)
+        if done % config.save_every == 0 or stopping:
+            self.save(done)
+
+    def averaged_weights(self):
+        """Context in which the trained parts carry their moving averages."""
+        return _Swapped(self.parameters, self.ema.values)
+
+    def save(self, done: int) -> Path:
+        """Write the checkpoint (averaged weights) and the state; each appears whole or not at all."""
+        config, model = self.config, self.model
+        path = config.output / CHECKPOINT
+        if not self.accelerator.is_main_process:
+            return path
+        model.provenance[config.stage] = (
+            f"{done} steps, {self.samples} samples, {self.seconds / 60:.0f} minutes on "
+            f"{self.accelerator.num_processes} x {self.accelerator.device.type}, seed {config.seed}"
+        )
+        try:
+            with self.averaged_weights():
+                if isinstance(self.stage, VAEStage):
+                    self.stage.finish(model, self.clips)
+                save_checkpoint(
+                    path,
+                    model.config,
+                    model.parts,
+                    model.normalizer,
+                    model.preview,
+                    model.provenance,
+                    getattr(torch, config.checkpoint_dtype),
+                )
+            notes = {"seconds": self.seconds, "samples": self.samples}
+            save_state(config.output / STATE, done, self.parameters, self.ema, self.optimizer, notes)
+        except (OSError, SafetensorError) as error:
+            raise TrainingStopped(
+                f"the state after step {done} cannot be written ({error}): make room on the disk. "
+                f"{self._last_good()}"
+            ) from error
+        self.saved = done
+        return path
+
+    def _last_good(self) -> str:
+        if not self.saved:
+            return "No checkpoint had been written yet."
+        return f"The checkpoint after step {self.saved} in {self.config.output} is good: the same command resumes it"
+
+
+class _Swapped:
+    """Exchange the values of parameters for the time of a block."""
+
+    def __init__(self, parameters, values):
+        self.parameters = parameters
+        self.values = values
+
+    def __enter__(self):
+        self.kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._set(self.values)
+
+    def __exit__(self, *_):
+        self._set(self.kept)
+
+    def _set(self, values):
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(values[name])
+
+
+class _StopSignal:
+    """Ctrl-C and SIGTERM ask for a stop at the end of the step; a second one stops at once."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self):
+        self.before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        for s in self.before:
+            signal.signal(s, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
+
+    def _ask(self, *_):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

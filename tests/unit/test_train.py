@@ -1,0 +1,237 @@
+"""The trainer: losses against hand-computed cases, that it learns, resumes bit by bit, and stops cleanly."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
+from safetensors.torch import load_file
+
+from svimo_core.checkpoint import load_part, read_header
+from svimo_core.schedule import NoiseSchedule
+from svimo_core.train.clips import Clip, ClipFolder, write_clip
+from svimo_core.train.objectives import chamfer, denoising_loss, interaction_loss
+from svimo_core.train.settings import JointObjective, Phase, Shape, TrainConfig
+from svimo_core.train.stages import JointStage
+from svimo_core.train.trainer import (
+    CHECKPOINT,
+    LOG,
+    STATE,
+    TrainingStopped,
+    load_model,
+    step_generator,
+    train,
+)
+
+LOSS_CURVE = Path(__file__).with_name("train_loss_curve.json")
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    """Two clips: a bright square that moves to the right, as does the motion."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for seed in range(2):
+        video = np.full((FRAMES, HEIGHT, WIDTH, 3), 40 + 60 * seed, np.uint8)
+        for frame in range(FRAMES):
+            video[frame, 8:24, 4 + 3 * frame : 16 + 3 * frame] = (230, 180, 90)
+        write_clip(folder, f"clip-{seed}", Clip(video, moving_motion(seed)))
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path, clips, checkpoint_file) -> TrainConfig:
+    return TrainConfig(
+        stage="joint",
+        clips=clips,
+        output=tmp_path / "run",
+        init=checkpoint_file,
+        phases=(phase(4),),
+        learning_rate=3e-3,
+        clip_norm=1.0,
+        warmup_steps=0,
+        log_every=1,
+        save_every=4,
+        sheet_every=0,
+    )
+
+
+def phase(steps: int, batch_size: int = 1) -> Phase:
+    return Phase(
+        steps=steps, shapes=(Shape(frames=FRAMES, height=HEIGHT, width=WIDTH, batch_size=batch_size),)
+    )
+
+
+def logged(config: TrainConfig, key: str = "loss") -> list[float]:
+    return [json.loads(line)[key] for line in (config.output / LOG).read_text().splitlines()]
+
+
+def test_chamfer_is_squared_and_two_sided():
+    one = torch.tensor([[0.0, 0, 0], [1, 0, 0]])
+    other = torch.tensor([[0.0, 0, 0], [0, 0, 3]])
+    assert chamfer(one, other) == (0 + 1) / 2 + (0 + 9) / 2
+
+
+def test_interaction_loss_compares_each_object_with_its_own():
+    hands, points = torch.zeros(1, 1, 42, 3), torch.tensor([[[[0.0, 0, 0], [2, 0, 0]]]])
+    swapped = points.flip(2)
+    assert interaction_loss(hands, points, hands, swapped, num_objects=1)[0] == 0
+    assert interaction_loss(hands, points, hands, swapped, num_objects=2)[0] == 2 * 4
+    assert interaction_loss(hands, points, hands, swapped, 1, point_weight=3.0)[0] == pytest.approx(3 * 8 / 6)
+
+
+def test_v_weighting_is_the_error_of_the_velocity(config):
+    schedule, generator = NoiseSchedule(config.schedule), torch.Generator().manual_seed(0)
+    x0, noise, v = (torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    time = torch.tensor([10, 500, 999])
+    clean = schedule.clean_from_velocity(schedule.add_noise(x0, noise, time), v, time)
+    expected = ((v - schedule.velocity(x0, noise, time)) ** 2).mean()
+    assert denoising_loss(clean, x0, schedule.abar[time], "v").item() == pytest.approx(expected.item())
+    assert denoising_loss(clean, x0, schedule.abar[time], "x0") < expected
+
+
+@pytest.mark.parametrize("stage", ["vae", "interaction", "joint"])
+def test_a_clip_can_be_learned_by_heart(settings, stage, clips, monkeypatch):
+    monkeypatch.setattr("svimo_core.train.sheets.SAMPLING_STEPS", 3)
+    (clips / "clip-1.npz").unlink()
+    joint = replace(settings.joint, text_dropout=0.0, image_dropout=0.0, guidance_dropout=0.0)
+    config = replace(
+        settings, stage=stage, phases=(phase(24, 2),), joint=joint, save_every=24, sheet_every=24
+    )
+    path = train(config)
+    losses = logged(config)
+    assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
+    header = read_header(path)
+    assert header.parts == ("backbone", "interaction", "vae", "text_encoder")
+    assert "24 steps" in header.provenance[stage]
+    assert (config.output / "sheet-0000024.png").stat().st_size > 1000
+    if stage == "vae":
+        assert header.preview.shape == (17, 3)
+        assert header.config.vae.scaling_factor != read_header(config.init).config.vae.scaling_factor
+
+
+def test_going_on_equals_never_having_stopped(settings):
+    whole = replace(settings, output=settings.output / "whole")
+    parted = replace(settings, output=settings.output / "parted")
+    train(whole)
+    train(replace(parted, phases=(phase(2),)))  # each run ends with its state saved
+    train(parted)
+    for name in (STATE, CHECKPOINT):
+        one, other = (load_file(run.output / name) for run in (whole, parted))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    assert logged(whole) == logged(parted)
+
+
+def gradients(settings: TrainConfig, joint: JointObjective) -> tuple[JointStage, float]:
+    """The stage after one backward pass, and its loss."""
+    config = replace(settings, joint=joint)
+    folder = ClipFolder(config.clips)
+    model = load_model(config, folder)
+    stage = JointStage(config, model, folder)
+    for part in stage.trained:
+        model.parts[part].requires_grad_(True)
+    generator = step_generator(0, 0, 0, 0)
+    loss, _ = stage(stage.load(folder, [0, 1], phase(1).shapes[0], generator), generator)
+    loss.backward()
+    return stage, loss.item()
+
+
+def size_of_gradient(module: torch.nn.Module) -> float:
+    return sum(p.grad.abs().sum().item() for p in module.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_gradient_constraint_reaches_the_transformer(settings, constrained):
+    stage, _ = gradients(settings, JointObjective(denoising=0.0, gradient_constraint=constrained))
+    assert size_of_gradient(stage.interaction) > 0
+    assert (size_of_gradient(stage.backbone) > 0) == constrained
+
+
+def test_guidance_acts_but_carries_no_gradient(settings):
+    stage, loss = gradients(settings, JointObjective(interaction=0.0, guidance_dropout=0.0))
+    assert size_of_gradient(stage.interaction) == 0
+    assert size_of_gradient(stage.backbone) > 0
+    assert loss != gradients(settings, JointObjective(interaction=0.0, guidance=False))[1]
+
+
+def test_not_a_number_stops_with_a_usable_checkpoint(settings, clips):
+    config = replace(settings, save_every=1, phases=(phase(1, 2),))
+    train(config)  # fills the latent cache
+    for file in (clips / "latents").rglob("*.npy"):
+        np.save(file, np.full_like(np.load(file), np.nan))
+    with pytest.raises(TrainingStopped, match=r"loss of step 1 is nan.*after step 1 in .* is good"):
+        train(replace(config, phases=(phase(3, 2),)))
+    weights = load_part(read_header(config.output / CHECKPOINT), "backbone").parameters()
+    assert all(torch.isfinite(p).all() for p in weights)
+
+
+def test_full_disk_stops_with_the_last_checkpoint(settings, monkeypatch):
+    train(replace(settings, phases=(phase(2),)))
+    before = (settings.output / CHECKPOINT).read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("svimo_core.train.trainer.save_checkpoint", full)
+    with pytest.raises(TrainingStopped, match=r"No space left.*after step 2 in .* is good"):
+        train(settings)
+    assert (settings.output / CHECKPOINT).read_bytes() == before
+
+
+def test_broken_clip_is_named(settings, clips):
+    file = clips / "clip-1.npy"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"clip-1\.npy"):
+        train(settings)
+
+
+def test_folder_without_clips_says_how_to_fill_it(tmp_path):
+    with pytest.raises(ValueError, match=r"python -m svimo_core\.train\.clips"):
+        ClipFolder(tmp_path)
+
+
+def test_state_of_another_stage_is_refused(settings):
+    train(replace(settings, phases=(phase(1),), save_every=1))
+    with pytest.raises(ValueError, match="other weights"):
+        train(replace(settings, stage="interaction"))
+
+
+def test_two_resolutions(settings):
+    low = Phase(steps=1, shapes=(Shape(frames=5, height=16, width=32, batch_size=2),))
+    config = replace(settings, phases=(low, phase(1)), gradient_checkpointing=True, gradient_accumulation=2)
+    train(config)
+    assert [config.phase_at(step).shapes[0].height for step in range(config.steps)] == [16, HEIGHT]
+    cached = {file.parent.name for file in (settings.clips / "latents").rglob("*.npy")}
+    assert cached == {"5x16x32", f"{FRAMES}x{HEIGHT}x{WIDTH}"}
+
+
+def test_loss_curve(settings):
+    """The committed curve of a short joint run. Written anew by deleting its file, for a change that explains it."""
+    config = replace(settings, phases=(phase(6, 2),), save_every=1000)
+    train(config)
+    if not LOSS_CURVE.exists():
+        LOSS_CURVE.write_text(json.dumps(logged(config), indent=1) + "\n")
+        pytest.fail(f"wrote {LOSS_CURVE.name}: look at it and commit it")
+    assert logged(config) == pytest.approx(json.loads(LOSS_CURVE.read_text()), rel=2e-3)
+
+
+def test_committed_configurations_are_complete():
+    files = sorted((Path(__file__).parents[2] / "svimo_core" / "train" / "configs").glob("*.json"))
+    assert files
+    for file in files:
+        config = TrainConfig.load(file)
+        assert config.steps > 0
+        assert config.learning_rate_at(0) > 0
+
+
+def test_configuration_mistakes_are_named(tmp_path, settings):
+    with pytest.raises(ValueError, match="stage must be one of"):
+        replace(settings, stage="all")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"stage": "vae", "phases": [{"steps": 1, "shapes": [{"frame": 1}]}]}))
+    with pytest.raises(ValueError, match=r"config\.json is not a training configuration.*frame"):
+        TrainConfig.load(path)
