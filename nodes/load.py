@@ -15,7 +15,16 @@ from comfy_api.latest import io
 from ..svimo_core.checkpoint import CheckpointHeader, load_part, read_header
 from ..svimo_core.model.text import TextEncoder
 from ..svimo_core.model.vae import VideoVAE
-from .types import CATEGORY, BackboneModel, Held, Interaction, InteractionHandle, SViMoCLIP, SViMoVAE
+from .types import (
+    CATEGORY,
+    BackboneModel,
+    Held,
+    Interaction,
+    InteractionHandle,
+    SViMoCLIP,
+    SViMoVAE,
+    check_choice,
+)
 
 FOLDER = "svimo"
 """Model category: `models/svimo`, anything extra_model_paths.yaml adds to it, and what ships with the pack."""
@@ -104,21 +113,12 @@ def load_text_encoder(header: CheckpointHeader) -> SViMoCLIP:
 def _load_castable(header: CheckpointHeader, part: str, weight_dtype: torch.dtype | None):
     """A network built from ComfyUI's own layers, and the type it computes in."""
     device = comfy.model_management.get_torch_device()
-    first = next(name for name in header.tensors if name.startswith(part + "."))
-    stored = weight_dtype or SAFETENSORS_DTYPES.get(header.tensors[first][0], torch.float32)
+    stored = weight_dtype or header.part_dtype(part)
     compute = (
         comfy.model_management.unet_manual_cast(stored, device, [torch.bfloat16, torch.float32]) or stored
     )
     operations = comfy.ops.pick_operations(stored, compute, load_device=device)
     return load_part(header, part, weight_dtype, operations, _attention), compute
-
-
-SAFETENSORS_DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
 
 
 def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -198,6 +198,7 @@ class SViMoDiffusionModelLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         header = read_header(find_file(model_name, "diffusion_models", FOLDER))
         return io.NodeOutput(load_backbone(header, WEIGHT_DTYPES[weight_dtype]))
 

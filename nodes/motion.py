@@ -12,8 +12,9 @@ from PIL import Image
 
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.render import render_motion, render_view
-from .types import CATEGORY, Motion
+from .types import CATEGORY, Motion, check_choice
 
+VIEWS = ["side", "camera"]
 EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "motions"
 
 
@@ -114,7 +115,7 @@ class SViMoPreviewMotion(io.ComfyNode):
                 Motion.Input("motion", tooltip="3D motion."),
                 io.Combo.Input(
                     "view",
-                    options=["side", "camera"],
+                    options=VIEWS,
                     default="side",
                     tooltip="side: from the side, above a ground grid. camera: the rendered motion video, through the clip's camera.",
                 ),
@@ -127,6 +128,7 @@ class SViMoPreviewMotion(io.ComfyNode):
 
     @classmethod
     def execute(cls, motion: HandObjectMotion, view: str, width: int, height: int) -> io.NodeOutput:
+        check_choice("view", view, VIEWS)
         frames = (render_view if view == "side" else render_motion)(motion, width, height)
         directory = folder_paths.get_temp_directory()
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path("SViMoPreview", directory)

@@ -28,11 +28,15 @@ from .types import (
     InteractionHandle,
     SViMoVAE,
     backbone_of,
+    check_choice,
     pack_latents,
     svimo_vae,
     throw_if_interrupted,
     unpack_latents,
 )
+
+
+CFG_SCHEDULES = ["dynamic", "constant"]
 
 
 class SViMoFeedback(io.ComfyNode):
@@ -152,7 +156,7 @@ class SViMoSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "cfg_schedule",
-                    options=["dynamic", "constant"],
+                    options=CFG_SCHEDULES,
                     default="dynamic",
                     tooltip="dynamic: CogVideoX's scale that rises over the steps. constant: the same at every step.",
                 ),
@@ -209,6 +213,7 @@ class SViMoSampler(io.ComfyNode):
         config, scale, device = backbone.config, backbone.config.vae.scaling_factor, model.load_device
 
         # 1. read and check what came in
+        check_choice("cfg_schedule", cfg_schedule, CFG_SCHEDULES)
         start = joint_start(unpack_latents(latent_image, scale), backbone, feedback)
         text, extras = read_conditioning("positive", positive, start, backbone)
         negative_text, _ = read_conditioning("negative", negative, start, backbone)

@@ -13,6 +13,7 @@ Our own types only for what core has no word for.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,6 +216,16 @@ class SViMoCLIP:
         """CONDITIONING of one prompt: text features, 1 x text_length x dim."""
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         return [[self.text_encoder.encode_tokens(tokens["svimo"]).float().cpu(), {}]]
+
+
+def check_choice(name: str, value: str, options: Iterable[str]) -> None:
+    """Refuse a value that a Combo does not offer; ComfyUI 0.3 lets API users send anything.
+
+    Raises:
+        ValueError: not one of the options.
+    """
+    if value not in options:
+        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(options)}")
 
 
 def throw_if_interrupted() -> None:

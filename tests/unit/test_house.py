@@ -82,7 +82,9 @@ def test_modules_import_only_from_below(name):
 def test_core_and_package_import_without_comfyui():
     code = (
         "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('pack', r'{ROOT / '__init__.py'}', submodule_search_locations=[r'{ROOT}'])\n"
+        f"root = r'{ROOT}'\n"
+        "start = root + '/__init__.py'\n"
+        "spec = importlib.util.spec_from_file_location('pack', start, submodule_search_locations=[root])\n"
         "pack = importlib.util.module_from_spec(spec); sys.modules['pack'] = pack; spec.loader.exec_module(pack)\n"
         "import pack.svimo_core.pipeline\n"
         "assert callable(pack.comfy_entrypoint) and not any(name.startswith('comfy') for name in sys.modules)\n"

@@ -5,7 +5,7 @@ import torch
 
 from svimo_core.model.interaction import InteractionModel
 from svimo_core.model.mmdit import MMDiT, extend_with_motion
-from svimo_core.model.text import TextEncoder, hand_object_prompt
+from svimo_core.model.text import hand_object_prompt
 from svimo_core.model.vae import VideoVAE, build_vae, fit_preview
 
 

@@ -39,7 +39,7 @@ def test_plain_form_survives_json(normalizer):
 
 def test_missing_objects_are_named(normalizer, motion):
     bare = HandObjectMotion(hands=motion.hands, objects={}, camera=motion.camera, fps=8)
-    with pytest.raises(ValueError, match="lacks .*tool"):
+    with pytest.raises(ValueError, match=r"lacks .*tool"):
         normalizer.normalize(bare, 4)
     with pytest.raises(ValueError, match="lacks"):
         MotionNormalizer.fit([bare], ("tool",))

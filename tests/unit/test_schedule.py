@@ -23,7 +23,7 @@ def test_timesteps_are_trailing(schedule):
     assert schedule.timesteps(4, denoise=0.5) == [499, 374, 249, 124]
     assert schedule.timesteps(1000)[-1] == 0
     for steps, denoise in ((0, 1.0), (1001, 1.0), (10, 0.0), (10, 1.5)):
-        with pytest.raises(ValueError, match="steps|denoise"):
+        with pytest.raises(ValueError, match=r"steps|denoise"):
             schedule.timesteps(steps, denoise)
 
 
