@@ -35,7 +35,6 @@ from .types import (
     unpack_latents,
 )
 
-
 CFG_SCHEDULES = ["dynamic", "constant"]
 
 
