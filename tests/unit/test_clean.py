@@ -78,6 +78,17 @@ def test_smoothing_in_contact_does_not_slide(truth):
     assert held.std(axis=0).max() < 0.0015
 
 
+def test_smoothing_lets_a_finger_slide(truth):
+    track = fit_rigid_track(truth.objects["tool"])
+    slide = np.linspace((-0.04, 0, 0.04), (0.04, 0, 0.04), 90)  # through the mug, along one of its diameters
+    hands = truth.hands.copy()
+    hands[:, 1, 8] = np.einsum("nij,nj->ni", track.rotations, slide) + track.translations
+    tool = {"tool": truth.objects["tool"]}
+    sliding = smooth(replace(truth, hands=hands, objects=tool), seconds=0.2, contact_distance=0.1)
+    kept = fit_rigid_track(sliding.objects["tool"]).to_local(sliding.hands[:, 1, 8])
+    np.testing.assert_allclose(kept, slide, atol=0.002)
+
+
 def test_smoothing_of_rigid_objects_stays_rigid(truth):
     assert fit_rigid_track(smooth(truth, seconds=0.2).objects["target"]).residual_mm < 0.1
 

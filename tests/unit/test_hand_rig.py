@@ -25,6 +25,8 @@ def test_bones_keep_their_length_when_the_joints_do_not():
     lengths = np.linalg.norm(hand.joints[:, 1:] - hand.joints[:, parents], axis=-1)
     assert lengths.std(axis=0).max() < 1e-9
     assert 1 < hand.residual_mm < 6
+    tips = np.linalg.norm((hand.joints - noisy)[:, list(TIPS)], axis=-1)
+    assert np.sqrt(np.mean(tips**2)) < 0.004  # errors do not add up along a finger
 
 
 @pytest.mark.parametrize("side", HAND_NAMES)
@@ -44,6 +46,8 @@ def test_mesh_surrounds_the_skeleton(side):
     np.testing.assert_allclose(rig.weights.sum(axis=1), 1, atol=1e-12)
     assert (rig.weights >= 0).all()
     a, b, c = (rig.vertices[rig.faces[:, i]] for i in range(3))
+    edges = np.concatenate([rig.faces[:, [0, 1]], rig.faces[:, [1, 2]], rig.faces[:, [2, 0]]])
+    assert len(np.unique(edges, axis=0)) == len(edges)  # neighbouring faces look the same way
     volume = np.einsum("fi,fi->", a, np.cross(b, c)) / 6
     assert 1e-4 < volume < 8e-4  # 100 to 800 ml, and positive: faces look outwards
     for frame in range(5):

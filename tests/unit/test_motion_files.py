@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.moving_hands import motion as moving_motion
+from scipy.spatial.transform import Rotation
 
 from svimo_core.export.bvh import read_bvh, read_bvh_hands, write_bvh
 from svimo_core.export.json_ import write_json
@@ -124,6 +125,8 @@ def test_bvh_is_centimetres_y_up_with_a_flat_rest_pose(tmp_path):
 
 def test_bvh_angles_do_not_jump(tmp_path):
     hand = rig_motion(moving_motion(frames=60)).hands[0]
+    spin = Rotation.from_euler("z", np.linspace(0, 720, 60)[:, None], degrees=True).as_matrix()
+    hand = replace(hand, rotations=np.concatenate([spin[:, None], hand.rotations[:, 1:]], axis=1))
     path = write_bvh(tmp_path / "left.bvh", hand, 30)
     rows = np.array(
         [line.split() for line in path.read_text().split("Frame Time")[1].splitlines()[1:]], float
