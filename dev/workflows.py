@@ -104,6 +104,12 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
             {"video": Link("motion_video"), "filename_prefix": "svimo/motion_video", "format": "mp4"},
             (NODE_WIDTH, 330),
         ),
+        "viewer": Node(
+            "SViMoMotionViewer",
+            (7, 0),
+            {"motion": Link("motion"), "video": Link("frames"), "rendered_motion": Link("frames", 1)},
+            (640, 600),
+        ),
     }
 
 
@@ -134,11 +140,80 @@ def given_motion_to_video() -> Graph:
     return graph
 
 
+def full_size(model_name: str, vae_name: str, size: tuple[int, int], prompt: str) -> Graph:
+    """Reference image and prompt to video with a full-size model that the user has; T5-XXL through core's loader."""
+    return {
+        "model": Node("SViMoDiffusionModelLoader", (0, 0), {"model_name": model_name}),
+        "clip": Node(
+            "CLIPLoader", (0, 1), {"clip_name": "t5xxl_fp16.safetensors", "type": "sd3", "device": "default"}
+        ),
+        "vae": Node("SViMoVAELoader", (0, 2), {"vae_name": vae_name}),
+        "image": Node("LoadImage", (0, 3), {"image": "coffee.png"}, (NODE_WIDTH, 330)),
+        "positive": Node("SViMoTextEncode", (1, 0), {"clip": Link("clip"), "text": prompt}),
+        "negative": Node("SViMoTextEncode", (1, 1), {"clip": Link("clip"), "text": ""}),
+        "conditions": Node(
+            "SViMoImageEncode",
+            (2, 0),
+            {
+                "positive": Link("positive"),
+                "negative": Link("negative"),
+                "vae": Link("vae"),
+                "image": Link("image"),
+                "width": size[0],
+                "height": size[1],
+                "frames": 49,
+                "noise_augmentation": 0.0,
+            },
+        ),
+        "sampler": Node(
+            "SViMoSampler",
+            (3, 0),
+            {
+                "model": Link("model"),
+                "positive": Link("conditions"),
+                "negative": Link("conditions", 1),
+                "latent_image": Link("conditions", 2),
+                "seed": 42,
+            },
+            (NODE_WIDTH, 480),
+        ),
+        "frames": Node("SViMoDecodeVideo", (4, 0), {"vae": Link("vae"), "latent": Link("sampler")}),
+        "video": Node("CreateVideo", (5, 0), {"images": Link("frames"), "fps": 8.0}),
+        "save_video": Node(
+            "SaveVideo",
+            (6, 0),
+            {"video": Link("video"), "filename_prefix": "svimo/video", "format": "mp4"},
+            (NODE_WIDTH, 330),
+        ),
+    }
+
+
+def converted_checkpoint() -> Graph:
+    """A checkpoint started from CogVideoX-I2V: video and its rendered motion, to watch while it trains."""
+    file = "svimo-from-cogvideox.safetensors"
+    graph = full_size(file, file, (624, 416), "use spoon to stir cup")
+    graph["motion_video"] = Node("CreateVideo", (5, 1), {"images": Link("frames", 1), "fps": 8.0})
+    graph["save_motion_video"] = graph["save_video"]._replace(
+        place=(6, 1),
+        inputs={"video": Link("motion_video"), "filename_prefix": "svimo/motion_video", "format": "mp4"},
+    )
+    return graph
+
+
 WORKFLOWS = {
     "image_to_video_and_motion": image_to_video_and_motion(),
     "image_to_video_and_motion_without_feedback": image_to_video_and_motion(feedback=False),
     "given_motion_to_video": given_motion_to_video(),
+    "cogvideox_image_to_video": full_size(
+        "cogvideox-5b-i2v.safetensors",
+        "cogvideox-vae.safetensors",
+        (720, 480),
+        "A spoon stirs a cup of coffee on a wooden table, steam rising, soft morning light.",
+    ),
+    "svimo_from_converted_checkpoint": converted_checkpoint(),
 }
+BRING_YOUR_OWN = ("cogvideox_image_to_video", "svimo_from_converted_checkpoint")
+"""Workflows that need weights which do not come with the pack."""
 
 
 def to_api(graph: Graph, info: dict[str, dict]) -> dict[str, dict]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.lora
+import comfy.lora_convert
 import comfy.model_management
 import comfy.ops
+import comfy.utils
 import folder_paths
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..svimo_core.checkpoint import CheckpointHeader, load_part, read_header
+from ..svimo_core.checkpoint import CheckpointHeader, convert, describe, load_part, read_header
+from ..svimo_core.cogvideox import lora_key_map
 from ..svimo_core.model.text import TextEncoder
 from ..svimo_core.model.vae import VideoVAE
 from .types import (
@@ -23,7 +27,9 @@ from .types import (
     InteractionHandle,
     SViMoCLIP,
     SViMoVAE,
+    backbone_of,
     check_choice,
+    throw_if_interrupted,
 )
 
 FOLDER = "svimo"
@@ -179,12 +185,12 @@ class SViMoDiffusionModelLoader(io.ComfyNode):
             node_id="SViMoDiffusionModelLoader",
             display_name="Load SViMo Diffusion Model",
             category=f"{CATEGORY}/loaders",
-            description="Load only the video and motion transformer (MM-DiT), with a choice of storage type.",
+            description="Load only the video and motion transformer (MM-DiT), or CogVideoX-5b-I2V for video without motion, with a choice of storage type.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=list_files("diffusion_models", FOLDER),
-                    tooltip="A SViMo file in models/diffusion_models or models/svimo.",
+                    tooltip="A SViMo or CogVideoX-5b-I2V file in models/diffusion_models or models/svimo; of a sharded model, any shard.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -240,7 +246,7 @@ class SViMoVAELoader(io.ComfyNode):
                 io.Combo.Input(
                     "vae_name",
                     options=list_files("vae", FOLDER),
-                    tooltip="A SViMo file in models/vae or models/svimo.",
+                    tooltip="A SViMo file, or CogVideoX's VAE, in models/vae or models/svimo.",
                 )
             ],
             outputs=[io.Vae.Output(tooltip="Video VAE.")],
@@ -251,4 +257,95 @@ class SViMoVAELoader(io.ComfyNode):
         return io.NodeOutput(load_vae(read_header(find_file(vae_name, "vae", FOLDER))))
 
 
-NODES = [SViMoCheckpointLoader, SViMoDiffusionModelLoader, SViMoInteractionLoader, SViMoVAELoader]
+class SViMoLoraLoader(io.ComfyNode):
+    """A CogVideoX-I2V LoRA, in every naming."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoLoraLoader",
+            display_name="Load SViMo LoRA",
+            category=f"{CATEGORY}/loaders",
+            description="Apply a LoRA trained for CogVideoX-I2V (diffusers/PEFT or kohya names). Core's LoRA loaders know the kohya names only.",
+            inputs=[
+                io.Model.Input("model", tooltip="SViMo or CogVideoX model."),
+                io.Combo.Input("lora_name", options=list_files("loras"), tooltip="A LoRA in models/loras."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-20.0,
+                    max=20.0,
+                    step=0.05,
+                    tooltip="How strongly it acts. 0: not at all.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with the LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, lora_name: str, strength: float) -> io.NodeOutput:
+        names = [name for name, _ in backbone_of(model).diffusion_model.named_parameters()]
+        lora = comfy.utils.load_torch_file(find_file(lora_name, "loras"), safe_load=True)
+        patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(lora), lora_key_map(names))
+        if not patches:
+            raise ValueError(
+                f"{lora_name} fits no layer of this model: it needs a LoRA trained for CogVideoX-5b-I2V"
+            )
+        patched = model.clone()
+        patched.add_patches(patches, strength)
+        return io.NodeOutput(patched)
+
+
+class SViMoConvertCogVideoX(io.ComfyNode):
+    """A SViMo checkpoint started from CogVideoX-I2V."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoConvertCogVideoX",
+            display_name="Convert CogVideoX to SViMo",
+            category=f"{CATEGORY}/loaders",
+            description="Start a SViMo checkpoint from CogVideoX-5b-I2V: its weights, with a motion stream that begins as a copy of the video stream. The result is for training.",
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=list_files("diffusion_models"),
+                    tooltip="CogVideoX-5b-I2V in models/diffusion_models; of a sharded model, any shard.",
+                ),
+                io.String.Input(
+                    "filename",
+                    default="svimo-from-cogvideox",
+                    tooltip="Name of the new file in models/svimo, without its ending.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="file", tooltip="Name of the new file, as the loaders list it.")
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model_name: str, filename: str) -> io.NodeOutput:
+        folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+        target = folder / f"{filename}.safetensors"
+        if Path(filename).name != filename or target.exists():
+            raise ValueError(f"{filename!r} is no new plain name in models/{FOLDER}: choose another one")
+        folder.mkdir(parents=True, exist_ok=True)
+        bar = comfy.utils.ProgressBar(100)
+
+        def on_progress(done: int, total: int) -> None:
+            throw_if_interrupted()
+            bar.update_absolute(100 * done // total, 100)
+
+        convert(find_file(model_name, "diffusion_models"), target, on_progress=on_progress)
+        return io.NodeOutput(target.name, ui={"text": [describe(read_header(target))]})
+
+
+NODES = [
+    SViMoCheckpointLoader,
+    SViMoDiffusionModelLoader,
+    SViMoInteractionLoader,
+    SViMoVAELoader,
+    SViMoLoraLoader,
+    SViMoConvertCogVideoX,
+]

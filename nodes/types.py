@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -73,6 +74,7 @@ class BackboneModel(nn.Module):
         self.config = config
         self.compute_dtype = compute_dtype
         self.latent_format = PreviewFormat(preview) if preview is not None else None
+        self.model_config = SimpleNamespace(unet_config={})  # where core's LoRA loaders look for UNet sizes
 
     def memory_required(self, tokens: int, batch: int) -> float:
         """Bytes of activations of one forward: the widest moment holds about 16 values per token and channel."""

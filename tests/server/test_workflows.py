@@ -11,9 +11,11 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from dev.comfy import ROOT, Result, api_workflow
+from dev.workflows import BRING_YOUR_OWN
+from dev.workflows import WORKFLOWS as ALL_WORKFLOWS
 from svimo_core.motion import HandObjectMotion
 
-WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
+WORKFLOWS = [name for name in ALL_WORKFLOWS if name not in BRING_YOUR_OWN]
 FRAMES, HEIGHT, WIDTH = 17, 96, 144
 OTHER_WORK = {
     "load": {"class_type": "LoadImage", "inputs": {"image": "coffee.png"}},
@@ -53,6 +55,13 @@ def videos(client, workflow: dict, result: Result) -> dict[str, np.ndarray]:
                 frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
             found[content["inputs"]["filename_prefix"]] = np.stack(frames)
     return found
+
+
+def test_every_workflow_is_there_in_both_formats():
+    for folder in (ROOT / "workflows", ROOT / "workflows" / "api"):
+        assert {path.stem for path in folder.glob("*.json")} == set(ALL_WORKFLOWS)
+    thumbnails = {path.stem for path in (ROOT / "workflows").glob("*.jpg")}
+    assert thumbnails == set(ALL_WORKFLOWS)
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
