@@ -87,11 +87,28 @@ class SViMoTextEncode(io.ComfyNode):
             raise ValueError(
                 "clip is empty: this checkpoint has no text encoder. Load T5-XXL with core's CLIP loader instead"
             )
-        if not isinstance(clip, SViMoCLIP):
-            clip = clip.clone()
-            clip.set_tokenizer_option("t5xxl_min_length", COGVIDEOX_TEXT_LENGTH)
-        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        tokens = clip.tokenize(text) if isinstance(clip, SViMoCLIP) else tokenize_as_cogvideox(clip, text)
+        conditioning = clip.encode_from_tokens_scheduled(tokens)
         return io.NodeOutput(node_helpers.conditioning_set_values(conditioning, {PROMPT: text}))
+
+
+def tokenize_as_cogvideox(clip: Any, text: str) -> dict[str, list]:
+    """T5-XXL tokens of one of core's CLIPs, padded or cut to 226 with the end token kept, as CogVideoX does.
+
+    Raises:
+        ValueError: the CLIP has no T5-XXL.
+    """
+    clip = clip.clone()
+    clip.set_tokenizer_option("t5xxl_min_length", COGVIDEOX_TEXT_LENGTH)
+    tokens = clip.tokenize(text)
+    if "t5xxl" not in tokens:
+        raise ValueError(
+            f"this CLIP speaks {', '.join(tokens)}, not T5-XXL: load T5-XXL with core's CLIP loader, type sd3"
+        )
+    padded = tokens["t5xxl"][0]
+    if len(padded) > COGVIDEOX_TEXT_LENGTH:
+        padded = [*padded[: COGVIDEOX_TEXT_LENGTH - 1], padded[-1]]
+    return tokens | {"t5xxl": [padded]}
 
 
 class SViMoImageEncode(io.ComfyNode):
