@@ -56,7 +56,7 @@ def test_fit_finds_the_shape_of_a_larger_hand(models):
 
 
 def test_fit_is_smoother_and_truer_than_noisy_joints(models):
-    truth = hand_animation("left", frames=90).joints
+    truth = hand_animation("left", frames=45).joints
     noisy = truth + np.random.default_rng(0).normal(scale=0.003, size=truth.shape)
     fit = fit_mano(noisy, models["left"], fps=30)
     assert acceleration(fit.joints) < acceleration(noisy) / 4
