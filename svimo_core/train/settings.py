@@ -12,7 +12,7 @@ from typing import Any
 from ..config import PRESETS
 
 STAGES = ("vae", "interaction", "joint")
-PRECISIONS = ("auto", "no", "bf16", "fp16")
+PRECISIONS = ("auto", "no", "bf16")
 WEIGHTINGS = ("v", "x0")
 
 
@@ -113,7 +113,7 @@ class TrainConfig:
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
     precision: str = "auto"
-    """Of the networks: "auto" is bf16 on a GPU that has it, float32 otherwise."""
+    """Of the networks' activations: "auto" is bf16 on a GPU that has it, float32 ("no") otherwise."""
     threads: int | None = None
     """CPU threads; None leaves PyTorch's choice."""
 

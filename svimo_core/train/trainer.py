@@ -11,13 +11,15 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import DistributedType, send_to_device
 from safetensors import SafetensorError
 from tqdm import tqdm
 
@@ -52,9 +54,12 @@ def train(config: TrainConfig) -> Path:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    accelerator = Accelerator(
-        mixed_precision=precision(config.precision), step_scheduler_with_optimizer=False
-    )
+    accelerator = Accelerator(mixed_precision=precision(config.precision))
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            "this trainer keeps whole weights on every process (one GPU or DDP), FSDP and DeepSpeed shard them: "
+            "choose another accelerate configuration"
+        )
 
     # 1. clips, model, and what this stage trains of it
     clips = ClipFolder(config.clips)
@@ -168,10 +173,12 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
     size = header.config if header is not None else PRESETS[config.preset]
     found = header.parts if header is not None else ()
     parts = {part: load_part(header, part, torch.float32) for part in found}
+    provenance = dict(header.provenance) if header is not None else {}
     for number, part in enumerate(PARTS):
         if part not in parts and not (part == "text_encoder" and size.text is None):
             parts[part] = init_part(size, part, config.seed + number).requires_grad_(False)
-            log.info("%s starts from seed %d", part, config.seed + number)
+            provenance[part] = f"weights from seed {config.seed + number}"
+            log.info("%s: %s", part, provenance[part])
     normalizer = header.normalizer if header is not None else None
     if normalizer is None:
         motions = [clips.motion(i) for i in range(min(len(clips), config.statistics_clips))]
@@ -181,7 +188,7 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
         parts=parts,
         normalizer=normalizer,
         preview=header.preview if header is not None else None,
-        provenance=dict(header.provenance) if header is not None else {},
+        provenance=provenance,
     )
 
 
@@ -225,22 +232,30 @@ class _Run:
         """Log, draw and save when it is time."""
         config, done = self.config, step + 1
         self.seconds += seconds
-        self.samples += draw_shape(config, step).batch_size * config.gradient_accumulation
+        processes = self.accelerator.num_processes
+        self.samples += draw_shape(config, step).batch_size * config.gradient_accumulation * processes
         if not self.accelerator.is_main_process:
             return
-        if step % config.log_every == 0:
-            line = {"step": step, **metrics, "lr": config.learning_rate_at(step), "seconds": seconds}
-            with (config.output / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        if config.sheet_every and (done % config.sheet_every == 0 or done == config.steps):
-            with self.averaged_weights():
-                write_sheet(config.output / f"sheet-{done:07d}.png", config, self.model, self.stage)
+        with self._writing(done):
+            if step % config.log_every == 0:
+                line = {"step": step, **metrics, "lr": config.learning_rate_at(step), "seconds": seconds}
+                with (config.output / LOG).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            if config.sheet_every and (done % config.sheet_every == 0 or done == config.steps):
+                with self.averaged_weights():
+                    write_sheet(config.output / f"sheet-{done:07d}.png", config, self.model, self.stage)
         if done % config.save_every == 0 or stopping:
             self.save(done)
 
-    def averaged_weights(self):
-        """Context in which the trained parts carry their moving averages."""
-        return _Swapped(self.parameters, self.ema.values)
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """A block in which the trained parts carry their moving averages."""
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        try:
+            _assign(self.parameters, self.ema.values)
+            yield
+        finally:
+            _assign(self.parameters, kept)
 
     def save(self, done: int) -> Path:
         """Write the checkpoint (averaged weights) and the state; each appears whole or not at all."""
@@ -248,11 +263,13 @@ class _Run:
         path = config.output / CHECKPOINT
         if not self.accelerator.is_main_process:
             return path
-        model.provenance[config.stage] = (
-            f"{done} steps, {self.samples} samples, {self.seconds / 60:.0f} minutes on "
+        training = (
+            f"{config.stage}: {done} steps, {self.samples} samples, {self.seconds / 60:.0f} minutes on "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, seed {config.seed}"
         )
-        try:
+        before = {part: model.provenance.get(part, "") for part in self.stage.trained}
+        told = {part: f"{text}; {training}" if text else training for part, text in before.items()}
+        with self._writing(done):
             with self.averaged_weights():
                 if isinstance(self.stage, VAEStage):
                     self.stage.finish(model, self.clips)
@@ -262,18 +279,24 @@ class _Run:
                     model.parts,
                     model.normalizer,
                     model.preview,
-                    model.provenance,
+                    model.provenance | told,
                     getattr(torch, config.checkpoint_dtype),
                 )
             notes = {"seconds": self.seconds, "samples": self.samples}
             save_state(config.output / STATE, done, self.parameters, self.ema, self.optimizer, notes)
-        except (OSError, SafetensorError) as error:
-            raise TrainingStopped(
-                f"the state after step {done} cannot be written ({error}): make room on the disk. "
-                f"{self._last_good()}"
-            ) from error
         self.saved = done
         return path
+
+    @contextmanager
+    def _writing(self, done: int) -> Iterator[None]:
+        """Explain a disk that cannot be written."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise TrainingStopped(
+                f"{self.config.output} cannot be written after step {done} ({error}): make room on the disk. "
+                f"{self._last_good()}"
+            ) from error
 
     def _last_good(self) -> str:
         if not self.saved:
@@ -281,24 +304,10 @@ class _Run:
         return f"The checkpoint after step {self.saved} in {self.config.output} is good: the same command resumes it"
 
 
-class _Swapped:
-    """Exchange the values of parameters for the time of a block."""
-
-    def __init__(self, parameters, values):
-        self.parameters = parameters
-        self.values = values
-
-    def __enter__(self):
-        self.kept = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._set(self.values)
-
-    def __exit__(self, *_):
-        self._set(self.kept)
-
-    def _set(self, values):
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(values[name])
+@torch.no_grad()
+def _assign(parameters: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
 
 
 class _StopSignal:

@@ -106,7 +106,8 @@ def test_a_clip_can_be_learned_by_heart(settings, stage, clips, monkeypatch):
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
     header = read_header(path)
     assert header.parts == ("backbone", "interaction", "vae", "text_encoder")
-    assert "24 steps" in header.provenance[stage]
+    trained = {"vae": "vae", "interaction": "interaction", "joint": "backbone"}[stage]
+    assert f"{stage}: 24 steps, 48 samples" in header.provenance[trained]
     assert (config.output / "sheet-0000024.png").stat().st_size > 1000
     if stage == "vae":
         assert header.preview.shape == (17, 3)
