@@ -5,6 +5,7 @@ Axes everywhere: camera space, metres, x right, y down, z forward.
 
 from __future__ import annotations
 
+import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
