@@ -9,8 +9,10 @@ import pytest
 import torch
 from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
 
-from svimo_core.checkpoint import load_part, read_header
+from svimo_core.checkpoint import load_part, read_header, save_checkpoint
+from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
 from svimo_core.schedule import NoiseSchedule
 from svimo_core.train.clips import Clip, ClipFolder, write_clip
 from svimo_core.train.objectives import chamfer, denoising_loss, interaction_loss
@@ -208,6 +210,21 @@ def test_two_resolutions(settings):
     assert [config.phase_at(step).shapes[0].height for step in range(config.steps)] == [16, HEIGHT]
     cached = {file.parent.name for file in (settings.clips / "latents").rglob("*.npy")}
     assert cached == {"5x16x32", f"{FRAMES}x{HEIGHT}x{WIDTH}"}
+
+
+def test_model_without_a_text_encoder_of_its_own(settings, config, parts, normalizer, tmp_path):
+    """As at full size, where T5 lies in a folder of its own."""
+    bare = replace(config, text=None)
+    init = tmp_path / "bare.safetensors"
+    save_checkpoint(init, bare, {k: v for k, v in parts.items() if k != "text_encoder"}, normalizer)
+    run = replace(settings, init=init, phases=(phase(1),), sheet_every=0)
+    with pytest.raises(ValueError, match="set text_model"):
+        train(run)
+    folder = tmp_path / "t5"
+    build_text_encoder(config.text).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER_FILE), pad_token="<pad>").save_pretrained(folder)
+    header = read_header(train(replace(run, text_model=folder)))
+    assert header.parts == ("backbone", "interaction", "vae")
 
 
 def test_loss_curve(settings):
