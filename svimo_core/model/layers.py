@@ -85,10 +85,11 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Attend x (B N dim) to itself; `rotary` (cos, sin) of M x head_dim turns the last M tokens."""
         q, k, v = (
-            rearrange(project(x), "b n (heads d) -> b heads n d", heads=self.num_heads)
+            rearrange(project(x), "b n (heads d) -> b n heads d", heads=self.num_heads)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        q, k = self.norm_q(q), self.norm_k(k)
+        q, k = self.norm_q(q), self.norm_k(k)  # before the heads move, which would cost a copy
+        q, k, v = (rearrange(t, "b n heads d -> b heads n d") for t in (q, k, v))
         if rotary is not None:
             q, k = rotate_last(q, *rotary), rotate_last(k, *rotary)
         return self.to_out[0](self.attention(q, k, v))
@@ -175,4 +176,4 @@ def rotate_last(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     kept, turned = x[:, :, : -len(cos)], x[:, :, -len(cos) :].float()
     even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
     quarter = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return torch.cat([kept, (turned * cos + quarter * sin).to(x.dtype)], dim=2)
+    return torch.cat([kept, torch.addcmul(turned * cos, quarter, sin).to(x.dtype)], dim=2)

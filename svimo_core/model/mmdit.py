@@ -78,7 +78,7 @@ class Modulation(nn.Module):
         order = (1, 0, 2)[: len(streams)]  # text, video, motion in the linear layer's rows
         shifts, scales, gates = ([rows[3 * m + part] for m in order] for part in range(3))
         modulated = [
-            self.norm(stream) * (1 + scale) + shift
+            torch.addcmul(shift, self.norm(stream), 1 + scale)
             for stream, scale, shift in zip(streams, scales, shifts, strict=True)
         ]
         return torch.cat(modulated, dim=1), gates
@@ -99,10 +99,10 @@ class Block(nn.Module):
         lengths = [stream.shape[1] for stream in streams]
         tokens, gates = self.norm1(streams, time)
         update = self.attn1(tokens, rotary).split(lengths, dim=1)
-        streams = [f + gate * u for f, gate, u in zip(streams, gates, update, strict=True)]
+        streams = [torch.addcmul(f, gate, u) for f, gate, u in zip(streams, gates, update, strict=True)]
         tokens, gates = self.norm2(streams, time)
         update = self.ff(tokens).split(lengths, dim=1)
-        return [f + gate * u for f, gate, u in zip(streams, gates, update, strict=True)]
+        return [torch.addcmul(f, gate, u) for f, gate, u in zip(streams, gates, update, strict=True)]
 
 
 class FinalModulation(nn.Module):
@@ -115,7 +115,7 @@ class FinalModulation(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         shift, scale = self.linear(F.silu(time))[:, None].chunk(2, dim=-1)
-        return self.norm(x) * (1 + scale) + shift
+        return torch.addcmul(shift, self.norm(x), 1 + scale)
 
 
 class MMDiT(nn.Module):
