@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import condition, decode, load, motion, sample, save
+from . import condition, decode, load, motion, rig, sample, save, view
 
 NODES: list[type[io.ComfyNode]] = [
     *load.NODES,
@@ -11,6 +11,8 @@ NODES: list[type[io.ComfyNode]] = [
     *decode.NODES,
     *motion.NODES,
     *save.NODES,
+    *rig.NODES,
+    *view.NODES,
 ]
 
 

@@ -1,0 +1,99 @@
+// What the pack adds to the page: the 3D view in "SViMo Motion Viewer". The view itself, and three.js with it, is only
+// loaded once a node has something to show.
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const NODE = "SViMoMotionViewer";
+const OUTPUT = "svimo_viewer";
+const PROPERTIES = { files: "svimo_files", view: "svimo_view" }; // saved with the workflow
+const MIN_HEIGHT = 340;
+const SIZE = [560, 520]; // of a new node
+
+const viewers = new WeakMap(); // node -> NodeViewer
+
+class NodeViewer {
+    constructor(node) {
+        this.node = node;
+        this.element = document.createElement("div");
+        this.element.className = "widget-expands"; // in Nodes 2.0: fill the node
+        this.element.style.cssText = `position: relative; width: 100%; height: 100%; min-height: ${MIN_HEIGHT}px;`;
+        this.viewer = null;
+        this.removed = false;
+        this.shown = "";
+
+        const widget = node.addDOMWidget("viewer", "SVIMO_VIEWER", this.element, {
+            serialize: false,
+            hideOnZoom: false,
+            getMinHeight: () => MIN_HEIGHT,
+        });
+        widget.serialize = false;
+        node.setSize(SIZE.map((pixels, i) => Math.max(pixels, node.size[i])));
+
+        const viewer = this;
+        const { onExecuted, onConfigure, onRemoved } = node;
+        node.onExecuted = function (output) {
+            onExecuted?.apply(this, arguments);
+            viewer.show(output?.[OUTPUT]);
+        };
+        node.onConfigure = function () {
+            onConfigure?.apply(this, arguments);
+            viewer.show(node.properties[PROPERTIES.files]);
+        };
+        node.onRemoved = function () {
+            onRemoved?.apply(this, arguments);
+            viewer.remove();
+        };
+    }
+
+    /** Show the files that a run made: [{role, filename, subfolder, type, ...}]. */
+    async show(files) {
+        const key = JSON.stringify(files ?? []);
+        if (!files?.length || key === this.shown) return;
+        this.shown = key;
+        this.node.properties[PROPERTIES.files] = files;
+        try {
+            const { MotionViewer } = await import("./viewer/viewer.mjs");
+            if (this.removed) return;
+            this.viewer ??= new MotionViewer(this.element, {
+                state: this.node.properties[PROPERTIES.view],
+                onState: state => (this.node.properties[PROPERTIES.view] = state),
+            });
+            await this.viewer.show(files.map(file => ({ ...file, url: fileUrl(file) })));
+        } catch (error) {
+            this.element.textContent = `The viewer could not start: ${error.message}`;
+        }
+    }
+
+    remove() {
+        this.removed = true;
+        this.viewer?.dispose();
+        this.viewer = null;
+    }
+}
+
+function fileUrl({ filename, subfolder, type }) {
+    return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+}
+
+/** The node of an output: "12", or "<subgraph>:12" for one inside a subgraph. */
+function findNode(locator) {
+    const [id, subgraph] = locator.split(":").reverse();
+    const graph = subgraph ? app.graph.subgraphs?.get(subgraph) : app.graph;
+    return graph?.getNodeById(Number(id));
+}
+
+app.registerExtension({
+    name: "SViMo.MotionViewer",
+
+    nodeCreated(node) {
+        if (node.comfyClass === NODE) viewers.set(node, new NodeViewer(node));
+    },
+
+    // A run picked from the history, or another tab.
+    onNodeOutputsUpdated(outputs) {
+        for (const [locator, output] of Object.entries(outputs)) {
+            if (output?.[OUTPUT]) viewers.get(findNode(locator))?.show(output[OUTPUT]);
+        }
+    },
+});
