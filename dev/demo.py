@@ -106,7 +106,9 @@ def files_made(workflow: dict, result: Result) -> dict[str, dict]:
             (files["motion.npz"],) = (
                 file for file in result.files(node) if file["filename"].endswith(".npz")
             )
-    return {name: files[name] for name in ("video.mp4", "motion_video.mp4", "motion.npz")}
+        elif class_type == "SViMoSaveGLB":
+            (files["motion.glb"],) = result.files(node)
+    return {name: files[name] for name in ("video.mp4", "motion_video.mp4", "motion.npz", "motion.glb")}
 
 
 def sampler_report(result: Result) -> dict:

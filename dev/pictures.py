@@ -1,4 +1,7 @@
-"""The pictures of the page in the docs, taken from a real run of a real ComfyUI: `python -m dev.pictures`."""
+"""The pictures of the page in the docs and the workflows' thumbnails, from real runs of a real ComfyUI.
+
+python -m dev.pictures
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 
 from dev.browser import ComfyPage, comfy_page
 from dev.comfy import ROOT, ComfyServer
+from dev.workflows import BRING_YOUR_OWN, WORKFLOWS
 
 IMAGES = ROOT / "docs" / "images"
 GRAPH_ONLY = """
@@ -62,6 +66,11 @@ def main() -> int:
             load(page, "image_to_video_and_motion")
             page.run()
             take(page, IMAGES / "graph.png", width=2600)
+            for name in WORKFLOWS:
+                load(page, name)
+                if name not in BRING_YOUR_OWN:
+                    page.run()
+                take(page, ROOT / "workflows" / f"{name}.jpg", width=1000)
     return 0
 
 

@@ -89,6 +89,10 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
         "save_motion": Node(
             "SViMoSaveMotion", (5, 2), {"motion": Link("motion"), "filename_prefix": "svimo/motion"}
         ),
+        "rig": Node("SViMoRigMotion", (4, 2), {"motion": Link("motion")}),
+        "save_glb": Node(
+            "SViMoSaveGLB", (4, 3), {"rigged_motion": Link("rig"), "filename_prefix": "svimo/motion"}
+        ),
         "preview": Node("SViMoPreviewMotion", (5, 3), {"motion": Link("motion")}, (NODE_WIDTH, 380)),
         "video": Node("CreateVideo", (5, 0), {"images": Link("frames"), "fps": 8.0}),
         "save_video": Node(
@@ -200,10 +204,30 @@ def converted_checkpoint() -> Graph:
     return graph
 
 
+def retarget_and_export() -> Graph:
+    """A motion that exists already, cleaned, rigged and saved for other programs; needs no model."""
+    return {
+        "load": Node("SViMoLoadMotion", (0, 0), {"motion": "stir_cup.npz [example]"}),
+        "clean": Node("SViMoCleanMotion", (1, 0), {"motion": Link("load"), "fps": 24.0}),
+        "rig": Node("SViMoRigMotion", (2, 0), {"motion": Link("clean")}),
+        "glb": Node(
+            "SViMoSaveGLB", (3, 0), {"rigged_motion": Link("rig"), "filename_prefix": "svimo/motion"}
+        ),
+        "bvh": Node("SViMoSaveBVH", (3, 1), {"rigged_motion": Link("rig"), "filename_prefix": "svimo/hand"}),
+        "json": Node(
+            "SViMoSaveMotion",
+            (3, 2),
+            {"motion": Link("clean"), "filename_prefix": "svimo/motion", "format": "json"},
+        ),
+        "preview": Node("SViMoPreviewMotion", (2, 1), {"motion": Link("clean")}, (NODE_WIDTH, 380)),
+    }
+
+
 WORKFLOWS = {
     "image_to_video_and_motion": image_to_video_and_motion(),
     "image_to_video_and_motion_without_feedback": image_to_video_and_motion(feedback=False),
     "given_motion_to_video": given_motion_to_video(),
+    "retarget_and_export": retarget_and_export(),
     "cogvideox_image_to_video": full_size(
         "cogvideox-5b-i2v.safetensors",
         "cogvideox-vae.safetensors",

@@ -10,10 +10,12 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
+from ..svimo_core.export.reading import read_motion
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.render import render_motion, render_view
 from .types import CATEGORY, Motion, check_choice
 
+SUFFIXES = (".npz", ".npy", ".json", ".bvh")
 VIEWS = ["side", "camera"]
 EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "motions"
 
@@ -31,7 +33,8 @@ def list_motions() -> list[str]:
     """Motion files of all folders, marked."""
     found = []
     for kind, root in folders().items():
-        names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.npz"))
+        files = (path for path in root.rglob("*") if path.suffix in SUFFIXES)
+        names = sorted(path.relative_to(root).as_posix() for path in files)
         found += [name if kind == "input" else f"{name} [{kind}]" for name in names]
     return found
 
@@ -65,13 +68,21 @@ class SViMoLoadMotion(io.ComfyNode):
             node_id="SViMoLoadMotion",
             display_name="Load SViMo Motion",
             category=f"{CATEGORY}/motion",
-            description="Load 3D motion that Save SViMo Motion wrote.",
+            description="Load 3D motion: what Save SViMo Motion wrote, a BVH with both hands, or arrays of 21 joints per hand from a hand tracker.",
             inputs=[
                 io.Combo.Input(
                     "motion",
                     options=list_motions(),
                     tooltip='A .npz in ComfyUI\'s input folder, one of its own results ("[output]"), or one that comes with the pack ("[example]").',
-                )
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=0.0,
+                    min=0.0,
+                    max=240.0,
+                    step=0.5,
+                    tooltip="Frame rate, for arrays that do not say theirs. 0: as in the file.",
+                ),
             ],
             outputs=[
                 Motion.Output(
@@ -91,14 +102,14 @@ class SViMoLoadMotion(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, motion: str) -> str:
+    def fingerprint_inputs(cls, motion: str, **_others) -> str:
         """Load again when the file changes."""
         state = motion_path(motion).stat()
         return f"{state.st_mtime_ns} {state.st_size}"
 
     @classmethod
-    def execute(cls, motion: str) -> io.NodeOutput:
-        return io.NodeOutput(HandObjectMotion.load(motion_path(motion)))
+    def execute(cls, motion: str, fps: float) -> io.NodeOutput:
+        return io.NodeOutput(read_motion(motion_path(motion), fps=fps or None))
 
 
 class SViMoPreviewMotion(io.ComfyNode):

@@ -10,8 +10,11 @@ import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
+from ..svimo_core.export.json_ import write_json
 from ..svimo_core.motion import HandObjectMotion
-from .types import CATEGORY, Motion
+from .types import CATEGORY, Motion, check_choice
+
+FORMATS = ["npz", "json"]
 
 
 class SViMoSaveMotion(io.ComfyNode):
@@ -31,6 +34,12 @@ class SViMoSaveMotion(io.ComfyNode):
                     default="svimo/motion",
                     tooltip="Folder and beginning of the file's name.",
                 ),
+                io.Combo.Input(
+                    "format",
+                    options=FORMATS,
+                    default="npz",
+                    tooltip="npz: plain arrays, small. json: the same as text that any program reads.",
+                ),
             ],
             outputs=[Motion.Output(display_name="motion", tooltip="The same motion.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -38,12 +47,17 @@ class SViMoSaveMotion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, motion: HandObjectMotion, filename_prefix: str) -> io.NodeOutput:
+    def execute(cls, motion: HandObjectMotion, filename_prefix: str, format: str) -> io.NodeOutput:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )
-        file = f"{name}_{counter:05}_.npz"
-        replace(motion, metadata=motion.metadata | graph_metadata(cls)).save(Path(folder) / file)
+        check_choice("format", format, FORMATS)
+        file = f"{name}_{counter:05}_.{format}"
+        motion_with_graph = replace(motion, metadata=motion.metadata | graph_metadata(cls))
+        if format == "npz":
+            motion_with_graph.save(Path(folder) / file)
+        else:
+            write_json(Path(folder) / file, motion_with_graph)
         saved = ui.SavedResult(file, subfolder, io.FolderType.output)
         return io.NodeOutput(motion, ui={"svimo_motion": [saved]})
 

@@ -43,6 +43,8 @@ Feedback = io.Custom("SVIMO_FEEDBACK")
 """The closed loop, ready for the sampler: a :class:`FeedbackHandle`."""
 Motion = io.Custom("SVIMO_MOTION")
 """One clip of 3D motion: a `svimo_core.motion.HandObjectMotion`."""
+RiggedMotionType = io.Custom("SVIMO_RIGGED_MOTION")
+"""Skinned hands and rigid objects: a `svimo_core.rigged.RiggedMotion`."""
 
 IMAGE_LATENT = "svimo_image_latent"
 """CONDITIONING key: the reference image's latent, 1 C h w, in VAE space."""

@@ -15,7 +15,7 @@ from dev.workflows import BRING_YOUR_OWN
 from dev.workflows import WORKFLOWS as ALL_WORKFLOWS
 from svimo_core.motion import HandObjectMotion
 
-WORKFLOWS = [name for name in ALL_WORKFLOWS if name not in BRING_YOUR_OWN]
+WORKFLOWS = [name for name in ALL_WORKFLOWS if name not in (*BRING_YOUR_OWN, "retarget_and_export")]
 FRAMES, HEIGHT, WIDTH = 17, 96, 144
 OTHER_WORK = {
     "load": {"class_type": "LoadImage", "inputs": {"image": "coffee.png"}},

@@ -1,0 +1,256 @@
+"""Motion for other programs: clean it, rig it, and save it as GLB or BVH."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..svimo_core import clean
+from ..svimo_core.export.bvh import write_bvh
+from ..svimo_core.export.glb import write_glb
+from ..svimo_core.mano import WHERE_TO_GET, ManoModel, load_mano
+from ..svimo_core.motion import HAND_NAMES, HandObjectMotion
+from ..svimo_core.render import render_motion
+from ..svimo_core.rigged import RiggedMotion, rig_motion
+from .load import FOLDER
+from .save import graph_metadata
+from .types import CATEGORY, Motion, RiggedMotionType, check_choice, throw_if_interrupted
+
+HANDS = ["capsule", "mano"]
+
+
+def find_mano() -> dict[str, ManoModel]:
+    """The user's own MANO models.
+
+    Raises:
+        FileNotFoundError: they are not in models/svimo/mano; the message says where to get them.
+    """
+    models = {}
+    for side in HAND_NAMES:
+        names = [f"MANO_{side.upper()}{ending}" for ending in (".pkl", ".npz")]
+        folders = [Path(folder) / "mano" for folder in folder_paths.get_folder_paths(FOLDER)]
+        found = [folder / name for folder in folders for name in names if (folder / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"no {' or '.join(names)} in models/{FOLDER}/mano. {WHERE_TO_GET}")
+        models[side] = load_mano(found[0], side)
+    return models
+
+
+class SViMoCleanMotion(io.ComfyNode):
+    """A motion made smoother, or of another frame rate or size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoCleanMotion",
+            display_name="Clean SViMo Motion",
+            category=f"{CATEGORY}/motion",
+            description="Smooth 3D motion without losing contact between hands and objects, and change its frame rate or scale.",
+            inputs=[
+                Motion.Input("motion", tooltip="3D motion."),
+                io.Float.Input(
+                    "smooth_seconds",
+                    default=0.05,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="Width of the filter over time, in seconds. 0: none.",
+                ),
+                io.Float.Input(
+                    "fps", default=0.0, min=0.0, max=240.0, step=0.5, tooltip="New frame rate. 0: as it is."
+                ),
+                io.Float.Input(
+                    "scale",
+                    default=1.0,
+                    min=0.001,
+                    max=1000.0,
+                    step=0.01,
+                    tooltip="Factor on all lengths, such as 0.01 for centimetres.",
+                ),
+            ],
+            outputs=[Motion.Output(display_name="motion", tooltip="The cleaned motion.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, motion: HandObjectMotion, smooth_seconds: float, fps: float, scale: float
+    ) -> io.NodeOutput:
+        if scale != 1:
+            motion = clean.scale(motion, scale)
+        if smooth_seconds:
+            motion = clean.smooth(motion, smooth_seconds)
+        if fps:
+            motion = clean.resample(motion, fps)
+        return io.NodeOutput(motion)
+
+
+class SViMoRigMotion(io.ComfyNode):
+    """Joints and points to skinned hands and rigid objects."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoRigMotion",
+            display_name="Rig SViMo Motion",
+            category=f"{CATEGORY}/motion",
+            description="Turn joints into skinned hands of constant bone lengths, and point clouds into rigid objects, for GLB and BVH.",
+            inputs=[
+                Motion.Input("motion", tooltip="3D motion."),
+                io.Combo.Input(
+                    "hands",
+                    options=HANDS,
+                    default="capsule",
+                    tooltip="capsule: built-in hands, free of any licence. mano: your own MANO files in models/svimo/mano.",
+                ),
+                io.Float.Input(
+                    "smoothness",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly the MANO fit keeps neighbouring frames alike. Has no effect on capsule hands.",
+                ),
+            ],
+            outputs=[
+                RiggedMotionType.Output(
+                    display_name="rigged_motion", tooltip="Skinned hands and rigid objects."
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="How far hands and objects are from the given motion, in millimetres.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, motion: HandObjectMotion, hands: str, smoothness: float) -> io.NodeOutput:
+        check_choice("hands", hands, HANDS)
+        mano = find_mano() if hands == "mano" else None
+        rigged = rig_motion(motion, mano=mano, smoothness=smoothness, on_progress=progress())
+        residuals = ", ".join(f"{name} {residual:.2f} mm" for name, residual in rigged.residuals_mm().items())
+        return io.NodeOutput(rigged, residuals, ui={"text": [residuals]})
+
+
+class SViMoSaveGLB(io.ComfyNode):
+    """A rigged motion to an animated GLB."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoSaveGLB",
+            display_name="Save SViMo Motion as GLB",
+            category=f"{CATEGORY}/motion",
+            description="Save an animated GLB: skinned hands, rigid objects and the camera, for Blender, game engines and core's Preview 3D.",
+            inputs=[
+                RiggedMotionType.Input("rigged_motion", tooltip="From Rig SViMo Motion."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="svimo/motion",
+                    tooltip="Folder and beginning of the file's name.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="model_file", tooltip="Path within the output folder, for core's Preview 3D."
+                )
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, rigged_motion: RiggedMotion, filename_prefix: str) -> io.NodeOutput:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        file = f"{name}_{counter:05}_.glb"
+        write_glb(Path(folder) / file, rigged_motion, metadata=graph_metadata(cls), on_progress=progress())
+        saved = ui.SavedResult(file, subfolder, io.FolderType.output)
+        return io.NodeOutput((Path(subfolder) / file).as_posix(), ui={"3d": [saved]})
+
+
+class SViMoSaveBVH(io.ComfyNode):
+    """The hands of a rigged motion to one BVH each."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoSaveBVH",
+            display_name="Save SViMo Hands as BVH",
+            category=f"{CATEGORY}/motion",
+            description="Save the skeleton and movement of each hand as .bvh, in centimetres, for rigs and motion-capture tools.",
+            inputs=[
+                RiggedMotionType.Input("rigged_motion", tooltip="From Rig SViMo Motion."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="svimo/hand",
+                    tooltip="Folder and beginning of the files' names.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, rigged_motion: RiggedMotion, filename_prefix: str) -> io.NodeOutput:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        saved = []
+        for hand in rigged_motion.hands:
+            file = f"{name}_{counter:05}_{hand.rig.side}.bvh"
+            write_bvh(Path(folder) / file, hand, rigged_motion.fps)
+            saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
+        return io.NodeOutput(ui={"3d": saved})
+
+
+class SViMoOverlayMotion(io.ComfyNode):
+    """A motion drawn over frames."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoOverlayMotion",
+            display_name="Overlay SViMo Motion",
+            category=f"{CATEGORY}/motion",
+            description="Draw 3D motion through its camera over the frames of the video, to see how well they agree.",
+            inputs=[
+                io.Image.Input("images", tooltip="Frames of the video, one for each frame of the motion."),
+                Motion.Input("motion", tooltip="3D motion."),
+                io.Float.Input(
+                    "opacity", default=0.8, min=0.0, max=1.0, step=0.05, tooltip="Of the drawing."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="Frames with the motion drawn over them.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images: Tensor, motion: HandObjectMotion, opacity: float) -> io.NodeOutput:
+        if len(images) != len(motion):
+            raise ValueError(
+                f"images has {len(images)} frames, the motion {len(motion)}: give both the same length"
+            )
+        _, height, width, _ = images.shape
+        drawn = torch.from_numpy(render_motion(motion, width, height)).float() / 255
+        alpha = opacity * (drawn.amax(dim=-1, keepdim=True) > 0)
+        return io.NodeOutput(images[..., :3] * (1 - alpha) + drawn * alpha)
+
+
+def progress():
+    """Progress bar of a node that can be cancelled."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def on_progress(done: int, total: int) -> None:
+        throw_if_interrupted()
+        bar.update_absolute(done, total)
+
+    return on_progress
+
+
+NODES = [SViMoCleanMotion, SViMoRigMotion, SViMoSaveGLB, SViMoSaveBVH, SViMoOverlayMotion]
