@@ -39,9 +39,7 @@ def test_retarget_and_export(client, example, tmp_path):
     np.testing.assert_allclose(motion.hands, example.hands, atol=1e-5)
 
     glb = Glb(download(client, result.files(ids["SViMoSaveGLB"])[0], tmp_path))
-    assert {skin["name"] for skin in glb.json["skins"]} == {"left_hand", "right_hand"} or len(
-        glb.json["skins"]
-    ) == 2
+    assert len(glb.json["skins"]) == 2
     assert glb.json["animations"]
 
     hands = [download(client, file, tmp_path) for file in result.files(ids["SViMoSaveBVH"])]
