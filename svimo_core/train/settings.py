@@ -41,6 +41,7 @@ class VAEObjective:
     """Weights of the VAE's losses (means over elements) beside L1, whose weight is 1."""
 
     mse: float = 1.0
+    """Raise it for thin lines: L1 alone prefers black to a line in an uncertain place."""
     gradient: float = 1.0
     """L1 of differences between neighbouring pixels, so that thin bones survive."""
     kl: float = 3e-4
