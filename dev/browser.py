@@ -64,7 +64,8 @@ class ComfyPage:
         self.page.goto(self.url + query)
         self.page.wait_for_function("window.app?.extensionManager && app.canvas?.graph", timeout=60_000)
         self.page.wait_for_load_state("networkidle")
-        self.problems = [problem for problem in self.problems if PACK_NAME in problem]  # the page's own are not ours
+        # Starting up, the page has problems of its own; ours name the pack.
+        self.problems = [problem for problem in self.problems if PACK_NAME in problem]
 
     def load(self, workflow: dict) -> None:
         """Load a workflow in the page's format."""

@@ -87,10 +87,10 @@ export class MotionViewer {
         this.playing = true;
         this.setIcon(this.playButton, "pause", "Pause (space)");
         let position = this.frame; // in frames, with a fraction
-        let before = performance.now();
+        let before = null;
         const tick = now => {
             if (!this.playing) return;
-            position += ((now - before) / 1000) * this.motion.fps * this.state.speed;
+            position += ((now - (before ?? now)) / 1000) * this.motion.fps * this.state.speed;
             before = now;
             if (this.seeked !== null) position = this.seeked;
             if (position >= last + 1 && !this.state.loop) {
