@@ -336,6 +336,13 @@ def describe(header: CheckpointHeader) -> str:
             sizes[tensor.dtype + " with scales" * (tensor.scale is not None)] += tensor.numel
         types = ", ".join(dtype for dtype, _ in sizes.most_common())
         lines.append(f"  {part}: {sizes.total() / 1e6:.2f} M parameters, {types}")
+        if part == "backbone":
+            c = config.backbone
+            lines += [
+                f"    {c.num_layers} blocks of {c.num_heads} heads x {c.head_dim}, text {c.text_length} x {c.text_dim}",
+                f"    {'video and motion' if c.motion else 'video only'}, image latent: {c.image_padding}, "
+                f"position table: {c.position_table}",
+            ]
     lines += [f"  {key}: {value}" for key, value in header.provenance.items()]
     return "\n".join(lines)
 

@@ -288,7 +288,7 @@ def _backbone_config(
     table = None
     if POSITION_TABLE in tensors:
         table = TABLE_GRID_5B
-        if declared:
+        if "sample_frames" in declared:
             frames = (declared["sample_frames"] - 1) // 4 + 1
             table = frames, declared["sample_height"] // patch_size, declared["sample_width"] // patch_size
         rows, expected = shape(POSITION_TABLE)[0], text_length + table[0] * table[1] * table[2]

@@ -68,12 +68,9 @@ def open_weights(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict
     """
     tensors, metadata = {}, {}
     for file in weight_files(Path(path)):
-        header = _read_header(file)
-        metadata |= header.pop("__metadata__", {})
-        tensors |= {
-            name: StoredTensor(entry["dtype"], tuple(entry["shape"]), file, name)
-            for name, entry in header.items()
-        }
+        found, said = _read_header(file)
+        tensors |= found
+        metadata |= said
     return tensors, metadata
 
 
@@ -136,7 +133,7 @@ def _existing(folder: Path, names: list[str]) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read_header(path: Path) -> dict:
+def _read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Parse a safetensors header and check that all its data is there, without touching the data."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -147,10 +144,12 @@ def _read_header(path: Path) -> dict:
         file.seek(8)
         try:
             header = json.loads(file.read(length))
-            end = max(
-                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
-                default=0,
-            )
+            metadata = header.pop("__metadata__", {})
+            tensors = {
+                name: StoredTensor(entry["dtype"], tuple(entry["shape"]), path, name)
+                for name, entry in header.items()
+            }
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{path.name} is not a safetensors file: its header cannot be read ({error})"
@@ -160,7 +159,7 @@ def _read_header(path: Path) -> dict:
             f"{path.name} is damaged: its header announces {8 + length + end} bytes, the file has {size}. "
             "Download or copy it again"
         )
-    return header
+    return tensors, metadata
 
 
 def _not_safetensors(start: bytes, size: int) -> str:
