@@ -242,58 +242,69 @@ def test_tiles_are_close_to_the_whole(vaes):
 # ---- the complete run
 
 
-@torch.no_grad()
-def ours_run(
-    header: CheckpointHeader,
-    image: Tensor,
-    text: Tensor,
-    negative_text: Tensor,
-    noise: Tensor,
-    steps: int,
-    generator: torch.Generator,
-    **guidance,
-) -> Tensor:
-    """Frames of the video-only sampler from the given noise, B C T h w."""
-    backbone, vae = load_part(header, "backbone"), VideoVAE(load_part(header, "vae"), header.config.vae)
-    schedule = NoiseSchedule(header.config.schedule)
-    denoise = Denoiser(
-        model=backbone,
-        schedule=schedule,
-        image=vae.encode(image[None, None], generator)[:, :, 0],
-        text=text,
-        negative_text=negative_text,
-        **guidance,
-    )
-    latents, _ = sample(denoise, JointLatents(noise), schedule.timesteps(steps), generator)
-    return vae.decode(latents.video)
+class SameNoise(CogVideoXDPMScheduler):
+    """Diffusers' scheduler with the noise that our sampler draws: once a step, none in the last, C before T."""
+
+    generator: torch.Generator
+    patch: pytest.MonkeyPatch
+
+    def step(self, *args, **kwargs):
+        sample, t = args[4], args[2]
+        shape = rearrange(sample, "b t c h w -> b c t h w").shape
+        last = t == self.timesteps[-1]
+        noise = torch.zeros(shape) if last else torch.randn(shape, generator=self.generator)
+        noise = rearrange(noise, "b c t h w -> b t c h w")
+        self.patch.setattr(dpm_module, "randn_tensor", lambda *_, **__: noise)
+        return super().step(*args, **kwargs)
+
+
+CONSTANT = {"guidance_scale": 6.0}, {"guidance_scale": 6.0, "dynamic": False}
+DYNAMIC = (
+    {"guidance_scale": 6.0, "use_dynamic_cfg": True},
+    {"guidance_scale": 6.0, "dynamic_over": "timestep"},
+)
+NONE = {"guidance_scale": 1.0}, {"guidance_scale": 1.0, "dynamic": False}
+SEQUENTIAL = {"guidance_scale": 6.0}, {"guidance_scale": 6.0, "dynamic": False, "batched": False}
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("models", "size"),
-    [(TABLE, (FRAMES, HEIGHT, WIDTH)), (NO_TABLE, (FRAMES, HEIGHT, WIDTH)), (NO_TABLE, OTHER_SIZE)],
+    ("models", "size", "guidance", "solver"),
+    [
+        (TABLE, (FRAMES, HEIGHT, WIDTH), CONSTANT, "ddim"),
+        (TABLE, (FRAMES, HEIGHT, WIDTH), DYNAMIC, "ddim"),
+        (TABLE, (FRAMES, HEIGHT, WIDTH), SEQUENTIAL, "ddim"),
+        (TABLE, (FRAMES, HEIGHT, WIDTH), NONE, "ddim"),
+        (TABLE, (FRAMES, HEIGHT, WIDTH), CONSTANT, "dpmpp_2m_sde"),
+        (NO_TABLE, (FRAMES, HEIGHT, WIDTH), CONSTANT, "ddim"),
+        (NO_TABLE, OTHER_SIZE, DYNAMIC, "ddim"),
+        (NO_TABLE, OTHER_SIZE, DYNAMIC, "dpmpp_2m_sde"),
+    ],
     indirect=["models"],
 )
-@pytest.mark.parametrize(
-    ("pipeline_guidance", "our_guidance"),
-    [
-        ({"guidance_scale": 1.0}, {"guidance_scale": 1.0, "dynamic": False}),
-        ({"guidance_scale": 6.0}, {"guidance_scale": 6.0, "dynamic": False}),
-        (
-            {"guidance_scale": 6.0, "use_dynamic_cfg": True},
-            {"guidance_scale": 6.0, "dynamic_over": "timestep"},
-        ),
-        ({"guidance_scale": 6.0}, {"guidance_scale": 6.0, "dynamic": False, "batched": False}),
-    ],
-)
-def test_the_complete_run(models, size: tuple[int, int, int], pipeline_guidance: dict, our_guidance: dict):
+def test_the_complete_run(
+    models,
+    size: tuple[int, int, int],
+    guidance: tuple[dict, dict],
+    solver: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
     """Off the native size with diffusers' rotary rule."""
     pipe, header = models
     frames, height, width = size
+    latent = 1, 16, (frames - 1) // 4 + 1, height // 8, width // 8
     generator = torch.Generator().manual_seed(7)
     image = torch.rand(height, width, 3, generator=generator)
     text, negative_text = torch.randn(2, 1, 6, 24, generator=generator)
-    noise = torch.randn(1, 16, (frames - 1) // 4 + 1, height // 8, width // 8, generator=generator)
+    noise = torch.randn(latent, generator=generator)
+
+    # 1. diffusers
+    scheduler = SameNoise if solver == "dpmpp_2m_sde" else CogVideoXDDIMScheduler
+    pipe.scheduler = scheduler(**SCHEDULER)
+    pipe.scheduler.patch, pipe.scheduler.generator = monkeypatch, torch.Generator().manual_seed(8)
+    torch.randn(
+        *latent[:2], 1, *latent[3:], generator=pipe.scheduler.generator
+    )  # what encoding the image draws
     expected = pipe(
         image=rearrange(image, "h w c -> 1 c h w"),
         height=height,
@@ -305,10 +316,22 @@ def test_the_complete_run(models, size: tuple[int, int, int], pipeline_guidance:
         latents=rearrange(noise, "b c t h w -> b t c h w"),
         generator=torch.Generator().manual_seed(8),
         output_type="pt",
-        **pipeline_guidance,
+        **guidance[0],
     ).frames
-    header = in_grid(header, GRID if size == OTHER_SIZE else None)
-    generator = torch.Generator().manual_seed(8)
-    found = ours_run(header, image, text, negative_text, noise, 5, generator, **our_guidance)
     assert expected.std() > 0.05
-    torch.testing.assert_close(rearrange(found, "b n h w c -> b n c h w"), expected, rtol=0, atol=1e-4)
+
+    # 2. ours
+    header = in_grid(header, GRID if size == OTHER_SIZE else None)
+    vae, generator = VideoVAE(load_part(header, "vae"), header.config.vae), torch.Generator().manual_seed(8)
+    schedule = NoiseSchedule(header.config.schedule)
+    denoise = Denoiser(
+        model=load_part(header, "backbone"),
+        schedule=schedule,
+        image=vae.encode(image[None, None], generator)[:, :, 0],
+        text=text,
+        negative_text=negative_text,
+        **guidance[1],
+    )
+    latents, _ = sample(denoise, JointLatents(noise), schedule.timesteps(5), generator, solver)
+    found = rearrange(vae.decode(latents.video), "b n h w c -> b n c h w")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
