@@ -144,6 +144,9 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         if not self.phases or not all(phase.shapes and phase.steps > 0 for phase in self.phases):
             raise ValueError("a run needs at least one phase, each with steps above 0 and at least one shape")
+        for shape in (shape for phase in self.phases for shape in phase.shapes):
+            if self.stage == "vae" and shape.frames % 8 != 1:  # its decoder works in pairs of latent frames
+                raise ValueError(f"the VAE trains on 8k + 1 frames (1, 9, 17, ...), got {shape.frames}")
 
     @property
     def steps(self) -> int:
