@@ -14,12 +14,40 @@ from pathlib import Path
 from dev.browser import ComfyPage, comfy_page
 from dev.comfy import ROOT, ComfyServer
 from dev.workflows import BRING_YOUR_OWN, WORKFLOWS
+from svimo_core.data.synthetic import generate_clip, write_video
 
 IMAGES = ROOT / "docs" / "images"
 GRAPH_ONLY = """
     body * { visibility: hidden !important; }
     #graph-canvas, .dom-widget, .dom-widget *, [data-node-id], [data-node-id] * { visibility: visible !important; }
 """
+TWO_VIEWERS = """() => {
+    const add = (type, x, y, width, height) => {
+        const node = LiteGraph.createNode(type);
+        node.pos = [x, y];
+        app.graph.add(node);
+        node.setSize([width, height]);
+        return node;
+    };
+    app.graph.clear();
+    const motion = add("SViMoLoadMotion", 0, 0, 310, 90);
+    const drawn = add("SViMoPreviewMotion", 0, 140, 310, 250);
+    const video = add("LoadVideo", 0, 440, 310, 110);
+    const frames = add("GetVideoComponents", 0, 600, 310, 80);
+    motion.widgets[0].value = "clip.npz";
+    drawn.widgets[0].value = "camera";
+    video.widgets[0].value = "clip.mp4";
+    motion.connect(0, drawn, 0);
+    video.connect(0, frames, 0);
+    for (const [i, view] of ["orbit", "camera"].entries()) {
+        const viewer = add("SViMoMotionViewer", 380 + 860 * i, 0, 800, 680);
+        viewer.properties.svimo_view = { view };
+        motion.connect(0, viewer, "motion");
+        frames.connect(0, viewer, "video");
+        drawn.connect(0, viewer, "rendered_motion");
+    }
+}"""
+"""A clip of the synthetic world, whose video is real in the sense that its motion is known, seen in both ways."""
 
 
 def load(page: ComfyPage, workflow: str) -> None:
@@ -62,7 +90,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "input").mkdir()
         shutil.copy(ROOT / "assets" / "coffee.png", Path(base) / "input")
+        clip = generate_clip(29, height=320, width=480, points=300)
+        clip.motion.save(Path(base) / "input" / "clip.npz")
+        write_video(Path(base) / "input" / "clip.mp4", clip.video, clip.motion.fps)
         with ComfyServer(Path(base)) as server, comfy_page(server.url) as page:
+            page.page.evaluate(TWO_VIEWERS)
+            page.settle()
+            page.run()
+            page.page.locator(".svimo-ready").nth(1).wait_for()
+            for scrubber in page.page.locator(".svimo-viewer input[type=range]").all():
+                scrubber.fill("9")
+            page.page.evaluate("document.activeElement.blur()")
+            take(page, IMAGES / "viewer.png", width=1800)
             load(page, "image_to_video_and_motion")
             page.run()
             take(page, IMAGES / "graph.png", width=2600)

@@ -84,7 +84,7 @@ function findNode(locator) {
 }
 
 app.registerExtension({
-    name: "SViMo.MotionViewer",
+    name: "comfyuisvimo.MotionViewer",
 
     nodeCreated(node) {
         if (node.comfyClass === NODE) viewers.set(node, new NodeViewer(node));

@@ -12,7 +12,7 @@ const BONES = [
 ];
 const PALM = [[0, 1, 5], [0, 5, 9], [0, 9, 13], [0, 13, 17]];
 const HAND_LENGTH = 0.095; // metres from wrist to the base of the middle finger, for which the radii below are made
-const JOINT_RADII = [11, ...[10, 8.5, 7, 5.5], ...[8.5, 7, 6, 5], ...[8.5, 7, 6, 5], ...[8.5, 7, 6, 5], ...[8, 6, 5, 4.5]];
+const JOINT_RADII = [13, ...[11.5, 9.5, 8, 6.5], ...[9.5, 8, 7, 6], ...[9.5, 8, 7, 6], ...[9.5, 8, 7, 6], ...[9, 7, 6, 5.5]]; // mm
 const CONTACT = 0.012; // metres between a joint and a point of an object
 const TRAIL = 20; // frames
 const TRAIL_JOINTS = [4, 8]; // tips of thumb and index finger
@@ -78,7 +78,7 @@ export class MotionScene {
         const center = this.bounds.low.map((low, i) => (low + this.bounds.high[i]) / 2);
         const [azimuth, elevation] = [25, 22].map(degrees => (degrees * Math.PI) / 180);
         const half = (this.orbitCamera.fov * Math.PI) / 360;
-        const away = (0.9 * this.radius) / Math.sin(half) / Math.min(1, this.orbitCamera.aspect);
+        const away = (0.85 * this.radius) / Math.sin(half) / Math.min(1, this.orbitCamera.aspect);
         this.controls.target.set(center[0], -center[1], -center[2]);
         this.orbitCamera.position
             .set(Math.sin(azimuth) * Math.cos(elevation), Math.sin(elevation), Math.cos(azimuth) * Math.cos(elevation))
@@ -191,7 +191,7 @@ export class MotionScene {
     addObject(frames, color) {
         const points = frames[0];
         const box = bounds(points);
-        const radius = (0.2 * distance(box.low, box.high)) / Math.sqrt(points.length) || 0.003 * this.scale;
+        const radius = (0.24 * distance(box.low, box.high)) / Math.sqrt(points.length) || 0.003 * this.scale;
         const mesh = instanced(new THREE.IcosahedronGeometry(radius, 1), color, points.length);
         this.world.add(mesh);
         return mesh;
