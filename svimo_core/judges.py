@@ -16,6 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import (
+    Conv1d,
+    GroupNorm,
+    Linear,
+)  # judges never run inside ComfyUI, whose layers they need not take
 
 from .motion import HAND_NAMES, JOINTS_PER_HAND, HandObjectMotion
 from .weights import fill, open_weights, write_weights
@@ -72,12 +77,12 @@ class MotionEncoder(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(FEATURES))
         self.register_buffer("std", torch.ones(FEATURES))
-        self.stem = nn.Conv1d(FEATURES, WIDTH, 3, padding=1)
+        self.stem = Conv1d(FEATURES, WIDTH, 3, padding=1)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.GroupNorm(8, WIDTH),
+                GroupNorm(8, WIDTH),
                 nn.SiLU(),
-                nn.Conv1d(WIDTH, WIDTH, 3, padding=dilation, dilation=dilation),
+                Conv1d(WIDTH, WIDTH, 3, padding=dilation, dilation=dilation),
             )
             for dilation in (1, 2, 4)
         )
@@ -95,10 +100,10 @@ class InteractionAutoencoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = MotionEncoder()
-        self.to_code = nn.Linear(2 * WIDTH, CODE)
+        self.to_code = Linear(2 * WIDTH, CODE)
         self.decoder = nn.Sequential(
-            *(nn.Linear(CODE + 12, 2 * WIDTH), nn.SiLU(), nn.Linear(2 * WIDTH, 2 * WIDTH), nn.SiLU()),
-            nn.Linear(2 * WIDTH, FEATURES),
+            *(Linear(CODE + 12, 2 * WIDTH), nn.SiLU(), Linear(2 * WIDTH, 2 * WIDTH), nn.SiLU()),
+            Linear(2 * WIDTH, FEATURES),
         )
 
     def encode(self, features: Tensor) -> Tensor:
@@ -120,7 +125,7 @@ class ActionClassifier(nn.Module):
     def __init__(self, actions: int):
         super().__init__()
         self.encoder = MotionEncoder()
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(2 * WIDTH, actions))
+        self.head = nn.Sequential(nn.Dropout(0.2), Linear(2 * WIDTH, actions))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.head(self.encoder(features))
