@@ -38,6 +38,9 @@ def test_retarget_and_export(client, example, tmp_path):
     motion = read_json(download(client, result.files(ids["SViMoSaveMotion"])[0], tmp_path))
     np.testing.assert_allclose(motion.hands, example.hands, atol=1e-5)
 
+    (preview,) = result.files(ids["SViMoPreviewMotion"])
+    assert Image.open(io.BytesIO(client.download(preview))).n_frames == len(example)
+
     glb = Glb(download(client, result.files(ids["SViMoSaveGLB"])[0], tmp_path))
     assert len(glb.json["skins"]) == 2
     assert glb.json["animations"]
