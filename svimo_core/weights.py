@@ -137,11 +137,10 @@ def _read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Parse a safetensors header and check that all its data is there, without touching the data."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(9)  # length of the header, and its opening brace
-        length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
-        if start[8:] != b"{" or length > size - 8:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length > size - 8:
             raise ValueError(f"{path.name} is {_not_safetensors(start, size)}")
-        file.seek(8)
         try:
             header = json.loads(file.read(length))
             metadata = header.pop("__metadata__", {})
