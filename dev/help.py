@@ -1,0 +1,234 @@
+"""Write what the page shows about the nodes: `js/docs/<NodeId>.md` and `locales/en/nodeDefs.json`.
+
+    python -m dev.help
+
+Inputs and outputs come from a real ComfyUI, so that help and tooltips never disagree; the advice is below. A test
+compares the files with what this writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from dev.comfy import PACK_NAME, ROOT, ComfyClient, ComfyServer
+
+ADVICE = {
+    "SViMoCheckpointLoader": """
+- The easiest start: one file feeds every other node.
+- For models larger than your memory load the parts with their own loaders and choose a smaller storage type
+  there.
+- The tiny checkpoint that comes with the pack shows that everything works; its pictures are small and simple.
+""",
+    "SViMoDiffusionModelLoader": """
+- CogVideoX-5b-I2V gives video without motion: leave the sampler's `feedback` empty and use *SViMo Decode Video*
+  alone.
+- Of a sharded model in diffusers' layout choose any shard; the others are found beside it.
+- CogVideoX 1.5 has another layout and is refused with a message.
+""",
+    "SViMoInteractionLoader": """
+- The motion statistics in the file turn the network's numbers into metres: use the interaction model of the
+  same training run as the diffusion model.
+""",
+    "SViMoVAELoader": """
+- SViMo draws motion with the same VAE as the video, so one VAE serves both.
+- When memory runs out while decoding, it goes on in tiles by itself, as core's VAE does.
+""",
+    "SViMoLoraLoader": """
+- Chain several to combine them. The model given in is left as it was.
+- A LoRA made for another model family is refused with a message.
+""",
+    "SViMoConvertCogVideoX": """
+- The new motion stream starts as a copy of the video stream, and its guidance at zero: before training, the
+  video is the same as CogVideoX's.
+- The file is about as large as the original. Train it with `python -m svimo_core.train`.
+""",
+    "SViMoPrompt": """
+- Connect `prompt` to the text of *SViMo Text Encode*.
+- Any words may be used; those of the training data work best.
+""",
+    "SViMoTextEncode": """
+- Use it twice: once with the prompt, once with empty text for the negative.
+- Full-size models need T5-XXL: core's *Load CLIP* with type `sd3` and a `t5xxl` file.
+""",
+    "SViMoImageEncode": """
+- The image is scaled to cover the clip and cropped at its centre. Crop it yourself first when the hands are
+  near an edge.
+- Large sizes cost memory quickly: tokens grow with width times height times frames.
+""",
+    "SViMoMotionEncode": """
+- Motion comes from *Load SViMo Motion*: an earlier result, a BVH, or the arrays of a hand tracker.
+- The motion must have as many frames as the clip: change its frame rate in *Clean SViMo Motion*.
+- With `end_percent` below 1 the given motion sets the scene, and the feedback loop finishes it.
+""",
+    "SViMoFeedback": """
+- The loop costs one pass of the interaction model and one encoding for each refresh. `every` = 2 or 3 saves
+  most of it.
+- Comparing: switch `enabled` off and keep the seed. The motion is still generated, but does not guide.
+""",
+    "SViMoSampler": """
+- Try few steps and a small size first; the preview under the node shows where it is going.
+- Cancel works at every step, also within the feedback loop and while decoding.
+- Out of memory: switch `sequential_cfg` on, lower the size, or load the model with a smaller `weight_dtype`.
+""",
+    "SViMoDecodeVideo": """
+- Frames are core's IMAGE: send them to *Create Video* and *Save Video*, or to any image node.
+- The rendered motion is what the model itself imagined beside the video, not a drawing of the 3D motion;
+  comparing the two shows how well they agree.
+""",
+    "SViMoDecodeMotion": """
+- Axes: x right, y down, z forward from the camera, in metres. The left hand comes first.
+- `refine` costs one more pass of the interaction model and is worth it nearly always.
+""",
+    "SViMoSplitLatent": """
+- For core's *Save Latent*, *VAE Decode (Tiled)* and other nodes that expect one plain latent.
+- Hands and objects stay behind: decode motion from the joint latent.
+""",
+    "SViMoLoadMotion": """
+- Put files into ComfyUI's input folder. `docs/motion-format.md` describes what is read.
+- Hand trackers such as HaMeR and WiLoR give 21 joints per hand without a frame rate: set `fps`.
+""",
+    "SViMoPreviewMotion": """
+- `frames` can be saved as a video or laid beside the generated one.
+- To look from other sides use *SViMo Motion Viewer*.
+""",
+    "SViMoSaveMotion": """
+- The prompt and the graph travel in the file, unless the server runs with `--disable-metadata`.
+- Python: `numpy.load(file)["hands"]` is frames x 2 x 21 x 3.
+""",
+    "SViMoCleanMotion": """
+- Where a finger touches an object it keeps touching it: it is smoothed together with the object.
+- Raise the frame rate for smooth animation (8 to 24 or 30), lower it to drive a clip.
+""",
+    "SViMoRigMotion": """
+- Bone lengths are made constant over the clip; `report` says how far that moves the joints.
+- `mano` needs MANO_LEFT and MANO_RIGHT, which you get after registering at mano.is.tue.mpg.de. They are not
+  part of this pack and their licence is for research only.
+""",
+    "SViMoSaveGLB": """
+- Connect `model_file` to core's *Preview 3D & Animation* to play it in the graph.
+- Blender: File > Import > glTF 2.0. Units, axes, frame rate and camera are set.
+""",
+    "SViMoSaveBVH": """
+- One file per hand. Objects have no place in BVH: save them as GLB.
+- *Load SViMo Motion* reads both files back.
+""",
+    "SViMoOverlayMotion": """
+- The frames may have another size than the clip; the camera is scaled with them.
+- `opacity` 1 hides what is behind, 0.5 shows both.
+""",
+    "SViMoMotionViewer": """
+- **Orbit**: drag to turn, right-drag to move, wheel to zoom. The house looks at the whole clip again.
+- **Camera**: through the clip's own camera, in front of the video if one is connected. Hands that lie on the
+  hands of the video show that motion and video agree.
+- Space plays and pauses; the arrow keys step through the frames. The chips show and hide hands, objects,
+  trails, contacts (joints that touch an object turn gold), the ground (5 cm per square) and the camera.
+- The camera symbol at the end saves the view as a picture.
+- The view is loaded from ComfyUI's temp folder: after a restart of the server run the workflow again.
+""",
+}
+
+
+def is_ours(node: dict) -> bool:
+    """Whether an entry of /object_info is a node of this pack."""
+    return node["python_module"].endswith(PACK_NAME)
+
+
+def page(name: str, node: dict) -> str:
+    """The help page of one node."""
+    lines = [f"# {node['display_name']}", "", node["description"], "", ADVICE[name].strip()]
+    rows = [
+        (
+            key,
+            kind(value),
+            default(value),
+            value[1]["tooltip"] + (" Optional." if group == "optional" else ""),
+        )
+        for group in ("required", "optional")
+        for key, value in node["input"].get(group, {}).items()
+    ]
+    lines += ["", "## Inputs", "", "| Input | Type | Default | |", "|---|---|---|---|"]
+    lines += [f"| `{key}` | {of} | {preset} | {cell(text)} |" for key, of, preset, text in rows]
+    if node["output"]:
+        outputs = zip(node["output_name"], node["output"], node["output_tooltips"], strict=True)
+        lines += ["", "## Outputs", "", "| Output | Type | |", "|---|---|---|"]
+        lines += [f"| `{key}` | {of} | {cell(text)} |" for key, of, text in outputs]
+    return "\n".join(lines) + "\n"
+
+
+def kind(value: list) -> str:
+    """Type of an input; its choices, unless they are the files of one machine."""
+    choices = value[0] if isinstance(value[0], list) else value[1].get("options")
+    if choices is None:
+        return value[0]
+    if not choices or any("." in str(choice) for choice in choices):
+        return "file"
+    return ", ".join(f"`{choice}`" for choice in choices)
+
+
+def default(value: list) -> str:
+    """Default of an input, as the page shows it."""
+    preset = value[1].get("default", "")
+    return "" if preset == "" else f"`{preset}`"
+
+
+def cell(text: str) -> str:
+    """Text in a table's cell."""
+    return text.replace("|", "\\|")
+
+
+def english(nodes: dict[str, dict]) -> dict:
+    """All texts of the nodes in the form that ComfyUI translates: what other locales follow."""
+    return {
+        name: {
+            "display_name": message(node["display_name"]),
+            "description": message(node["description"]),
+            "inputs": {
+                key: {"name": key, "tooltip": message(value[1]["tooltip"])}
+                for group in ("required", "optional")
+                for key, value in node["input"].get(group, {}).items()
+            },
+            "outputs": {
+                str(i): {"name": key, "tooltip": message(text)}
+                for i, (key, text) in enumerate(
+                    zip(node["output_name"], node["output_tooltips"], strict=True)
+                )
+            },
+        }
+        for name, node in sorted(nodes.items())
+    }
+
+
+def message(text: str) -> str:
+    """Text for vue-i18n, to which some characters mean something."""
+    return re.sub(r"[{}@|]", lambda found: f"{{'{found[0]}'}}", text)
+
+
+def files(info: dict[str, dict]) -> dict[Path, str]:
+    """Path -> content of every file that this module writes."""
+    nodes = {name: node for name, node in info.items() if is_ours(node)}
+    pages = {ROOT / "js" / "docs" / f"{name}.md": page(name, node) for name, node in nodes.items()}
+    texts = json.dumps(english(nodes), indent=2) + "\n"
+    return {**pages, ROOT / "locales" / "en" / "nodeDefs.json": texts}
+
+
+def main() -> int:
+    """Write every file."""
+    with (
+        tempfile.TemporaryDirectory() as base,
+        ComfyServer(Path(base)) as server,
+        ComfyClient(server.url) as client,
+    ):
+        written = files(client.object_info())
+    for path, content in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+        print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
