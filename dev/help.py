@@ -140,22 +140,15 @@ def is_ours(node: dict) -> bool:
 def page(name: str, node: dict) -> str:
     """The help page of one node."""
     lines = [f"# {node['display_name']}", "", node["description"], "", ADVICE[name].strip()]
-    rows = [
-        (
-            key,
-            kind(value),
-            default(value),
-            value[1]["tooltip"] + (" Optional." if group == "optional" else ""),
-        )
-        for group in ("required", "optional")
-        for key, value in node["input"].get(group, {}).items()
-    ]
-    lines += ["", "## Inputs", "", "| Input | Type | Default | |", "|---|---|---|---|"]
-    lines += [f"| `{key}` | {of} | {preset} | {cell(text)} |" for key, of, preset, text in rows]
+    lines += ["", "## Inputs", ""]  # lists, since the page's panel is too narrow for tables
+    for group in ("required", "optional"):
+        for key, value in node["input"].get(group, {}).items():
+            details = [kind(value), default(value), "optional" if group == "optional" else ""]
+            lines.append(f"- **{key}** ({', '.join(filter(None, details))}): {value[1]['tooltip']}")
     if node["output"]:
         outputs = zip(node["output_name"], node["output"], node["output_tooltips"], strict=True)
-        lines += ["", "## Outputs", "", "| Output | Type | |", "|---|---|---|"]
-        lines += [f"| `{key}` | {of} | {cell(text)} |" for key, of, text in outputs]
+        lines += ["", "## Outputs", ""]
+        lines += [f"- **{key}** ({of}): {text}" for key, of, text in outputs]
     return "\n".join(lines) + "\n"
 
 
@@ -166,18 +159,13 @@ def kind(value: list) -> str:
         return value[0]
     if not choices or any("." in str(choice) for choice in choices):
         return "file"
-    return ", ".join(f"`{choice}`" for choice in choices)
+    return " or ".join(f"`{choice}`" for choice in choices)
 
 
 def default(value: list) -> str:
     """Default of an input, as the page shows it."""
     preset = value[1].get("default", "")
-    return "" if preset == "" else f"`{preset}`"
-
-
-def cell(text: str) -> str:
-    """Text in a table's cell."""
-    return text.replace("|", "\\|")
+    return "" if preset == "" else f"default `{preset}`"
 
 
 def english(nodes: dict[str, dict]) -> dict:
