@@ -93,12 +93,6 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
         "save_glb": Node(
             "SViMoSaveGLB", (4, 3), {"rigged_motion": Link("rig"), "filename_prefix": "svimo/motion"}
         ),
-        "viewer": Node(
-            "SViMoMotionViewer",
-            (4, 4),
-            {"motion": Link("motion"), "video": Link("frames"), "rendered_motion": Link("frames", 1)},
-            (COLUMN + NODE_WIDTH, 520),
-        ),
         "video": Node("CreateVideo", (5, 0), {"images": Link("frames"), "fps": 8.0}),
         "save_video": Node(
             "SaveVideo",

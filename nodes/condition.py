@@ -147,7 +147,7 @@ class SViMoImageEncode(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1025,
-                    tooltip="Number of frames, 4k + 1 (17, 49, ...). 0: the model's native length.",
+                    tooltip="Number of frames, 8k + 1 (17, 49, ...). 0: the model's native length.",
                 ),
                 io.Float.Input(
                     "noise_augmentation",

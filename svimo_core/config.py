@@ -102,6 +102,12 @@ class VAEConfig:
         """Frames per latent frame after the first."""
         return 4
 
+    @property
+    def frame_step(self) -> int:
+        """Clips have this times k, plus 1 frames: CogVideoX's VAE decodes the latent frames after the first in pairs,
+        and gives too many frames for an even number of them."""
+        return 2 * self.temporal_compression
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
@@ -137,7 +143,7 @@ class SViMoConfig:
 
     name: str
     frames: int
-    """Frames of a clip, 4k + 1."""
+    """Frames of a clip, 8k + 1."""
     height: int
     width: int
     fps: float = 8.0
@@ -158,11 +164,11 @@ class SViMoConfig:
 
     def check_clip(self, frames: int, height: int, width: int) -> None:
         """Refuse a clip size that cannot be encoded and patched without a remainder."""
-        step = self.vae.temporal_compression
+        step = self.vae.frame_step
         if frames < 1 or (frames - 1) % step:
             nearest = max(0, round((frames - 1) / step)) * step + 1
             raise ValueError(
-                f"frames must be {step}k + 1 (1, 5, 9, 13, ...), got {frames}; the nearest is {nearest}"
+                f"frames must be {step}k + 1 (1, 9, 17, 25, ...), got {frames}; the nearest is {nearest}"
             )
         for axis, size in (("height", height), ("width", width)):
             if size < self.pixel_multiple or size % self.pixel_multiple:

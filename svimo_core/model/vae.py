@@ -69,7 +69,16 @@ class VideoVAE:
     def decode(
         self, latents: Tensor, tiled: bool = False, on_work: Callable[[], None] | None = None
     ) -> Tensor:
-        """Latents (B C T h w) to frames (B N H W 3 in [0, 1], float32)."""
+        """Latents (B C T h w) to frames (B N H W 3 in [0, 1], float32).
+
+        Raises:
+            ValueError: an even number of latent frames, which this VAE turns into too many frames.
+        """
+        if latents.shape[2] % 2 == 0:
+            raise ValueError(
+                f"the latent has {latents.shape[2]} frames; CogVideoX's VAE decodes an odd number (1, 3, 5, ...), "
+                f"that is clips of {self.config.frame_step}k + 1 frames"
+            )
         weight = next(self.model.parameters())
         scaled = latents.to(weight.device, weight.dtype) / self.config.scaling_factor
         with self._pieces(self.model.decoder, tiled, on_work):

@@ -38,7 +38,7 @@ def the_server_goes_on(client):
     yield
     sound = api_workflow("image_to_video_and_motion")
     node(sound, "SViMoSampler")["inputs"].update({"steps": 1, "seed": next(seeds)})
-    node(sound, "SViMoImageEncode")["inputs"].update({"width": 48, "height": 32, "frames": 5})
+    node(sound, "SViMoImageEncode")["inputs"].update({"width": 48, "height": 32, "frames": 9})
     assert client.run(sound, timeout=120).status == "success"
 
 
@@ -93,7 +93,7 @@ def test_clip_size_that_does_not_divide(client, workflow):
     node(workflow, "SViMoImageEncode")["inputs"].update({"width": 150, "frames": 18})
     where, message = error_of(client, workflow)
     assert where == "SViMoImageEncode"
-    assert "frames must be 4k + 1" in message
+    assert "frames must be 8k + 1" in message
     assert "18" in message
 
 
@@ -287,7 +287,7 @@ def test_cancel_while_decoding(client, workflow):
         "load": workflow[loader],
         "latent": {
             "class_type": "EmptyHunyuanLatentVideo",
-            "inputs": {"width": 288, "height": 192, "length": 97 + 4 * (next(seeds) % 8), "batch_size": 1},
+            "inputs": {"width": 288, "height": 192, "length": 97 + 8 * (next(seeds) % 8), "batch_size": 1},
         },
         "decode": {
             "class_type": "SViMoDecodeVideo",

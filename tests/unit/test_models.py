@@ -152,6 +152,14 @@ def test_vae_shapes_and_sampling(model, config):
 
 
 @torch.no_grad()
+def test_clips_that_the_vae_cannot_decode_are_refused(model):
+    with pytest.raises(ValueError, match="has 2 frames"):
+        model.vae.decode(noise(1, 16, 2, 4, 6))
+    for latent_frames in (1, 3, 5):
+        assert model.vae.decode(noise(1, 16, latent_frames, 4, 6)).shape[1] == 4 * (latent_frames - 1) + 1
+
+
+@torch.no_grad()
 def test_vae_work_can_be_stopped_and_leaves_the_model_as_it_was(model, config):
     frames = torch.rand(1, config.frames, config.height, config.width, 3)
     calls = []
