@@ -37,7 +37,7 @@ from .model.mmdit import MMDiT, extend_with_motion
 from .model.text import build_text_encoder
 from .model.vae import build_vae
 from .normalization import MotionNormalizer
-from .weights import StoredTensor, fill, open_weights, read_tensors, write_weights
+from .weights import StoredTensor, check_match, fill, open_weights, read_tensors, write_weights
 
 FORMAT = "svimo"
 FORMAT_VERSION = 1
@@ -286,7 +286,11 @@ def convert(
     shapes = {}
     for part in header.parts:
         empty = ((name, torch.empty(t.shape, device="meta")) for name, t in header.part_tensors(part).items())
-        shapes |= {name: tuple(tensor.shape) for name, tensor in extended(part, empty)}
+        found = {name: tuple(tensor.shape) for name, tensor in extended(part, empty)}
+        with torch.device("meta"):
+            network = _build(config, part, nn, scaled_dot_product_attention).state_dict()
+        check_match({f"{part}.{k}": tuple(v.shape) for k, v in network.items()}, found, header.path.name)
+        shapes |= found
 
     # 2. provenance
     files = sorted({tensor.file for tensor in header.tensors.values()})
@@ -300,9 +304,7 @@ def convert(
         on_progress(done, total)
 
     root = header.path if header.path.is_dir() else header.path.parent
-    provenance = {
-        "source": f"{header.kind}, {header.path.name}; motion stream initialised from its video stream"
-    }
+    provenance = {"source": f"{header.kind}, {header.path.name}; motion stream started from its video stream"}
     provenance |= {f"sha256 of {file.relative_to(root).as_posix()}": _sha256(file, advance) for file in files}
 
     # 3. tensor by tensor

@@ -51,6 +51,11 @@ COMFYUI_NAMES = {
 }
 """The same outside of the blocks."""
 
+LORA_PREFIXES = "", "transformer.", "diffusion_model.", "base_model.model.", "transformer.base_model.model."
+"""What LoRA files put before a dotted layer name."""
+FP8_EXTRAS = "scale_weight", "weight_scale", "scale_input", "input_scale", "comfy_quant"
+"""Last parts of the names of what fp8 files hold beside weights, in ComfyUI's old and new form."""
+
 POSITION_TABLE = "patch_embed.position_table.weight"
 SIZE_5B = 3072, 42
 """Width and depth of CogVideoX-5b."""
@@ -116,11 +121,9 @@ def open_cogvideox(path: Path) -> CogVideoXFiles:
         FileNotFoundError: no such file, or a part of it is missing.
         ValueError: anything else; the message says what it is and what to do.
     """
-    folders = (
-        [path / part for part in ("transformer", "vae") if (path / part).is_dir()]
-        if is_pipeline(path)
-        else [path]
-    )
+    folders = [path]
+    if is_pipeline(path):
+        folders = [path / part for part in ("transformer", "vae") if (path / part).is_dir()]
     backbone, vae, found, layouts = None, None, {}, []
     for folder in folders:
         stored, _ = open_weights(folder)
@@ -165,16 +168,7 @@ def lora_key_map(names: list[str], prefix: str = "diffusion_model.") -> dict[str
         if kind != "weight":
             continue
         flat = layer.replace(".", "_")
-        aliases = [
-            f"{p}{layer}"
-            for p in (
-                "",
-                "transformer.",
-                "diffusion_model.",
-                "base_model.model.",
-                "transformer.base_model.model.",
-            )
-        ]
+        aliases = [f"{dotted}{layer}" for dotted in LORA_PREFIXES]
         aliases += [f"lora_unet_{flat}", f"lora_unet__{flat}", f"lora_transformer_{flat}", f"lycoris_{flat}"]
         block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", layer)
         if block is not None:
@@ -198,19 +192,11 @@ def _fold_scales(source: str, tensors: dict[str, StoredTensor]) -> dict[str, Sto
     kept = {}
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")
-        if name == "scaled_fp8" or kind in (
-            "scale_weight",
-            "weight_scale",
-            "scale_input",
-            "input_scale",
-            "comfy_quant",
-        ):
+        if name == "scaled_fp8" or kind in FP8_EXTRAS:
             continue
-        scale = (
-            tensors.get(f"{layer}.scale_weight", tensors.get(f"{layer}.weight_scale"))
-            if kind == "weight"
-            else None
-        )
+        scale = None
+        if kind == "weight":
+            scale = tensors.get(f"{layer}.scale_weight", tensors.get(f"{layer}.weight_scale"))
         if tensor.dtype not in DTYPES or (scale is not None and scale.numel not in (1, tensor.shape[0])):
             raise ValueError(
                 f"{source} is quantised in a form that this pack does not read ({name} is {tensor.dtype}, as in GGUF "

@@ -248,23 +248,31 @@ def fill(
     names = module.state_dict()
     shared = {name: original for name, original in (shared or {}).items() if name in names}
     expected = {name: tuple(value.shape) for name, value in names.items() if name not in shared}
-    found = {key: stored.shape for key, stored in tensors.items()}
-    problems = [f"lacks {key}" for key in expected.keys() - found.keys()]
-    problems += [f"has an unknown {key}" for key in found.keys() - expected.keys()]
+    check_match(expected, {name: stored.shape for name, stored in tensors.items()}, source)
+    state = dict(read_tensors(tensors, dtype))
+    state |= {name: state[original] for name, original in shared.items()}
+    module.load_state_dict(state, strict=True, assign=True)
+    return module
+
+
+def check_match(expected: dict[str, tuple], found: dict[str, tuple], source: str) -> None:
+    """Refuse weights that are not exactly the expected ones.
+
+    Raises:
+        ValueError: names three of the weights that are missing, unknown or of another shape.
+    """
+    problems = [f"lacks {name}" for name in expected.keys() - found.keys()]
+    problems += [f"has an unknown {name}" for name in found.keys() - expected.keys()]
     problems += [
-        f"{key} is {found[key]}, expected {shape}"
-        for key, shape in expected.items()
-        if key in found and found[key] != shape
+        f"{name} is {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ValueError(
             f"{source} does not match its own configuration: {'; '.join(sorted(problems)[:3])}{more}"
         )
-    state = dict(read_tensors(tensors, dtype))
-    state |= {name: state[original] for name, original in shared.items()}
-    module.load_state_dict(state, strict=True, assign=True)
-    return module
 
 
 def write_weights(

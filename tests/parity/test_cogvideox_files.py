@@ -540,6 +540,16 @@ def test_convert_writes_fp8_as_bfloat16(scales: str | None, tmp_path: Path):
     assert_same(load_part(header, "backbone").state_dict(), expected)
 
 
+def test_convert_refuses_weights_it_does_not_know(tmp_path: Path, weights: dict[str, Tensor]):
+    state = weights | {"transformer_blocks.0.attn1.to_x.weight": torch.zeros(1)}
+    source = save_file_of(tmp_path / "x.safetensors", state)
+    with pytest.raises(
+        ValueError, match=r"has an unknown backbone.transformer_blocks\.0\.attn1\.to_x\.weight"
+    ):
+        convert(source, tmp_path / "out.safetensors")
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_convert_refuses_what_has_no_transformer_or_has_motion_already(
     tmp_path: Path, transformer: Transformer
 ):
