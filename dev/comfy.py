@@ -110,6 +110,15 @@ class ComfyServer:
     def __exit__(self, *_) -> None:
         self._stop()
 
+    def peak_memory(self) -> int:
+        """Most bytes of main memory that ComfyUI has held so far (what it holds now, where no peak is kept)."""
+        status = Path(f"/proc/{self._process.pid}/status")
+        if status.is_file():
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            return int(fields["VmHWM"].split()[0]) * 1024
+        memory = self._process.memory_info()
+        return getattr(memory, "peak_wset", memory.rss)
+
     def wait(self) -> None:
         """Blocks until ComfyUI ends by itself."""
         self._process.wait()

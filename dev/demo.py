@@ -52,6 +52,7 @@ def main() -> int:
             for name, file in files_made(workflow, result).items():
                 (OUTPUT / name).write_bytes(client.download(file))
             system = client.system_stats()["system"]
+            peak_memory = server.peak_memory()
 
     # 4. Look at it, and say what happened.
     frames = contact_sheet(OUTPUT)
@@ -67,6 +68,7 @@ def main() -> int:
             },
         },
         "previews": len(result.previews),
+        "peak_memory_mb": round(peak_memory / 2**20),
         "versions": {
             "comfyui-svimo": tomlkit.parse((ROOT / "pyproject.toml").read_text())["project"]["version"],
             "comfyui": system["comfyui_version"],

@@ -55,6 +55,24 @@ def test_nodes_do_not_overlap(page, name):
     assert overlaps == []
 
 
+@pytest.mark.parametrize("page", [False], ids=["classic"], indirect=True)
+def test_main_workflow_runs_in_the_page(page):
+    """As a user does it: load, queue, look at the results in the nodes."""
+    page.load(json.loads(WORKFLOWS["image_to_video_and_motion"].read_text(encoding="utf-8")))
+    page.page.evaluate(
+        """() => {
+            const sampler = app.graph.nodes.find(node => node.type === "SViMoSampler");
+            sampler.widgets.find(widget => widget.name === "steps").value = 2;
+        }"""
+    )
+    page.run(300)
+    viewer = page.page.locator(".svimo-viewer.svimo-ready")
+    viewer.wait_for()
+    assert viewer.locator(".svimo-picture").count() == 2
+    shown = page.page.evaluate("Object.keys(app.nodeOutputs).map(id => app.graph.getNodeById(id).type)")
+    assert {"SaveVideo", "SViMoSaveMotion", "SViMoMotionViewer"} <= set(shown)
+
+
 def test_template_opens_from_its_address(page):
     page.open(f"/?template=image_to_video_and_motion&source={PACK_NAME}")
     page.page.wait_for_function("app.graph.nodes.some(n => n.type === 'SViMoSampler')", timeout=20_000)
