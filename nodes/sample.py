@@ -35,7 +35,7 @@ from .types import (
     unpack_latents,
 )
 
-CFG_SCHEDULES = ["dynamic", "constant"]
+CFG_SCHEDULES = ["dynamic", "constant", "dynamic_diffusers"]
 
 
 class SViMoFeedback(io.ComfyNode):
@@ -157,7 +157,7 @@ class SViMoSampler(io.ComfyNode):
                     "cfg_schedule",
                     options=CFG_SCHEDULES,
                     default="dynamic",
-                    tooltip="dynamic: CogVideoX's scale that rises over the steps. constant: the same at every step.",
+                    tooltip="dynamic: CogVideoX's scale that rises over the steps. constant: the same at every step. dynamic_diffusers: over the timestep, as diffusers feeds it.",
                 ),
                 io.Combo.Input(
                     "solver",
@@ -246,7 +246,8 @@ class SViMoSampler(io.ComfyNode):
                 text=text.to(device),
                 negative_text=negative_text.to(device),
                 guidance_scale=cfg,
-                dynamic=cfg_schedule == "dynamic" and cfg > 1,
+                dynamic=cfg_schedule != "constant" and cfg > 1,
+                dynamic_over="timestep" if cfg_schedule == "dynamic_diffusers" else "step",
                 batched=not sequential_cfg,
                 dtype=backbone.compute_dtype,
                 on_block=lambda _: throw_if_interrupted(),
