@@ -10,7 +10,7 @@ from dev.browser import comfy_page, find_browser
 from dev.comfy import ROOT, ComfyServer
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory):
     if find_browser() is None:
         # Where `CI` is set there has to be one.
@@ -23,7 +23,7 @@ def server(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(scope="package", params=[False, True], ids=["classic", "nodes2"])
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])
 def page(server, request):
     """The page in both of its ways to draw nodes."""
     with comfy_page(server.url, settings={"Comfy.VueNodes.Enabled": request.param}) as page:
