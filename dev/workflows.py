@@ -109,9 +109,9 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
         ),
         "viewer": Node(
             "SViMoMotionViewer",
-            (7, 0),
+            (5, 3),
             {"motion": Link("motion"), "video": Link("frames"), "rendered_motion": Link("frames", 1)},
-            (640, 600),
+            (COLUMN + NODE_WIDTH, 540),
         ),
     }
 
@@ -215,10 +215,10 @@ def retarget_and_export() -> Graph:
         "bvh": Node("SViMoSaveBVH", (3, 1), {"rigged_motion": Link("rig"), "filename_prefix": "svimo/hand"}),
         "json": Node(
             "SViMoSaveMotion",
-            (3, 2),
+            (2, 1),
             {"motion": Link("clean"), "filename_prefix": "svimo/motion", "format": "json"},
         ),
-        "preview": Node("SViMoPreviewMotion", (2, 1), {"motion": Link("clean")}, (NODE_WIDTH, 380)),
+        "preview": Node("SViMoPreviewMotion", (2, 2), {"motion": Link("clean")}, (NODE_WIDTH, 380)),
     }
 
 
@@ -302,10 +302,12 @@ def to_page(graph: Graph, info: dict[str, dict]) -> dict[str, Any]:
             "widgets_values": widgets,
         }
     bottoms: dict[int, int] = {}
-    for name, node in sorted(graph.items(), key=lambda item: item[1].place):
-        column = node.place[0]
-        nodes[name]["pos"][1] = bottoms.get(column, 0)
-        bottoms[column] = nodes[name]["pos"][1] + nodes[name]["size"][1] + ROW_GAP
+    for name, node in sorted(graph.items(), key=lambda item: item[1].place[::-1]):  # row by row
+        width, height = nodes[name]["size"]
+        columns = range(node.place[0], node.place[0] + -(-width // COLUMN))  # a wide node covers several
+        top = max(bottoms.get(column, 0) for column in columns)
+        nodes[name]["pos"][1] = top
+        bottoms.update(dict.fromkeys(columns, top + height + ROW_GAP))
     for name, node in graph.items():
         for slot, entry in enumerate(nodes[name]["inputs"]):
             source = node.inputs.get(entry["name"])
