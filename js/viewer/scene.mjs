@@ -45,7 +45,9 @@ export class MotionScene {
         this.scene.add(this.world);
 
         this.bounds = bounds([...Object.values(motion.hands), ...Object.values(motion.objects)].flat(2));
-        this.scale = median(motion.hands.right.map(hand => distance(hand[0], hand[9]))) / HAND_LENGTH;
+        // A hand may be missing, all its joints in one place, and a file may be in other units than metres.
+        const lengths = Object.values(motion.hands).map(frames => median(frames.map(hand => distance(hand[0], hand[9]))));
+        this.scale = Math.max(...lengths) / HAND_LENGTH || this.radius;
         this.parts = {}; // name -> Object3D, which a toggle shows or hides
         for (const side of Object.keys(motion.hands)) this.parts[side] = this.addHand(HAND_COLORS[side]);
         Object.entries(motion.objects).forEach(([name, frames], i) => {

@@ -1,6 +1,7 @@
 """The 3D viewer in the page: what it draws, its controls, and what becomes of it as the graph changes around it."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -275,6 +276,36 @@ def test_result_picked_from_the_history_is_shown(page, run_viewers):
     page.page.evaluate("outputs => { app.nodeOutputs = outputs; }", outputs)
     (viewer,) = ready_viewers(page)
     assert view(page, viewer).std() > 5
+
+
+@pytest.mark.parametrize("page", [False], ids=["classic"], indirect=True)
+def test_draws_odd_motions(page, server):
+    """No hand to measure, one frame, no object; millimetres instead of metres."""
+    example = HandObjectMotion.load(EXAMPLE)
+    odd = {
+        "no_hands": replace(example, hands=np.full_like(example.hands, 0.5)),
+        "one_frame": replace(example, hands=example.hands[:1], objects={}),
+        "millimetres": replace(
+            example,
+            hands=1000 * example.hands,
+            objects={name: 1000 * points for name, points in example.objects.items()},
+        ),
+    }
+    for name, motion in odd.items():
+        motion.save(server.base_directory / "input" / f"{name}.npz")
+        page.page.evaluate("app.graph.clear()")
+        page.page.evaluate(BUILD, 1)
+        page.page.evaluate(
+            """name => {
+                const node = type => app.graph.nodes.find(node => node.type === type);
+                node("SViMoLoadMotion").widgets[0].value = `${name}.npz`;
+                node("SViMoPreviewMotion").disconnectOutput(0);
+            }""",
+            name,
+        )
+        page.run(60)
+        (viewer,) = ready_viewers(page)
+        assert view(page, viewer).std() > 2, name
 
 
 def test_says_so_when_the_file_is_gone(page):
