@@ -147,6 +147,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     """Plain arrays of an .npz or .npy; pickled ones are refused, never run."""
     if not path.is_file():
         raise FileNotFoundError(f"no motion file at {path}")
+    if path.suffix.lower() == ".npz" and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path.name} is not a complete .npz archive (it may be truncated): copy it again")
     try:
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
