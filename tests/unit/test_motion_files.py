@@ -320,7 +320,7 @@ def test_gaps_at_the_ends_and_missing_hands_are_refused(motion):
         ({"left": np.zeros((4, 21, 3)), "right": np.zeros((5, 21, 3))}, "the same shape"),
         ({"frame": [0], "is_right": [1, 0], "keypoints_3d": np.zeros((1, 21, 3))}, "different number"),
         ({"frame": [0], "is_right": [2], "keypoints_3d": np.zeros((1, 21, 3))}, "is_right be 0 or 1"),
-        ({"hands": np.array([{}], dtype=object)}, "cannot be read as plain arrays"),
+        ({"hands": np.array([{}], dtype=object)}, "cannot be read as plain arrays|is not a complete .npz archive"),
     ],
 )
 def test_bad_arrays_are_one_clear_error(tmp_path, arrays, message):
@@ -344,5 +344,5 @@ def test_files_that_say_too_little_or_are_none(tmp_path, motion):
     with pytest.raises(ValueError, match=r"one file, or two \.bvh files"):
         read_motion([tmp_path / "a.npz", tmp_path / "b.npz"])
     (tmp_path / "m.npz").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(ValueError, match="cannot be read as plain arrays"):
+    with pytest.raises(ValueError, match=r"cannot be read as plain arrays|is not a complete \.npz archive"):
         read_motion(tmp_path / "m.npz", fps=8)
