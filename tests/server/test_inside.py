@@ -113,3 +113,36 @@ def test_t5_through_core_is_transformers_t5_on_226_tokens(run_inside):
             torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-4)
         """
     )
+
+
+def test_decoding_goes_on_in_tiles_when_memory_runs_out(run_inside, checkpoint_file):
+    """The whole clip fails as a full GPU makes it fail; tiles get through and the picture is nearly the same."""
+    run_inside(
+        """
+        import comfy.model_management
+        from pack.nodes.load import load_vae, read_header
+
+        vae = load_vae(read_header(args[0]))
+        network = vae.video_vae.model
+        network.enable_tiling(32, 32, tile_overlap_factor_height=1 / 4, tile_overlap_factor_width=1 / 4)
+        network.use_tiling = False
+        latent = torch.randn(1, 16, 3, 8, 8)
+        with torch.inference_mode():
+            whole = vae.decode(latent)
+            calls = []
+
+            def full_gpu(module, inputs):
+                calls.append(inputs[0].shape[-1])
+                if inputs[0].shape[-1] > 4:
+                    raise comfy.model_management.OOM_EXCEPTION("out of memory")
+
+            network.decoder.register_forward_pre_hook(full_gpu)
+            tiled = vae.decode(latent)
+        assert calls[0] == 8 and len(calls) > 4 and max(calls[1:]) == 4, calls
+        assert tiled.shape == whole.shape == (1, 9, 64, 64, 3), (tiled.shape, whole.shape)
+        near = torch.corrcoef(torch.stack([tiled.flatten(), whole.flatten()]))[0, 1]
+        assert near > 0.8, near  # group norm sees a tile in place of the frame
+        assert not network.use_tiling
+        """,
+        str(checkpoint_file),
+    )
