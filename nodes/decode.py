@@ -14,6 +14,7 @@ from .types import (
     InteractionHandle,
     Motion,
     SViMoVAE,
+    check_points,
     frames_to_image_batch,
     svimo_vae,
     throw_if_interrupted,
@@ -97,6 +98,7 @@ class SViMoDecodeMotion(io.ComfyNode):
                 "this latent has no hands and objects: connect SViMo Feedback to the sampler (its loop may be off), "
                 "and use a SViMo model with motion"
             )
+        check_points(latents, interaction.config)
         hands, points = latents.hands, latents.points
         height, width = (size * vae.spatial_compression for size in latents.video.shape[-2:])
         if refine:

@@ -29,6 +29,7 @@ from .types import (
     SViMoVAE,
     backbone_of,
     check_choice,
+    check_points,
     pack_latents,
     svimo_vae,
     throw_if_interrupted,
@@ -223,11 +224,12 @@ class SViMoSampler(io.ComfyNode):
         # 2. bring the models in
         frames, height, width = clip_size(start, backbone)
         tokens = config.num_tokens(frames, height, width)
-        patchers = [model] + (
-            [feedback.interaction.patcher, feedback.vae.patcher] if feedback is not None else []
-        )
         needed = backbone.memory_required(tokens, batch=1 if sequential_cfg or cfg == 1 else 2)
-        comfy.model_management.load_models_gpu(patchers, memory_required=needed)
+        loop = [feedback.interaction.patcher, feedback.vae.patcher] if feedback is not None else []
+        needed += sum(patcher.model_size() for patcher in loop)
+        comfy.model_management.load_models_gpu([model], memory_required=needed)
+        # Last and whole: the VAE's layers cannot be cast where they are used; the transformer gives way if it must.
+        comfy.model_management.load_models_gpu(loop, force_full_load=True)
 
         # 3. sample
         schedule = NoiseSchedule(config.schedule)
@@ -286,9 +288,14 @@ def joint_start(
                 "this model makes video only, without motion: disconnect feedback, or load a SViMo model"
             )
         return JointLatents(video)
-    if latents.motion is None:
-        latents = add_motion(video, config.interaction, frames)
-    return latents if feedback is not None else JointLatents(latents.video, latents.motion)
+    motion = latents.motion if latents.motion is not None else torch.zeros_like(video)
+    if feedback is None:
+        return JointLatents(video, motion)
+    vid = feedback.interaction.config
+    if latents.hands is None:
+        return add_motion(video, vid, frames)._replace(motion=motion)
+    check_points(latents, vid)
+    return latents
 
 
 def clip_size(latents: JointLatents, backbone: BackboneModel) -> tuple[int, int, int]:

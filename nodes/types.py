@@ -249,6 +249,19 @@ def unpack_latents(latent: dict[str, Any], scale: float) -> JointLatents:
     return JointLatents(video * scale, *rest)
 
 
+def check_points(latents: JointLatents, config: InteractionConfig) -> None:
+    """Refuse a joint latent whose objects another interaction model made.
+
+    Raises:
+        ValueError: another number of points.
+    """
+    if latents.points.shape[2] != config.num_points:
+        raise ValueError(
+            f"the latent has {latents.points.shape[2]} object points, this interaction model {config.num_points}: "
+            "use the interaction model that the latent was sampled with"
+        )
+
+
 def pack_latents(latents: JointLatents, scale: float, prompt: str) -> dict[str, Any]:
     """The networks' joint latents to LATENT on the CPU, as :func:`unpack_latents` reads it."""
     members = [x.cpu() for x in latents if x is not None]

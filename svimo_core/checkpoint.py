@@ -144,6 +144,8 @@ def read_header(path: str | os.PathLike) -> CheckpointHeader:
     tensors, metadata = open_weights(path)
     if metadata.get("format") != FORMAT:
         return _cogvideox_header(path)
+    if not metadata.get("version", "").isdecimal():
+        raise ValueError(f"{path.name} has damaged SViMo metadata: it does not say its version. Get it again")
     if int(metadata["version"]) > FORMAT_VERSION:
         raise ValueError(
             f"{path.name} has checkpoint format {metadata['version']}; this version of the pack reads up to "

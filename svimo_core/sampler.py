@@ -168,12 +168,13 @@ def sample(
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
     options = options or FeedbackOptions()
     schedule, steps, clock, passes = denoise.schedule, len(timesteps), _Clock(start.video.device), 0
-    state, clean_before, guidance = start, None, None
+    state, clean_before, looped = start, None, None
     began = time.perf_counter()
 
     for i, timestep in enumerate(timesteps):
-        # 1. guidance: given, or from the loop, or none
-        refresh = feedback is not None and options.refreshes(i, steps)
+        # 1. guidance: given, or from the loop (fresh, or held until its next turn), or none
+        closed = feedback is not None and options.active(i, steps)
+        refresh = closed and (looped is None or options.refreshes(i, steps))
         if state.motion is None:
             guidance = None
         elif given is not None and given.active(i, steps):
@@ -182,16 +183,16 @@ def sample(
             with clock("interaction"):
                 motion = feedback.predict(state.hands, state.points, state.video, state.motion, timestep)
             with clock("guidance"):
-                guidance = options.strength * feedback.guidance(*motion)
+                guidance = looped = options.strength * feedback.guidance(*motion)
             passes += 1
-        elif guidance is None or not (feedback is not None and options.active(i, steps)):
-            guidance = torch.zeros_like(state.motion)
+        else:
+            guidance = looped if closed else torch.zeros_like(state.motion)
 
         # 2. clean latents, then clean 3D motion from them; more passes close the loop again at this step
         for iteration in range(options.iterations if refresh else 1):
             if iteration:
                 with clock("guidance"):
-                    guidance = options.strength * feedback.guidance(*motion)
+                    guidance = looped = options.strength * feedback.guidance(*motion)
                 passes += 1
             with clock("denoise"):
                 clean = JointLatents(*denoise(state.video, state.motion, guidance, timestep, i, steps))

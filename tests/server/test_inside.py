@@ -1,20 +1,9 @@
 """Memory management and T5 through ComfyUI, checked from the inside."""
 
-import importlib.util
-from pathlib import Path
-
-import pytest
+from helpers.inside import run_inside
 
 
-@pytest.fixture
-def run_inside():
-    spec = importlib.util.spec_from_file_location("inside", Path(__file__).with_name("inside.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.run_inside
-
-
-def test_partly_loaded_model_gives_the_same_result(run_inside, checkpoint_file):
+def test_partly_loaded_model_gives_the_same_result(checkpoint_file):
     """With a budget of a tenth of its size most layers stay offloaded and are cast at use."""
     run_inside(
         """
@@ -48,7 +37,7 @@ def test_partly_loaded_model_gives_the_same_result(run_inside, checkpoint_file):
     )
 
 
-def test_every_vid_weight_can_be_cast(run_inside, checkpoint_file):
+def test_every_vid_weight_can_be_cast(checkpoint_file):
     run_inside(
         """
         from pack.nodes.load import load_interaction, read_header
@@ -61,7 +50,7 @@ def test_every_vid_weight_can_be_cast(run_inside, checkpoint_file):
     )
 
 
-def test_t5_through_core_is_transformers_t5_on_226_tokens(run_inside):
+def test_t5_through_core_is_transformers_t5_on_226_tokens():
     """Core's T5 code at a small size, through our tokens, against transformers on the same weights and ids."""
     run_inside(
         """
@@ -115,7 +104,7 @@ def test_t5_through_core_is_transformers_t5_on_226_tokens(run_inside):
     )
 
 
-def test_decoding_goes_on_in_tiles_when_memory_runs_out(run_inside, checkpoint_file):
+def test_decoding_goes_on_in_tiles_when_memory_runs_out(checkpoint_file):
     """The whole clip fails as a full GPU makes it fail; tiles get through and the picture is nearly the same."""
     run_inside(
         """

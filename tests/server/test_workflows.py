@@ -225,6 +225,17 @@ def test_a_sampled_latent_can_be_refined(client):
     assert client.run(workflow).status == "success"
 
 
+def test_a_latent_without_3d_motion_gets_it_when_refined_with_feedback(client, tmp_path):
+    workflow, sampler = workflow_with()
+    refine = json.loads(json.dumps(workflow[sampler]))
+    refine["inputs"] |= {"latent_image": [sampler, 0], "denoise": 0.4, "seed": next(seeds)}
+    del workflow[sampler]["inputs"]["feedback"]
+    workflow["refine"] = refine
+    for name in ("SViMoDecodeVideo", "SViMoDecodeMotion"):
+        workflow[the_id(workflow, name)]["inputs"]["latent"] = ["refine", 0]
+    assert len(saved_motion(client, workflow, client.run(workflow), tmp_path)) == FRAMES
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -88,6 +88,10 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, checkpoint_file):
         (file("empty.safetensors", b""), "not a complete safetensors file"),
         (file("junk.safetensors", struct.pack("<Q", 4) + b"{]{]"), "header cannot be read"),
         (rewrite(checkpoint_file, tmp_path / "new.safetensors", {"version": "99"}), "update the pack"),
+        (
+            rewrite(checkpoint_file, tmp_path / "odd.safetensors", {"version": "one"}),
+            "does not say its version",
+        ),
         (rewrite(checkpoint_file, tmp_path / "bad.safetensors", {"config": "{}"}), "damaged SViMo metadata"),
     ]
     save_file({"patch_embed.text_proj.weight": torch.zeros(1)}, tmp_path / "cog.safetensors")

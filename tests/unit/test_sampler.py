@@ -215,6 +215,16 @@ def test_given_guidance_takes_the_loops_place_while_it_holds(denoiser, start, fe
     assert report.feedback_passes == 2
 
 
+def test_the_loop_takes_over_at_once_where_given_guidance_ends(denoiser, start, feedback):
+    given = Guidance(torch.full_like(start.motion, 0.3), end=0.5)
+    sparse = FeedbackOptions(start=0, every=3)  # on its own it would refresh at steps 0 and 3
+    seen, _, report = guidance_seen(denoiser, start, feedback=feedback, options=sparse, given=given)
+    assert torch.equal(seen[1], given.latent)
+    assert seen[2].any()
+    assert not torch.equal(seen[2], given.latent)
+    assert report.feedback_passes == 2
+
+
 def test_without_vid_there_is_no_3d_motion_but_a_motion_video(denoiser, start):
     latents, report = run(denoiser, JointLatents(start.video, start.motion))
     assert latents.hands is None
