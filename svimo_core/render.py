@@ -18,6 +18,8 @@ NEAR = 1e-3
 """Metres. What lies behind the camera cannot be projected and is not drawn."""
 REFERENCE_WIDTH = 624
 """Line widths and radii below are in pixels of an image this wide, the paper's."""
+MOST_SUPERSAMPLING = 4
+"""Small images are drawn this many times larger at most, then reduced."""
 SUBPIXEL_BITS = 4
 
 HAND_COLORS = ((255, 0, 0), (0, 255, 0))  # left red, right green
@@ -96,7 +98,7 @@ def _draw_frame(
     motion: HandObjectMotion, frame: int, camera: Camera, style: Style, ground: np.ndarray | None = None
 ) -> np.ndarray:
     """Paint one frame far to near, supersampled so that thin lines stay legible at small sizes."""
-    factor = max(1, math.ceil(REFERENCE_WIDTH / camera.width))
+    factor = min(MOST_SUPERSAMPLING, max(1, math.ceil(REFERENCE_WIDTH / camera.width)))
     big = camera.resized(camera.width * factor, camera.height * factor)
     unit = big.width / REFERENCE_WIDTH
     canvas = np.full((big.height, big.width, 3), style.background, np.uint8)

@@ -7,6 +7,7 @@ the motion patch embedding (`patch_embed.motion_proj`) and the motion rows of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -206,6 +207,58 @@ class MMDiT(nn.Module):
         if self.config.image_padding == "repeat":
             return image.expand(-1, -1, latent_frames, -1, -1)
         return F.pad(image, (0, 0, 0, 0, 0, latent_frames - 1))
+
+
+class SeparateMMDiT(nn.Module):
+    """One network for the video and one for the motion, which hear nothing of each other: the paper's ablation.
+
+    Both read text and reference image; there is no guidance. It stands wherever an :class:`MMDiT` does.
+    """
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        operations: Operations = nn,
+        attention: AttentionFunction = scaled_dot_product_attention,
+    ):
+        super().__init__()
+        self.config = config
+        alone = replace(config, motion=False, separate=False)
+        self.video = MMDiT(alone, operations, attention)
+        self.motion = MMDiT(alone, operations, attention)
+
+    def forward(
+        self,
+        video: Tensor,
+        image: Tensor,
+        text: Tensor,
+        timestep: Tensor,
+        motion: Tensor,
+        guidance: Tensor | None = None,
+        on_block: Callable[[int], None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As of :class:`MMDiT`; `guidance` is ignored."""
+        networks = ((self.video, video), (self.motion, motion))
+        first, second = (
+            network(noisy, image, text, timestep, on_block=on_block)[0] for network, noisy in networks
+        )
+        return first, second
+
+    def image_condition(self, image: Tensor, latent_frames: int) -> Tensor:
+        """See :meth:`MMDiT.image_condition`."""
+        return self.video.image_condition(image, latent_frames)
+
+
+def start_from_nothing(model: nn.Module) -> None:
+    """Weights to train an MM-DiT from, where no pretrained ones are: as DiT starts (Peebles and Xie, arXiv 2212.09748,
+    section 3.2), every block is the identity and the output zero."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            if name.endswith(("norm1.linear", "norm2.linear", "norm_out.linear", "proj_out")):
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+            nn.init.zeros_(module.bias)
 
 
 def extend_with_motion(

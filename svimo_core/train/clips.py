@@ -53,19 +53,27 @@ class ClipFolder:
     def __len__(self) -> int:
         return len(self.names)
 
-    def motion(self, index: int) -> HandObjectMotion:
-        """The motion of one clip.
+    def motion(self, index: int, frames: int | None = None, start: int = 0) -> HandObjectMotion:
+        """The motion of one clip, or so many frames of it.
+
+        Raises:
+            ValueError: it cannot be read or is too short; the message names the file.
+        """
+        path = self.folder / f"{self.names[index]}.npz"
+        motion = HandObjectMotion.load(path)
+        if frames is None:
+            return motion
+        if len(motion) < start + frames:
+            raise ValueError(f"clip {path} has {len(motion)} frames, {start + frames} are needed")
+        part = slice(start, start + frames)
+        objects = {name: cloud[part] for name, cloud in motion.objects.items()}
+        return replace(motion, hands=motion.hands[part], objects=objects)
+
+    def video(self, index: int) -> np.ndarray:
+        """The video of one clip, memory-mapped: N x H x W x 3 uint8.
 
         Raises:
             ValueError: it cannot be read; the message names the file.
-        """
-        return HandObjectMotion.load(self.folder / f"{self.names[index]}.npz")
-
-    def clip(self, index: int, frames: int | None = None, start: int = 0) -> Clip:
-        """One clip, or so many frames of it.
-
-        Raises:
-            ValueError: it is broken or too short; the message names the file.
         """
         path = self.folder / f"{self.names[index]}.npy"
         try:
@@ -74,23 +82,25 @@ class ClipFolder:
             raise ValueError(
                 f"clip {path} cannot be read ({error}): delete it and its .npz, or write it again"
             ) from error
-        motion = self.motion(index)
-        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or len(video) != len(motion):
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+            raise ValueError(f"clip {path} must hold N x H x W x 3 uint8, got {video.shape} {video.dtype}")
+        return video
+
+    def clip(self, index: int, frames: int | None = None, start: int = 0) -> Clip:
+        """One clip, or so many frames of it.
+
+        Raises:
+            ValueError: it is broken or too short; the message names the file.
+        """
+        video, motion = self.video(index), self.motion(index)
+        if len(video) != len(motion):
             raise ValueError(
-                f"clip {path} must hold {len(motion)} x H x W x 3 uint8, as its motion has frames, "
-                f"got {video.shape} {video.dtype}"
+                f"clip {self.folder / self.names[index]} has {len(video)} frames of video and "
+                f"{len(motion)} of motion: write it again"
             )
         if frames is None:
             return Clip(np.array(video), motion)
-        if len(video) < start + frames:
-            raise ValueError(f"clip {path} has {len(video)} frames, {start + frames} are needed")
-        part = slice(start, start + frames)
-        cut = replace(
-            motion,
-            hands=motion.hands[part],
-            objects={name: cloud[part] for name, cloud in motion.objects.items()},
-        )
-        return Clip(np.array(video[part]), cut)
+        return Clip(np.array(video[start : start + frames]), self.motion(index, frames, start))
 
 
 def resize_video(video: np.ndarray, height: int, width: int) -> np.ndarray:

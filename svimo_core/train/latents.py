@@ -43,13 +43,14 @@ class LatentCache:
         """
         latents = torch.stack([self.latents(index, shape) for index in indices])
         batch: dict[str, Any] = {"video": latents[:, 0], "motion": latents[:, 1]}
-        clips = [self.clips.clip(index, shape.frames) for index in indices]
-        points_per_object = self.model.config.interaction.points_per_object
-        motions = [self.model.normalizer.normalize(clip.motion, points_per_object) for clip in clips]
-        batch["hands"], batch["points"] = (torch.stack(x) for x in zip(*motions, strict=True))
-        batch["prompts"] = [clip.motion.prompt for clip in clips]
+        motions = [self.clips.motion(index, shape.frames) for index in indices]
+        points = self.model.config.interaction.points_per_object
+        normalized = [self.model.normalizer.normalize(motion, points) for motion in motions]
+        batch["hands"], batch["points"] = (torch.stack(x) for x in zip(*normalized, strict=True))
+        batch["prompts"] = [motion.prompt for motion in motions]
         if with_images:
-            first = [resize_video(clip.video[:1], shape.height, shape.width)[0] for clip in clips]
+            videos = (self.clips.video(index) for index in indices)
+            first = [resize_video(video[:1], shape.height, shape.width)[0] for video in videos]
             batch["images"] = torch.from_numpy(np.stack(first)).float() / 255
         return batch
 

@@ -35,7 +35,9 @@ def denoising_loss(clean: Tensor, target: Tensor, abar: Tensor, weighting: str) 
 
 def chamfer(points: Tensor, target: Tensor) -> Tensor:
     """Squared, two-sided Chamfer distance between clouds (... P 3), mean over all clouds, in their units squared."""
-    squared = ((points[..., :, None, :] - target[..., None, :, :]) ** 2).sum(dim=-1)
+    # |p - q|^2 = |p|^2 + |q|^2 - 2 p.q is one matrix product, where differences would be a tensor per axis
+    lengths = (points**2).sum(dim=-1)[..., :, None] + (target**2).sum(dim=-1)[..., None, :]
+    squared = (lengths - 2 * points @ target.transpose(-1, -2)).clamp(min=0)
     return (squared.amin(dim=-1).mean(dim=-1) + squared.amin(dim=-2).mean(dim=-1)).mean()
 
 

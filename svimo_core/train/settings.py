@@ -11,9 +11,10 @@ from typing import Any
 
 from ..config import PRESETS
 
-STAGES = ("vae", "interaction", "joint")
+STAGES = ("vae", "interaction", "backbone", "joint")
 PRECISIONS = ("auto", "no", "bf16")
 WEIGHTINGS = ("v", "x0")
+BACKBONES = ("init", "new", "separate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class TrainConfig:
     """
 
     stage: str
-    """"vae", "interaction" (VID's warm-up) or "joint" (MM-DiT and VID)."""
+    """"vae", "interaction" (VID's warm-up), "backbone" (MM-DiT alone) or "joint" (both)."""
     clips: Path
     """Folder of clips (:mod:`svimo_core.train.clips`)."""
     held_out: Path | None = None
@@ -96,6 +97,11 @@ class TrainConfig:
     """Folder for the checkpoint, the state to resume from, the log and the sheets."""
     init: Path | None = None
     """Checkpoint to start from. Parts that it lacks, or everything without it, start from seeds."""
+    init_interaction: Path | None = None
+    """Checkpoint whose VID takes the place of the one in `init`, for stages that were trained side by side."""
+    backbone: str = "init"
+    """Where the MM-DiT starts: "init", as far as that has one; "new", from the seed; "separate", from the seed as two
+    networks, one for the video and one for the motion (the paper's ablation)."""
     preset: str = "tiny"
     """Model size when there is no `init`."""
     text_model: Path | None = None
@@ -137,6 +143,7 @@ class TrainConfig:
             ("stage", self.stage, STAGES),
             ("precision", self.precision, PRECISIONS),
             ("joint.weighting", self.joint.weighting, WEIGHTINGS),
+            ("backbone", self.backbone, BACKBONES),
             ("preset", self.preset, tuple(PRESETS)),
             ("checkpoint_dtype", self.checkpoint_dtype, ("float32", "bfloat16", "float16")),
         ):
@@ -184,7 +191,7 @@ class TrainConfig:
                 Phase(steps=phase["steps"], shapes=tuple(Shape(**shape) for shape in phase["shapes"]))
                 for phase in values["phases"]
             )
-            for name in ("clips", "held_out", "output", "init", "text_model"):
+            for name in ("clips", "held_out", "output", "init", "init_interaction", "text_model"):
                 if values.get(name) is not None:
                     values[name] = Path(values[name])
             for name, kind in (

@@ -20,6 +20,7 @@ from ..schedule import NoiseSchedule
 from .clips import ClipFolder, resize_video
 from .latents import LatentCache
 from .settings import Shape, TrainConfig
+from .stages import JointStage
 
 COLUMNS = 6
 SHEET_CLIPS = 2
@@ -80,9 +81,10 @@ def predictions(
 def generations(
     clips: ClipFolder, index: int, shape: Shape, model: SimpleNamespace, stage: nn.Module
 ) -> list[np.ndarray]:
-    """Video and drawing of a clip, then video, motion video and drawn 3D motion generated from its first frame."""
+    """Video and drawing of a clip, then video, motion video and drawn 3D motion (if there is a VID) generated from its
+    first frame."""
     clip = clips.clip(index, shape.frames)
-    config, device = model.config, stage.backbone.proj_out.weight.device
+    config, device = model.config, next(stage.backbone.parameters()).device
     video = resize_video(clip.video, shape.height, shape.width)
     generator = torch.Generator().manual_seed(index)
     vae = VideoVAE(model.parts["vae"], config.vae)
@@ -99,21 +101,30 @@ def generations(
     empty = add_motion(
         empty_latents(config, shape.frames, shape.height, shape.width), config.interaction, shape.frames
     )
-    feedback = InteractionFeedback(stage.interaction, vae, model.normalizer, shape.width, shape.height)
+    feedback = None
+    if isinstance(stage, JointStage):
+        feedback = InteractionFeedback(stage.interaction, vae, model.normalizer, shape.width, shape.height)
     start = noise_like(empty, generator).to(device)
     latents, _ = sample(denoise, start, schedule.timesteps(SAMPLING_STEPS), generator, feedback=feedback)
-    hands, points = feedback.predict(latents.hands, latents.points, latents.video, latents.motion, 0)
-    motion = model.normalizer.to_motion(hands[0], points[0], shape.width, shape.height, config.fps)
-    return [
+    rows = [
         video,
         render_motion(clip.motion, shape.width, shape.height),
         to_uint8(vae.decode(latents.video)[0]),
         to_uint8(vae.decode(latents.motion)[0]),
-        render_motion(motion, shape.width, shape.height),
     ]
+    if feedback is not None:
+        hands, points = feedback.predict(latents.hands, latents.points, latents.video, latents.motion, 0)
+        motion = model.normalizer.to_motion(hands[0], points[0], shape.width, shape.height, config.fps)
+        rows.append(render_motion(motion, shape.width, shape.height))
+    return rows
 
 
-SHEETS = {"vae": reconstructions, "interaction": predictions, "joint": generations}
+SHEETS = {
+    "vae": reconstructions,
+    "interaction": predictions,
+    "backbone": generations,
+    "joint": generations,
+}
 
 
 def to_uint8(frames: Tensor) -> np.ndarray:

@@ -20,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from ..feedback import InteractionFeedback
 from ..model.text import TextEncoder
 from ..model.vae import VideoVAE, fit_preview
-from ..pipeline import encode_image
 from ..render import render_motion
 from ..schedule import NoiseSchedule
 from .clips import Clip, ClipFolder
@@ -109,7 +108,7 @@ class InteractionStage(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         time = draw_timesteps(len(batch["video"]), self.schedule, generator)
-        noisy = {name: self._noised(batch[name], time, generator) for name in NOISED}
+        noisy = {name: self._noised(batch[name], time, generator) for name in JointStage.noised}
         clean = torch.rand(len(time), generator=generator) < self.objective.clean_share
         video, motion = (
             torch.where(clean.to(noisy[name].device)[:, None, None, None, None], batch[name], noisy[name])
@@ -129,19 +128,19 @@ class InteractionStage(nn.Module):
         return self.schedule.add_noise(x, torch.randn(x.shape, generator=generator).to(x), time)
 
 
-class JointStage(nn.Module):
-    """MM-DiT and VID together, with guidance into and a gradient out of the loop (paper section 3.3)."""
+class BackboneStage(nn.Module):
+    """The MM-DiT without VID, to begin with. At full size CogVideoX's weights take the place of this stage."""
+
+    noised: tuple[str, ...] = ("video", "motion")
+    """Members of a batch that diffuse, in the order in which their noise is drawn."""
 
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
         super().__init__()
-        self.trained = ("backbone", "interaction") + ("text_encoder",) * config.train_text
+        self.trained = ("backbone",) + ("text_encoder",) * config.train_text
         self.objective = config.joint
-        self.interaction_objective = config.interaction
         self.backbone = model.parts["backbone"]
-        self.interaction = model.parts["interaction"]
         self.schedule = NoiseSchedule(model.config.schedule)
         self.latents = LatentCache(clips, model)
-        self.num_objects = len(model.config.interaction.object_names)
         self.frozen = SimpleNamespace(
             vae=VideoVAE(model.parts["vae"], model.config.vae), normalizer=model.normalizer
         )
@@ -159,50 +158,91 @@ class JointStage(nn.Module):
         return self.latents.batch(indices, shape, with_images=True)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        settings, device, size = self.objective, batch["video"].device, len(batch["video"])
+        time, noisy = self._noised(batch, generator)
+        clean = self._denoised(batch, noisy, time, generator)
+        video, motion = self._denoising_losses(batch, clean, time)
+        return video + motion, {"video": video, "motion": motion}
 
-        # 1. noise everything to one level per sample
-        time = draw_timesteps(size, self.schedule, generator)
-        noisy = {
-            name: self.schedule.add_noise(
-                batch[name], torch.randn(batch[name].shape, generator=generator).to(device), time
-            )
-            for name in NOISED
-        }
-        steps = time.to(device)
+    def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """One noise level per sample (B,), and what diffuses, noised to it."""
+        time = draw_timesteps(len(batch["video"]), self.schedule, generator)
+        noisy = {}
+        for name in self.noised:
+            noise = torch.randn(batch[name].shape, generator=generator).to(batch[name])
+            noisy[name] = self.schedule.add_noise(batch[name], noise, time)
+        return time, noisy
 
-        # 2. conditions, each left out at times: text, reference image with fresh pixel noise, guidance
+    def _denoised(
+        self, batch: Batch, noisy: dict[str, Tensor], time: Tensor, generator: torch.Generator
+    ) -> list[Tensor]:
+        """The MM-DiT's clean video and motion latents, under conditions that are each left out at times."""
+        settings, device, steps = self.objective, batch["video"].device, time.to(batch["video"].device)
         kept = {
-            name: torch.rand(size, generator=generator) >= share
+            name: torch.rand(len(time), generator=generator) >= share
             for name, share in (
                 ("text", settings.text_dropout),
                 ("image", settings.image_dropout),
-                ("guidance", settings.guidance_dropout if settings.guidance else 1.0),
+                ("guidance", settings.guidance_dropout),
             )
         }
         prompts = [p if keep else "" for p, keep in zip(batch["prompts"], kept["text"].tolist(), strict=True)]
         text = self.encode_prompts(prompts).to(device)
-        image = (
-            self._image_latents(batch["images"], generator) * kept["image"].to(device)[:, None, None, None]
-        )
+        image = self._image_latents(batch["images"], generator)
+        image = image * kept["image"].to(device)[:, None, None, None]
         guidance = self._guidance(noisy, steps, kept["guidance"].to(device), batch["images"].shape[1:3])
-
-        # 3. clean latents from the MM-DiT, clean motion from VID on them
         condition = self.backbone.image_condition(image, noisy["video"].shape[2])
         velocities = self.backbone(noisy["video"], condition, text, steps, noisy["motion"], guidance)
-        clean = [
+        return [
             self.schedule.clean_from_velocity(noisy[name], v.float(), time)
             for name, v in zip(("video", "motion"), velocities, strict=True)
         ]
+
+    def _denoising_losses(self, batch: Batch, clean: list[Tensor], time: Tensor) -> list[Tensor]:
+        abar = self.schedule.abar[time].to(batch["video"].device, torch.float32)
+        return [
+            denoising_loss(x, batch[name], abar, self.objective.weighting)
+            for name, x in zip(("video", "motion"), clean, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _image_latents(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Reference images (B H W 3 in [0, 1]) to latents (B C h w) with pixel noise drawn anew."""
+        mean, spread = self.objective.image_noise
+        levels = torch.exp(mean + spread * torch.randn(len(images), generator=generator))
+        noise = torch.randn(images.shape, generator=generator) * levels[:, None, None, None]
+        noisy = images + noise.to(images) / 2  # levels are in [-1, 1] space, which is twice as wide
+        return self.frozen.vae.encode(noisy[:, None])[:, :, 0].float()
+
+    def _guidance(
+        self, noisy: dict[str, Tensor], steps: Tensor, kept: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        return torch.zeros_like(noisy["motion"])
+
+
+class JointStage(BackboneStage):
+    """MM-DiT and VID together, with guidance into and a gradient out of the loop (paper section 3.3)."""
+
+    noised = ("hands", "points", "video", "motion")
+
+    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
+        super().__init__(config, model, clips)
+        self.trained = (*self.trained, "interaction")
+        self.interaction = model.parts["interaction"]
+        self.interaction_objective = config.interaction
+        self.num_objects = len(model.config.interaction.object_names)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        settings = self.objective
+
+        # 1. clean latents from the MM-DiT, clean motion from VID on them
+        time, noisy = self._noised(batch, generator)
+        clean = self._denoised(batch, noisy, time, generator)
         read = clean if settings.gradient_constraint else [x.detach() for x in clean]
+        steps = time.to(clean[0].device)
         predicted = self.interaction(noisy["hands"], noisy["points"], *read, steps)
 
-        # 4. losses
-        abar = self.schedule.abar[time].to(device, torch.float32)
-        video, motion = (
-            denoising_loss(x, batch[name], abar, settings.weighting)
-            for name, x in zip(("video", "motion"), clean, strict=True)
-        )
+        # 2. losses
+        video, motion = self._denoising_losses(batch, clean, time)
         constraint, hands, points = interaction_loss(
             *(x.float() for x in predicted),
             batch["hands"],
@@ -214,32 +254,18 @@ class JointStage(nn.Module):
         return loss, {"video": video, "motion": motion, "hands_mse": hands, "chamfer": points}
 
     @torch.no_grad()
-    def _image_latents(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Reference images (B H W 3) to latents (B C h w) with pixel noise drawn anew."""
-        mean, spread = self.objective.image_noise
-        levels = torch.exp(mean + spread * torch.randn(len(images), generator=generator)).tolist()
-        height, width = images.shape[1:3]
-        return torch.cat(
-            [
-                encode_image(self.frozen.vae, image, width, height, level, generator)
-                for image, level in zip(images, levels, strict=True)
-            ]
-        ).to(self.backbone.proj_out.weight.device)
-
-    @torch.no_grad()
     def _guidance(
         self, noisy: dict[str, Tensor], steps: Tensor, kept: Tensor, size: tuple[int, int]
     ) -> Tensor:
         """Interaction guidance (B C T h w) of the samples that keep it, zero for the others; no gradient."""
         guidance = torch.zeros_like(noisy["motion"])
-        if not kept.any():
+        if not self.objective.guidance or not kept.any():
             return guidance
         height, width = size
-        inputs = (noisy[name][kept] for name in ("hands", "points", "video", "motion"))
+        inputs = (noisy[name][kept] for name in self.noised)
         hands, points = (x.float() for x in self.interaction(*inputs, steps[kept]))
-        if (
-            hands.isfinite().all() and points.isfinite().all()
-        ):  # otherwise the loss is not either, and says so
+        # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
+        if hands.isfinite().all() and points.isfinite().all():
             feedback = InteractionFeedback(
                 self.interaction, self.frozen.vae, self.frozen.normalizer, width, height
             )
@@ -247,10 +273,12 @@ class JointStage(nn.Module):
         return guidance
 
 
-NOISED = ("hands", "points", "video", "motion")
-"""Members of a batch that diffuse, in the order in which their noise is drawn."""
-
-STAGE_MODULES = {"vae": VAEStage, "interaction": InteractionStage, "joint": JointStage}
+STAGE_MODULES = {
+    "vae": VAEStage,
+    "interaction": InteractionStage,
+    "backbone": BackboneStage,
+    "joint": JointStage,
+}
 
 
 def draw_timesteps(count: int, schedule: NoiseSchedule, generator: torch.Generator) -> Tensor:

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from ..checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
 from ..config import PRESETS
+from ..model.mmdit import start_from_nothing
 from ..normalization import MotionNormalizer
 from .clips import ClipFolder
 from .settings import Shape, TrainConfig
@@ -171,12 +173,24 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
     """
     header = read_header(config.init) if config.init is not None else None
     size = header.config if header is not None else PRESETS[config.preset]
-    found = header.parts if header is not None else ()
+    found = set(header.parts if header is not None else ())
+    if config.backbone != "init":
+        found.discard("backbone")
+        separate = config.backbone == "separate"
+        size = replace(size, backbone=replace(size.backbone, separate=separate))
     parts = {part: load_part(header, part, torch.float32) for part in found}
     provenance = dict(header.provenance) if header is not None else {}
+    if config.init_interaction is not None:
+        other = read_header(config.init_interaction)
+        parts["interaction"] = load_part(other, "interaction", torch.float32)
+        provenance["interaction"] = other.provenance.get("interaction", "")
     for number, part in enumerate(PARTS):
         if part not in parts and not (part == "text_encoder" and size.text is None):
             parts[part] = init_part(size, part, config.seed + number).requires_grad_(False)
+            if part == "backbone":
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(config.seed + number)
+                    start_from_nothing(parts[part])
             provenance[part] = f"weights from seed {config.seed + number}"
             log.info("%s: %s", part, provenance[part])
     normalizer = header.normalizer if header is not None else None
