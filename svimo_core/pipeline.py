@@ -87,7 +87,7 @@ def generate(
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Generation:
     """One reference image (H W 3 in [0, 1]) and a prompt to a video and 3D motion, at the model's native size."""
-    config, device = model.config, model.backbone.proj_out.weight.device
+    config, weight = model.config, next(model.backbone.parameters())
     generator = torch.Generator("cpu").manual_seed(seed)
     schedule = NoiseSchedule(config.schedule)
 
@@ -97,7 +97,7 @@ def generate(
 
     # 2. noise for video, motion, hands and objects
     empty = empty_latents(config, config.frames, config.height, config.width)
-    noise = noise_like(add_motion(empty, config.interaction, config.frames), generator).to(device)
+    noise = noise_like(add_motion(empty, config.interaction, config.frames), generator).to(weight.device)
 
     # 3. denoise them together, with the loop closed
     denoise = Denoiser(
@@ -107,7 +107,7 @@ def generate(
         text=text.float(),
         negative_text=negative_text.float(),
         guidance_scale=guidance_scale,
-        dtype=model.backbone.proj_out.weight.dtype,
+        dtype=weight.dtype,
     )
     feedback = InteractionFeedback(
         model.interaction, model.vae, model.normalizer, config.width, config.height, denoise.dtype

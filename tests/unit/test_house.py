@@ -36,6 +36,7 @@ ORDER = [
     "metrics",
     "data",
     "judges",
+    "evaluate",
     "train",
 ]
 """svimo_core from the ground up: a module imports only from those before it."""

@@ -1,0 +1,349 @@
+"""How good is a model? Generate clips that it never saw from their first frames, and measure them against the truth.
+
+    python -m svimo_core.evaluate --checkpoint assets/models/svimo-tiny.safetensors --seed 0 --count 64
+
+The clips come from the synthetic world and from the seed alone; their numbers lie far beyond those of training clips.
+Everything is measured a second time with the loop open (`feedback_off`), and beside baselines that know less:
+
+- `baseline_triplet_mean`: the mean training motion of the prompt's words, which ignores the image. For words that no
+  training clip has, the mean over the training triplets that share most words with them.
+- `baseline_first_pose`: the generated first pose, held still.
+- `baseline_repeat_image`: the reference image as every frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .config import SViMoConfig
+from .data.synthetic import Clip, generate_clip, generate_motion
+from .data.words import HELD_OUT, SPLITS, Triplet, triplet_weights
+from .feedback import FeedbackOptions
+from .files import whole_file
+from .judges import Judges
+from .metrics import (
+    chamfer_mm2,
+    frechet_distance,
+    mpjpe_mm,
+    psnr_db,
+    psnr_moving_db,
+    reprojection_px,
+    smoothness_mm,
+    ssim,
+)
+from .motion import HandObjectMotion
+from .pipeline import Generation, SViMo, generate
+from .render import render_motion
+
+log = logging.getLogger(__name__)
+
+FIRST_CLIP = 2**40
+"""Number of the first clip of evaluation seed 0: training never counts that far."""
+MEAN_CLIPS = 48
+"""Training motions behind the mean of a triplet."""
+
+COLUMNS = {
+    "mpjpe_mm": "hands mm",
+    "chamfer_mm2": "objects mm2",
+    "smoothness": "accel. mm",
+    "fid": "FID",
+    "prompt_obedience": "obeys",
+    "obedience_changed_action": "changed",
+    "reprojection_px": "reproj. px",
+    "psnr_db": "PSNR",
+    "psnr_moving_db": "moving",
+    "ssim": "SSIM",
+}
+"""What is measured (:mod:`svimo_core.metrics`), and its heading in the table."""
+
+
+def evaluation_clips(seed: int, count: int, split: str, config: SViMoConfig) -> list[Clip]:
+    """The clips of one evaluation at the model's native size.
+
+    Raises:
+        ValueError: an unknown split, or a negative seed or no clips.
+    """
+    if seed < 0 or count < 1:
+        raise ValueError(f"an evaluation needs a seed from 0 and at least one clip, got {seed=} and {count=}")
+    size = dict(frames=config.frames, height=config.height, width=config.width, fps=config.fps)
+    first = FIRST_CLIP + seed * 2**20
+    return [generate_clip(number, split, **size) for number in range(first, first + count)]
+
+
+def evaluate(
+    model: SViMo,
+    clips: Sequence[Clip],
+    judges: Judges,
+    *,
+    steps: int = 20,
+    guidance_scale: float = 6.0,
+    feedback_options: FeedbackOptions | None = None,
+    changed_actions: bool = True,
+) -> tuple[dict[str, Any], list[Generation]]:
+    """Generate every clip from its first frame and prompt, with and without feedback, and measure.
+
+    The noise of a clip comes from its number, so both runs and every repetition start alike.
+
+    Args:
+        changed_actions: also generate from the same image with only the action's word changed.
+
+    Returns:
+        Scores of the model at the top level, others under `feedback_off`, `baseline_...`, `truth`, `seen_words` and
+        `held_out_words`; and the generations with feedback.
+    """
+    settings = dict(steps=steps, guidance_scale=guidance_scale)
+    options = feedback_options or FeedbackOptions()
+
+    # 1. generate
+    closed, opened, changed, asked = [], [], [], []
+    for clip in tqdm(clips, desc="generate", unit="clip"):
+        image, seed = torch.from_numpy(clip.video[0]).float() / 255, clip.seed
+        prompt = clip.triplet.prompt
+        closed.append(generate(model, image, prompt, seed, feedback_options=options, **settings))
+        off = replace(options, enabled=False)
+        opened.append(generate(model, image, prompt, seed, feedback_options=off, **settings))
+        other = _other_action(clip.triplet)
+        if changed_actions and other is not None:
+            made = generate(model, image, other.prompt, seed, feedback_options=options, **settings)
+            changed.append(made.motion)
+            asked.append(other.action)
+
+    # 2. measure, all of it and by whether training had the words
+    on, off = (_scores(made, clips, judges) for made in (closed, opened))
+    scores: dict[str, Any] = {"clips": len(clips), **on}
+    if changed:
+        scores["obedience_changed_action"] = judges.obedience(changed, asked)
+        scores["clips_changed_action"] = len(changed)
+    scores["feedback_off"] = off
+    scores["feedback_gain"] = _paired(closed, opened, clips)
+    for name, held_out in (("seen_words", False), ("held_out_words", True)):
+        chosen = [i for i, clip in enumerate(clips) if bool(HELD_OUT.intersection(clip.triplet)) == held_out]
+        if len(chosen) > 1:
+            part = [clips[i] for i in chosen]
+            scores[name] = {"clips": len(chosen), **_scores([closed[i] for i in chosen], part, judges)}
+
+    # 3. baselines
+    truth = [clip.motion for clip in clips]
+    means = [mean_motion(clip.triplet, clip.motion) for clip in clips]
+    scores["baseline_triplet_mean"] = _motion_scores(means, clips, judges)
+    scores["baseline_first_pose"] = _motion_scores([_held(made.motion) for made in closed], clips, judges)
+    scores["baseline_repeat_image"] = _video_scores(
+        [np.repeat(c.video[:1], len(c.video), 0) for c in clips], clips
+    )
+    drawn = [render_motion(m, m.camera.width, m.camera.height) for m in truth]
+    scores["truth"] = _motion_scores(truth, clips, judges) | {"reprojection_px": _reprojection(truth, drawn)}
+    return scores, closed
+
+
+def mean_motion(triplet: Triplet, like: HandObjectMotion) -> HandObjectMotion:
+    """Mean over training motions of these words, or of the nearest words that training has."""
+    seen = list(triplet_weights("train"))
+    shared = [sum(a == b for a, b in zip(triplet, other, strict=True)) for other in seen]
+    nearest = [other for other, common in zip(seen, shared, strict=True) if common == max(shared)]
+    size = dict(
+        frames=len(like),
+        height=like.camera.height,
+        width=like.camera.width,
+        fps=like.fps,
+        points=_points(like),
+    )
+    motions = [
+        generate_motion(number, "train", triplet=nearest[number % len(nearest)], **size)
+        for number in range(MEAN_CLIPS)
+    ]
+    return replace(
+        like,
+        hands=np.mean([motion.hands for motion in motions], axis=0),
+        objects={name: np.mean([m.objects[name] for m in motions], axis=0) for name in like.objects},
+    )
+
+
+def contact_sheet(clips: Sequence[Clip], made: Sequence[Generation], columns: int = 5) -> np.ndarray:
+    """For each clip: frames of the true video and drawing, over the generated video, its motion video, and the drawn 3D
+    motion."""
+    rows = []
+    for clip, generation in zip(clips, made, strict=True):
+        chosen = np.linspace(0, len(clip.video) - 1, columns).astype(int)
+        height, width = clip.video.shape[1:3]
+        blank = np.zeros_like(clip.video)
+        true = (clip.video, render_motion(clip.motion, width, height), blank)
+        generated = (
+            to_uint8(generation.video),
+            to_uint8(generation.motion_video),
+            render_motion(generation.motion, width, height),
+        )
+        strips = [
+            np.concatenate([np.concatenate(list(video[chosen]), 1) for video in row], 1)
+            for row in (true, generated)
+        ]
+        banner = np.full((18, strips[0].shape[1], 3), 245, np.uint8)
+        text = f"{clip.triplet.prompt}   (above: truth, below: generated)"
+        cv2.putText(banner, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1, cv2.LINE_AA)
+        rows.append(np.concatenate([banner, *strips]))
+    return np.concatenate(rows)
+
+
+def to_uint8(frames: Tensor) -> np.ndarray:
+    """Frames in [0, 1] to uint8."""
+    return (frames.float().cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def table(scores: dict[str, Any]) -> str:
+    """The scores as text for people."""
+    names = [name for name, value in scores.items() if isinstance(value, dict) and name != "feedback_gain"]
+    rows = [("model", scores), *((name, scores[name]) for name in names)]
+    lines = [" " * 24 + "".join(f"{heading:>12}" for heading in COLUMNS.values())]
+    for name, row in rows:
+        cells = (f"{row[key]:12.3f}" if row.get(key) is not None else " " * 12 for key in COLUMNS)
+        lines.append(f"{name:24}" + "".join(cells))
+    return "\n".join(lines)
+
+
+# --- scores ---
+
+
+def _scores(made: list[Generation], clips: Sequence[Clip], judges: Judges) -> dict[str, float]:
+    motions = [generation.motion for generation in made]
+    drawings = [to_uint8(generation.motion_video) for generation in made]
+    return {
+        **_motion_scores(motions, clips, judges),
+        "reprojection_px": _reprojection(motions, drawings),
+        **_video_scores([to_uint8(generation.video) for generation in made], clips),
+    }
+
+
+def _motion_scores(
+    motions: list[HandObjectMotion], clips: Sequence[Clip], judges: Judges
+) -> dict[str, float | None]:
+    truth = [clip.motion for clip in clips]
+    several = len(motions) > 1
+    return {
+        "mpjpe_mm": _mean(mpjpe_mm(m.hands, t.hands) for m, t in zip(motions, truth, strict=True)),
+        "chamfer_mm2": _mean(_chamfer(m, t) for m, t in zip(motions, truth, strict=True)),
+        "smoothness": _mean(smoothness_mm(motion.hands) for motion in motions),
+        "fid": frechet_distance(judges.codes(motions), judges.codes(truth)) if several else None,
+        "prompt_obedience": judges.obedience(motions, [clip.triplet.action for clip in clips]),
+    }
+
+
+def _video_scores(videos: list[np.ndarray], clips: Sequence[Clip]) -> dict[str, float]:
+    pairs = [(video, clip.video) for video, clip in zip(videos, clips, strict=True)]
+    return {
+        "psnr_db": _mean(psnr_db(*pair) for pair in pairs),
+        "psnr_moving_db": _mean(psnr_moving_db(*pair) for pair in pairs),
+        "ssim": _mean(ssim(*pair) for pair in pairs),
+    }
+
+
+def _paired(
+    closed: list[Generation], opened: list[Generation], clips: Sequence[Clip]
+) -> dict[str, dict[str, float]]:
+    """How much lower the errors are with feedback, clip by clip: mean and its standard error."""
+    errors = {
+        "mpjpe_mm": lambda made, clip: mpjpe_mm(made.motion.hands, clip.motion.hands),
+        "chamfer_mm2": lambda made, clip: _chamfer(made.motion, clip.motion),
+        "reprojection_px": lambda made, clip: reprojection_px(made.motion, to_uint8(made.motion_video)),
+    }
+    gains = {}
+    for name, error in errors.items():
+        gain = np.array([error(b, c) - error(a, c) for a, b, c in zip(closed, opened, clips, strict=True)])
+        gains[name] = {"mean": float(gain.mean()), "standard_error": float(gain.std() / np.sqrt(len(gain)))}
+    return gains
+
+
+def _chamfer(motion: HandObjectMotion, truth: HandObjectMotion) -> float:
+    return _mean(chamfer_mm2(motion.objects[name], truth.objects[name]) for name in truth.objects)
+
+
+def _reprojection(motions: list[HandObjectMotion], drawings: list[np.ndarray]) -> float:
+    return _mean(reprojection_px(motion, video) for motion, video in zip(motions, drawings, strict=True))
+
+
+def _held(motion: HandObjectMotion) -> HandObjectMotion:
+    def still(points: np.ndarray) -> np.ndarray:
+        return np.repeat(points[:1], len(points), axis=0)
+
+    objects = {name: still(cloud) for name, cloud in motion.objects.items()}
+    return replace(motion, hands=still(motion.hands), objects=objects)
+
+
+def _other_action(triplet: Triplet) -> Triplet | None:
+    """The same tool and target with another action that training has for them, if there is one."""
+    options = [
+        other
+        for other in triplet_weights("train")
+        if (other.tool, other.target) == (triplet.tool, triplet.target) and other.action != triplet.action
+    ]
+    return options[0] if options else None
+
+
+def _points(motion: HandObjectMotion) -> int:
+    return next(iter(motion.objects.values())).shape[1]
+
+
+def _mean(values) -> float:
+    return float(np.mean(list(values)))
+
+
+# --- command ---
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when done; 1 with a message on stderr when it cannot be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m svimo_core.evaluate",
+        description="Generate clips that the model never saw, and measure them.",
+    )
+    default = Path(__file__).resolve().parents[1] / "assets" / "models" / "svimo-tiny.safetensors"
+    parser.add_argument("--checkpoint", type=Path, default=default, help="a whole SViMo checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="which clips")
+    parser.add_argument("--count", type=int, default=64, help="how many clips")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="whose words")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps")
+    parser.add_argument("--guidance-scale", type=float, default=6.0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores here")
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw the first eight clips")
+    args = parser.parse_args(arguments)
+    began = time.perf_counter()
+    try:
+        model = SViMo.load(args.checkpoint, args.device)
+        clips = evaluation_clips(args.seed, args.count, args.split, model.config)
+        settings = dict(steps=args.steps, guidance_scale=args.guidance_scale)
+        scores, made = evaluate(model, clips, Judges.load(), **settings)
+        run = dict(seed=args.seed, split=args.split, checkpoint=args.checkpoint.name, **settings)
+        scores = {**run, "seconds": round(time.perf_counter() - began, 1), **scores}
+        if args.json is not None:
+            _write(args.json, json.dumps(scores, indent=2).encode())
+        if args.sheet is not None:
+            sheet = contact_sheet(clips[:8], made[:8])
+            _write(args.sheet, cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{table(scores)}\n")
+    return 0
+
+
+def _write(path: str | os.PathLike, data: bytes) -> None:
+    with whole_file(Path(path)) as partial:
+        partial.write_bytes(data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""The paper's ablation (Table 3): the same training with parts of the closed loop left out, and what that costs.
+
+    python -m svimo_core.train.ablation --config svimo_core/train/configs/tiny-ablation.json --out output/train/ablation
+
+Every variant and seed starts from the same VAE and warmed-up VID and from a new MM-DiT, learns from the same clips for
+the same number of steps, and is evaluated on the same clips. Runs that are done are kept, so the command can be run
+again after a stop. `results.json` in the output folder has every score; a table of them is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..evaluate import evaluate, evaluation_clips
+from ..feedback import FeedbackOptions
+from ..files import whole_file
+from ..judges import Judges
+from ..pipeline import SViMo
+from .settings import TrainConfig
+from .trainer import TrainingStopped, train
+
+log = logging.getLogger(__name__)
+
+
+class Variant(NamedTuple):
+    """What of the loop a run trains with."""
+
+    guidance: bool
+    gradient_constraint: bool
+    backbone: str = "new"
+
+
+VARIANTS = {
+    "full loop": Variant(True, True),
+    "interaction guidance only": Variant(True, False),
+    "gradient constraint only": Variant(False, True),
+    "no VID in the loop": Variant(False, False),
+    "separate video and motion models": Variant(False, False, "separate"),
+}
+"""In the paper's order. VID always reads the motion off the latents; without guidance it never speaks back."""
+METRICS = ("psnr_moving_db", "mpjpe_mm", "smoothness", "chamfer_mm2", "fid", "reprojection_px")
+
+
+def run_variant(config: TrainConfig, name: str, seed: int, folder: Path, count: int, steps: int) -> dict:
+    """Train and evaluate one variant with one seed, or read what an earlier run found."""
+    variant = VARIANTS[name]
+    output = folder / f"{name.replace(' ', '-')}-{seed}"
+    found = output / "scores.json"
+    if not found.is_file():
+        joint = replace(
+            config.joint, guidance=variant.guidance, gradient_constraint=variant.gradient_constraint
+        )
+        path = train(replace(config, output=output, seed=seed, joint=joint, backbone=variant.backbone))
+        model = SViMo.load(path)
+        scores, _ = evaluate(
+            model,
+            evaluation_clips(0, count, "test", model.config),
+            Judges.load(),
+            steps=steps,
+            guidance_scale=1.0,
+            feedback_options=FeedbackOptions(enabled=variant.guidance),
+            changed_actions=False,
+        )
+        with whole_file(found) as partial:
+            partial.write_text(json.dumps(scores, indent=1) + "\n")
+    return json.loads(found.read_text())
+
+
+def table(results: dict[str, dict[str, dict]]) -> str:
+    """Markdown: mean and spread (standard deviation over seeds) of each metric for each variant."""
+    lines = [f"| variant | {' | '.join(METRICS)} |", "|---" * (1 + len(METRICS)) + "|"]
+    for name, seeds in results.items():
+        columns = [[scores[metric] for scores in seeds.values()] for metric in METRICS]
+        cells = (f"{np.mean(column):.3f} +- {np.std(column):.3f}" for column in columns)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when every variant is done; 1 with a message on stderr when it cannot go on."""
+    parser = argparse.ArgumentParser(
+        prog="python -m svimo_core.train.ablation", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--config", type=Path, required=True, help="of a joint stage")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=tuple(VARIANTS))
+    parser.add_argument("--count", type=int, default=64, help="clips to evaluate on")
+    parser.add_argument("--steps", type=int, default=10, help="sampling steps")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    results: dict[str, dict[str, dict]] = {name: {} for name in args.variants}
+    try:
+        config = TrainConfig.load(args.config)
+        for seed in args.seeds:  # all variants of a seed before the next: an early stop still compares them
+            for name in args.variants:
+                log.info("%s, seed %d", name, seed)
+                results[name][str(seed)] = run_variant(config, name, seed, args.out, args.count, args.steps)
+        with whole_file(args.out / "results.json") as partial:
+            partial.write_text(json.dumps(results, indent=1) + "\n")
+    except (OSError, ValueError, TrainingStopped, KeyboardInterrupt) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{table(results)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
