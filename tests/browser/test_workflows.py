@@ -1,8 +1,11 @@
 """The workflows that ship with the pack, and its nodes, as the page sees them."""
 
+import io
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dev.comfy import PACK_NAME, ROOT, ComfyClient, api_workflow
 from dev.workflows import BRING_YOUR_OWN
@@ -71,6 +74,59 @@ def test_main_workflow_runs_in_the_page(page):
     assert viewer.locator(".svimo-picture").count() == 2
     shown = page.page.evaluate("Object.keys(app.nodeOutputs).map(id => app.graph.getNodeById(id).type)")
     assert {"SaveVideo", "SViMoSaveMotion", "SViMoMotionViewer"} <= set(shown)
+
+
+@pytest.mark.parametrize("page", [False], ids=["classic"], indirect=True)
+def test_saved_glb_plays_in_core_preview_3d(page):
+    page.page.evaluate(
+        """() => {
+            const add = (type, x, y) => {
+                const node = LiteGraph.createNode(type);
+                node.pos = [x, y];
+                app.graph.add(node);
+                return node;
+            };
+            const load = add("SViMoLoadMotion", 0, 0);
+            load.widgets[0].value = "stir_cup.npz [example]";
+            const rig = add("SViMoRigMotion", 0, 200);
+            const save = add("SViMoSaveGLB", 0, 420);
+            const view = add("Preview3D", 400, 0);
+            load.connect(0, rig, 0);
+            rig.connect(0, save, 0);
+            save.connect(0, view, "model_file");
+            view.setSize([600, 600]);
+            app.canvas.ds.scale = 1;
+            app.canvas.ds.offset = [80, 120];
+            app.canvas.setDirty(true, true);
+        }"""
+    )
+    page.settle()
+    page.run(60)
+    widget = page.page.locator(".dom-widget:has(canvas)")
+    play = widget.locator("button:has([class*=play])")
+    play.wait_for()  # only there for a file with an animation
+
+    def drawn() -> np.ndarray:
+        """Colours of the middle of the view, away from buttons, axes and grid; all else is black."""
+        page.settle(400)
+        image = Image.open(io.BytesIO(widget.locator("canvas").screenshot())).convert("RGB")
+        width, height = image.size
+        middle = image.crop((width // 4, height // 4, 3 * width // 4, 3 * height // 4))
+        pixels = np.asarray(middle).astype(int)
+        return np.where(np.ptp(pixels, axis=-1, keepdims=True) > 40, pixels, 0)
+
+    def differ(a, b) -> float:
+        return (np.abs(a - b).max(axis=-1) > 40).sum() / (b.any(axis=-1).sum())
+
+    page.page.wait_for_function("document.querySelector('.dom-widget canvas').width > 300")
+    rest = drawn()
+    red, green, blue = np.moveaxis(rest, -1, 0)
+    for hand in (red > np.maximum(green, blue) + 25, green > np.maximum(red, blue) + 25):
+        assert hand.sum() > 300
+    play.click()
+    frames = [drawn() for _ in range(3)]
+    assert differ(rest, frames[0]) > 0.2  # from the flat rest pose into the motion
+    assert max(differ(frames[0], frames[1]), differ(frames[1], frames[2])) > 0.05
 
 
 def test_template_opens_from_its_address(page):
