@@ -25,6 +25,11 @@ from .layers import (
 
 POSITION_PERIOD = 200.0
 """Longest wavelength of the fixed position sinusoids, in frames (time) and in percent of the image (space)."""
+TEMPORAL_COMPRESSION = 4
+"""Frames per latent frame, after the first."""
+COORDINATE_CHANNELS = 10
+READ_GRIDS = ((4, 6), (4, 6), (2, 3), (1, 2))
+"""Cells of a level that a frame reads place by place, for each level; latents of any size are pooled to them."""
 
 
 class ResBlock3D(nn.Module):
@@ -67,8 +72,9 @@ class LatentPyramid(nn.Module):
     def __init__(self, config: InteractionConfig, operations: Operations):
         super().__init__()
         channels = config.pyramid_channels
-        self.video_stem = operations.Conv3d(config.latent_channels, channels[0], 3, padding=1)
-        self.motion_stem = operations.Conv3d(config.latent_channels, channels[0], 3, padding=1)
+        inputs = config.latent_channels + COORDINATE_CHANNELS
+        self.video_stem = operations.Conv3d(inputs, channels[0], 3, padding=1)
+        self.motion_stem = operations.Conv3d(inputs, channels[0], 3, padding=1)
         widths = (channels[0], *channels)
         self.levels = nn.ModuleList(
             PyramidLevel(widths[i], widths[i + 1], config.norm_groups, operations)
@@ -87,7 +93,9 @@ class LatentPyramid(nn.Module):
 
     def forward(self, video: Tensor, motion: Tensor) -> list[Tensor]:
         """Latents (B C T h w each) to features of each level, finest first (B c_l T h_l w_l)."""
-        video, motion = self.video_stem(video), self.motion_stem(motion)
+        where = coordinates(video)
+        video = self.video_stem(torch.cat([video, where], dim=1))
+        motion = self.motion_stem(torch.cat([motion, where], dim=1))
         features = []
         for i, level in enumerate(self.levels):
             if i:
@@ -106,6 +114,7 @@ class TemporalBlock(nn.Module):
         channels: int,
         context_channels: int,
         time_dim: int,
+        grid: tuple[int, int],
         config: InteractionConfig,
         operations: Operations,
         attention: AttentionFunction,
@@ -125,12 +134,14 @@ class TemporalBlock(nn.Module):
         self.cross_attention = CrossAttention(
             channels, context_channels, config.num_heads, operations, attention
         )
+        self.grid = grid
+        self.read = operations.Linear(context_channels * grid[0] * grid[1], channels)
         self.ff_norm = operations.LayerNorm(channels)
         self.ff = FeedForward(channels, operations, expansion=2)
 
-    def forward(self, x: Tensor, time: Tensor, frames: Tensor, context: Tensor, positions: Tensor) -> Tensor:
-        """Update x (B C N) with timestep features (B time_dim), frame times (N,), and context tokens (B M c)
-        that carry `positions` (M c)."""
+    def forward(self, x: Tensor, time: Tensor, frames: Tensor, features: Tensor) -> Tensor:
+        """Update x (B C N) with timestep features (B time_dim), frame times (N,), and one level of the pyramid
+        (B c T h w)."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.time(F.silu(time))[..., None].chunk(2, dim=1)
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
@@ -138,6 +149,11 @@ class TemporalBlock(nn.Module):
 
         where = timestep_embedding(frames, x.shape[-1], POSITION_PERIOD).to(x)
         x = x + self.self_attention(self.attention_norm(x) + where)
+        # what this frame's latents show, place by place, and then what of all latents matters
+        latent_frames = (frames + TEMPORAL_COMPRESSION - 1) // TEMPORAL_COMPRESSION
+        places = F.adaptive_avg_pool3d(features, (features.shape[2], *self.grid))
+        x = x + self.read(rearrange(places[:, :, latent_frames], "b c n h w -> b n (c h w)"))
+        context, positions = tokens_with_positions(features)
         x = x + self.cross_attention(self.cross_norm(x) + where, self.context_norm(context) + positions)
         x = x + self.ff(self.ff_norm(x))
         return rearrange(x, "b n c -> b c n")
@@ -160,13 +176,21 @@ class InteractionModel(nn.Module):
 
         def block(in_channels: int, level: int) -> TemporalBlock:
             return TemporalBlock(
-                in_channels, widths[level], contexts[level], time_dim, config, operations, attention
+                in_channels,
+                widths[level],
+                contexts[level],
+                time_dim,
+                READ_GRIDS[min(level, len(READ_GRIDS) - 1)],
+                config,
+                operations,
+                attention,
             )
 
         levels = range(len(widths))
         self.pyramid = LatentPyramid(config, operations)
         self.time_embedding = TimestepMLP(widths[0], time_dim, operations)
         self.stem = operations.Conv1d(coordinates, widths[0], 3, padding=1)
+        self.trust = operations.Linear(time_dim, widths[0])
         self.encoder = nn.ModuleList(block(widths[max(i - 1, 0)], i) for i in levels)
         self.down = nn.ModuleList(
             operations.Conv1d(widths[i], widths[i], 3, stride=2, padding=1) for i in levels[:-1]
@@ -197,23 +221,36 @@ class InteractionModel(nn.Module):
         time = self.time_embedding(
             timestep_embedding(timestep, self.config.denoiser_channels[0]).to(hands.dtype)
         )
-        pyramid = [tokens_with_positions(features) for features in self.pyramid(video, motion)]
+        pyramid = self.pyramid(video, motion)
         frames = torch.arange(num_frames, device=hands.device)
 
         x = self.stem(rearrange(torch.cat([hands, points], dim=2), "b n p xyz -> b (p xyz) n"))
+        x = x * self.trust(F.silu(time))[..., None]  # the noisier the motion, the less it counts
         skips = []
         for i, block in enumerate(self.encoder):
             if i:
                 x, frames = self.down[i - 1](x), frames[::2]
-            x = block(x, time, frames, *pyramid[i])
+            x = block(x, time, frames, pyramid[i])
             skips.append((x, frames))
-        x = self.middle(x, time, frames, *pyramid[-1])
+        x = self.middle(x, time, frames, pyramid[-1])
         for i in reversed(range(len(self.decoder))):
             skip, frames = skips[i]
             x = self.up[i](F.interpolate(x, size=skip.shape[-1], mode="nearest"))
-            x = self.decoder[i](torch.cat([x, skip], dim=1), time, frames, *pyramid[i])
+            x = self.decoder[i](torch.cat([x, skip], dim=1), time, frames, pyramid[i])
         out = rearrange(self.proj_out(F.silu(self.norm_out(x))), "b (p xyz) n -> b n p xyz", xyz=3)
         return out[:, :, : hands.shape[2]], out[:, :, hands.shape[2] :]
+
+
+def coordinates(latent: Tensor) -> Tensor:
+    """Where every cell of a latent (B C T h w) is, as B COORDINATE_CHANNELS T h w: row and column in [-1, 1], sines and
+    cosines of them. With these a convolution can tell what is where (Liu et al. 2018, CoordConv)."""
+    b, _, t, h, w = latent.shape
+    channels = []
+    for axis, size in ((0, h), (1, w)):
+        place = (2 * torch.arange(size, device=latent.device) + 1) / size - 1
+        waves = [place, *(f(k * torch.pi * place) for k in (1, 2) for f in (torch.sin, torch.cos))]
+        channels += [wave[:, None].expand(h, w) if axis == 0 else wave[None].expand(h, w) for wave in waves]
+    return torch.stack(channels)[None, :, None].expand(b, -1, t, -1, -1).to(latent)
 
 
 def tokens_with_positions(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +260,11 @@ def tokens_with_positions(features: Tensor) -> tuple[Tensor, Tensor]:
     percent of the image so that another resolution keeps its meaning.
     """
     _, channels, t, h, w = features.shape
-    axes = [4.0 * torch.arange(t), 100.0 * (torch.arange(h) + 0.5) / h, 100.0 * (torch.arange(w) + 0.5) / w]
+    axes = [
+        TEMPORAL_COMPRESSION * torch.arange(t).float(),
+        100.0 * (torch.arange(h) + 0.5) / h,
+        100.0 * (torch.arange(w) + 0.5) / w,
+    ]
     widths = (channels // 2, channels // 4, channels // 4)
     grid = torch.meshgrid(*axes, indexing="ij")
     positions = [
