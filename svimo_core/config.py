@@ -31,6 +31,8 @@ class BackboneConfig:
     norm_eps: float = 1e-5
     motion: bool = True
     """False builds CogVideoX-I2V itself: no motion patch embedding, two modulated modalities instead of three."""
+    separate: bool = False
+    """Two networks that hear nothing of each other, one for each stream: the paper's ablation."""
     image_padding: str = "repeat"
     """How the image latent fills time: "repeat" (SViMo) or "zero" after the first latent frame (CogVideoX)."""
     position_table: tuple[int, int, int] | None = None
@@ -228,18 +230,18 @@ class SViMoConfig:
 
 TINY = SViMoConfig(
     name="tiny",
-    frames=17,
-    height=96,
-    width=144,
+    frames=9,
+    height=64,
+    width=96,
     backbone=BackboneConfig(
-        num_layers=6, num_heads=6, head_dim=32, time_embed_dim=32, text_dim=128, text_length=32
+        num_layers=6, num_heads=6, head_dim=32, time_embed_dim=32, text_dim=128, text_length=16
     ),
     interaction=InteractionConfig(
-        pyramid_channels=(16, 24, 32, 32), denoiser_channels=(48, 48, 64, 64), num_heads=4
+        pyramid_channels=(16, 24, 24, 24), denoiser_channels=(64, 56, 40, 40), num_heads=4
     ),
     vae=VAEConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, norm_groups=8),
     text=TextConfig(
-        vocab_size=640, dim=128, ff_dim=256, num_layers=2, num_heads=4, head_dim=32, text_length=32
+        vocab_size=640, dim=128, ff_dim=256, num_layers=2, num_heads=4, head_dim=32, text_length=16
     ),
 )
 """Runs on two CPU cores in seconds; the size of the checkpoint that ships with the pack."""

@@ -251,13 +251,15 @@ class SeparateMMDiT(nn.Module):
 
 def start_from_nothing(model: nn.Module) -> None:
     """Weights to train an MM-DiT from, where no pretrained ones are: as DiT starts (Peebles and Xie, arXiv 2212.09748,
-    section 3.2), every block is the identity and the output zero."""
+    section 3.2), every block is the identity and the output zero; and guidance changes nothing until it is trained."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             if name.endswith(("norm1.linear", "norm2.linear", "norm_out.linear", "proj_out")):
                 nn.init.zeros_(module.weight)
             else:
                 nn.init.xavier_uniform_(module.weight.flatten(1))
+            if name.endswith("motion_proj"):
+                nn.init.zeros_(module.weight[:, module.in_channels // 2 :])
             nn.init.zeros_(module.bias)
 
 

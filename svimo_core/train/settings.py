@@ -117,6 +117,9 @@ class TrainConfig:
     cooldown_steps: int = 0
     """The learning rate falls linearly to 0 over the last steps."""
     ema_decay: float = 0.999
+    high_noise: float = 1.0
+    """How much training prefers high noise, where layout and motion are decided: the density of a timestep grows with
+    its power of this less 1. 1 is uniform, as published."""
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
     precision: str = "auto"

@@ -98,6 +98,7 @@ class InteractionStage(nn.Module):
         self.trained = ("interaction",)
         self.interaction = model.parts["interaction"]
         self.objective = config.interaction
+        self.high_noise = config.high_noise
         self.schedule = NoiseSchedule(model.config.schedule)
         self.latents = LatentCache(clips, model)
         self.num_objects = len(model.config.interaction.object_names)
@@ -107,7 +108,7 @@ class InteractionStage(nn.Module):
         return self.latents.batch(indices, shape)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        time = draw_timesteps(len(batch["video"]), self.schedule, generator)
+        time = draw_timesteps(len(batch["video"]), self.schedule, self.high_noise, generator)
         noisy = {name: self._noised(batch[name], time, generator) for name in JointStage.noised}
         clean = torch.rand(len(time), generator=generator) < self.objective.clean_share
         video, motion = (
@@ -138,6 +139,7 @@ class BackboneStage(nn.Module):
         super().__init__()
         self.trained = ("backbone",) + ("text_encoder",) * config.train_text
         self.objective = config.joint
+        self.high_noise = config.high_noise
         self.backbone = model.parts["backbone"]
         self.schedule = NoiseSchedule(model.config.schedule)
         self.latents = LatentCache(clips, model)
@@ -165,7 +167,7 @@ class BackboneStage(nn.Module):
 
     def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """One noise level per sample (B,), and what diffuses, noised to it."""
-        time = draw_timesteps(len(batch["video"]), self.schedule, generator)
+        time = draw_timesteps(len(batch["video"]), self.schedule, self.high_noise, generator)
         noisy = {}
         for name in self.noised:
             noise = torch.randn(batch[name].shape, generator=generator).to(batch[name])
@@ -281,9 +283,12 @@ STAGE_MODULES = {
 }
 
 
-def draw_timesteps(count: int, schedule: NoiseSchedule, generator: torch.Generator) -> Tensor:
-    """Training timesteps (count,), uniform, on the CPU."""
-    return torch.randint(len(schedule.abar), (count,), generator=generator)
+def draw_timesteps(
+    count: int, schedule: NoiseSchedule, high_noise: float, generator: torch.Generator
+) -> Tensor:
+    """Training timesteps (count,) on the CPU; see `TrainConfig.high_noise`."""
+    share = torch.rand(count, generator=generator, dtype=torch.float64) ** (1 / high_noise)
+    return (share * len(schedule.abar)).long()
 
 
 def checkpoint_blocks(backbone: nn.Module) -> None:

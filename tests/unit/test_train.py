@@ -17,7 +17,7 @@ from svimo_core.schedule import NoiseSchedule
 from svimo_core.train.clips import Clip, ClipFolder, write_clip
 from svimo_core.train.objectives import chamfer, denoising_loss, interaction_loss
 from svimo_core.train.settings import JointObjective, Phase, Shape, TrainConfig
-from svimo_core.train.stages import JointStage
+from svimo_core.train.stages import JointStage, draw_timesteps
 from svimo_core.train.trainer import (
     CHECKPOINT,
     LOG,
@@ -201,6 +201,56 @@ def test_state_of_another_stage_is_refused(settings):
     train(replace(settings, phases=(phase(1),), save_every=1))
     with pytest.raises(ValueError, match="other weights"):
         train(replace(settings, stage="interaction"))
+
+
+def test_a_new_transformer_starts_as_nothing(settings):
+    """Zero output, and guidance that changes nothing until it is trained; a seed of its own makes another one."""
+    folder = ClipFolder(settings.clips)
+    one, other = (
+        load_model(replace(settings, backbone="new", seed=seed), folder).parts["backbone"] for seed in (0, 1)
+    )
+    assert not torch.equal(one.patch_embed.proj.weight, other.patch_embed.proj.weight)
+    assert one.patch_embed.motion_proj.weight.any()
+    channels = one.config.latent_channels
+    assert not one.patch_embed.motion_proj.weight[:, channels:].any()
+    z, text = torch.randn(1, channels, 3, 4, 6), torch.randn(1, 8, 16)
+    assert not any(v.any() for v in one(z, z, text, torch.tensor([500]), z, z))
+    init = load_model(settings, folder).parts["backbone"]
+    assert init.proj_out.weight.any()
+
+
+def test_separate_networks_hear_nothing_of_each_other(settings):
+    """The paper's ablation: trained and saved as any other model."""
+    config = replace(settings, backbone="separate", phases=(phase(2),), sheet_every=2)
+    header = read_header(train(config))
+    assert header.config.backbone.separate
+    network = load_part(header, "backbone")
+    z, other, text = torch.randn(3, 1, 16, 3, 4, 6)[0], torch.randn(1, 16, 3, 4, 6), torch.randn(1, 8, 16)
+    time = torch.tensor([500])
+    video, motion = network(z, z, text, time, z)
+    assert torch.equal(network(z, z, text, time, other)[0], video)
+    assert torch.equal(network(other, z, text, time, z)[1], motion)
+    assert not torch.equal(network(z, z, text, time, other)[1], motion)
+
+
+def test_high_noise_is_preferred_when_asked_for(config):
+    schedule, generator = NoiseSchedule(config.schedule), torch.Generator().manual_seed(0)
+    for power in (1.0, 2.0):
+        time = draw_timesteps(20_000, schedule, power, generator)
+        assert 0 <= time.min() < 50
+        assert time.max() == len(schedule.abar) - 1
+        assert time.float().mean().item() == pytest.approx(1000 * power / (power + 1), rel=0.02)
+
+
+def test_vid_of_a_side_run_takes_the_place_of_the_first(settings):
+    side = replace(settings, stage="interaction", output=settings.output / "side", phases=(phase(2),))
+    path = train(side)
+    joined = load_model(replace(settings, init_interaction=path), ClipFolder(settings.clips))
+    expected = load_part(read_header(path), "interaction").state_dict()
+    assert all(
+        torch.equal(value, expected[key]) for key, value in joined.parts["interaction"].state_dict().items()
+    )
+    assert "interaction: 2 steps" in joined.provenance["interaction"]
 
 
 def test_two_resolutions(settings):
