@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -151,26 +152,26 @@ def evaluate(
 
 
 def mean_motion(triplet: Triplet, like: HandObjectMotion) -> HandObjectMotion:
-    """Mean over training motions of these words, or of the nearest words that training has."""
+    """Mean over training motions of these words, or of the nearest words that training has; size and rate as `like`."""
+    camera = like.camera
+    hands, objects = _mean_of(triplet, len(like), camera.height, camera.width, like.fps, _points(like))
+    return replace(like, hands=hands, objects=objects)
+
+
+@cache
+def _mean_of(
+    triplet: Triplet, frames: int, height: int, width: int, fps: float, points: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     seen = list(triplet_weights("train"))
     shared = [sum(a == b for a, b in zip(triplet, other, strict=True)) for other in seen]
     nearest = [other for other, common in zip(seen, shared, strict=True) if common == max(shared)]
-    size = dict(
-        frames=len(like),
-        height=like.camera.height,
-        width=like.camera.width,
-        fps=like.fps,
-        points=_points(like),
-    )
+    size = dict(frames=frames, height=height, width=width, fps=fps, points=points)
     motions = [
         generate_motion(number, "train", triplet=nearest[number % len(nearest)], **size)
         for number in range(MEAN_CLIPS)
     ]
-    return replace(
-        like,
-        hands=np.mean([motion.hands for motion in motions], axis=0),
-        objects={name: np.mean([m.objects[name] for m in motions], axis=0) for name in like.objects},
-    )
+    hands = np.mean([motion.hands for motion in motions], axis=0)
+    return hands, {name: np.mean([m.objects[name] for m in motions], axis=0) for name in motions[0].objects}
 
 
 def contact_sheet(clips: Sequence[Clip], made: Sequence[Generation], columns: int = 5) -> np.ndarray:

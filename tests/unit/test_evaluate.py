@@ -1,0 +1,113 @@
+"""The evaluation on the smallest model: what it reports, from which clips, and against what."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from svimo_core.data.synthetic import generate_motion
+from svimo_core.data.words import Triplet
+from svimo_core.evaluate import COLUMNS, FIRST_CLIP, evaluate, evaluation_clips, main, mean_motion, table
+from svimo_core.judges import Judges
+from svimo_core.metrics import mpjpe_mm, psnr_moving_db, smoothness_mm
+
+KEYS = {"mpjpe_mm", "chamfer_mm2", "smoothness", "fid", "prompt_obedience"}
+VIDEO_KEYS = {"psnr_db", "psnr_moving_db", "ssim"}
+
+
+@pytest.fixture(scope="module")
+def clips(config):
+    return evaluation_clips(0, 3, "test", config)
+
+
+@pytest.fixture(scope="module")
+def scores(model, clips):
+    return evaluate(model, clips, Judges.load(), steps=2)[0]
+
+
+def test_clips_come_from_the_seed_and_never_from_training(clips, config):
+    again, other = evaluation_clips(0, 3, "test", config), evaluation_clips(1, 3, "test", config)
+    assert [clip.seed for clip in clips] == [FIRST_CLIP + i for i in range(3)]
+    for one, same, different in zip(clips, again, other, strict=True):
+        np.testing.assert_array_equal(one.video, same.video)
+        assert different.seed not in {clip.seed for clip in clips}
+        assert one.motion.metadata["split"] == "test"
+    assert clips[0].video.shape == (config.frames, config.height, config.width, 3)
+
+
+def test_every_score_is_there_and_finite(scores):
+    for name in ("model", "feedback_off", "baseline_triplet_mean", "baseline_first_pose"):
+        row = scores if name == "model" else scores[name]
+        keys = KEYS | (VIDEO_KEYS | {"reprojection_px"} if "baseline" not in name else set())
+        assert keys <= row.keys()
+        assert all(np.isfinite(row[key]) for key in keys)
+    assert scores["baseline_repeat_image"].keys() == VIDEO_KEYS
+    assert scores["clips"] == 3
+    assert 0 <= scores["prompt_obedience"] <= 1
+    text = table(scores)
+    assert all(heading in text for heading in COLUMNS.values())
+    assert "baseline_triplet_mean" in text
+
+
+def test_baselines_are_what_they_say(scores, clips, model):
+    assert scores["baseline_first_pose"]["smoothness"] == 0
+    assert scores["truth"]["mpjpe_mm"] == scores["truth"]["reprojection_px"] == 0
+    repeated = [psnr_moving_db(np.repeat(clip.video[:1], len(clip.video), 0), clip.video) for clip in clips]
+    assert scores["baseline_repeat_image"]["psnr_moving_db"] == pytest.approx(np.mean(repeated))
+    expected = np.mean([mpjpe_mm(mean_motion(c.triplet, c.motion).hands, c.motion.hands) for c in clips])
+    assert scores["baseline_triplet_mean"]["mpjpe_mm"] == pytest.approx(expected)
+    assert scores["truth"]["smoothness"] == pytest.approx(
+        np.mean([smoothness_mm(c.motion.hands) for c in clips])
+    )
+
+
+def test_the_mean_knows_the_words_but_not_the_image():
+    like = generate_motion(FIRST_CLIP, "test", frames=9)
+    stir, hit = Triplet("spoon", "stir", "cup"), Triplet("hammer", "hit", "box")
+    stirring, hitting = mean_motion(stir, like).hands, mean_motion(hit, like).hands
+    apart = mpjpe_mm(stirring, hitting)
+    assert apart > 20
+    other = generate_motion(FIRST_CLIP + 1, "test", frames=9)
+    np.testing.assert_array_equal(mean_motion(stir, other).hands, stirring)
+    # words that training has not: the nearest that it has
+    unseen = mean_motion(Triplet("spoon", "stir", "pot"), like).hands
+    assert mpjpe_mm(unseen, stirring) < 0.7 * apart
+
+
+def test_a_repetition_gives_the_same_scores(model, clips, scores):
+    again, made = evaluate(model, clips[:1], Judges.load(), steps=2)
+    assert len(made) == 1
+    whole = mpjpe_mm(made[0].motion.hands, clips[0].motion.hands)
+    assert again["mpjpe_mm"] == whole
+    assert again["fid"] is None  # a distance between distributions needs more than one clip
+    assert scores["feedback_gain"].keys() == {"mpjpe_mm", "chamfer_mm2", "reprojection_px"}
+
+
+def test_command_writes_json_and_a_sheet(checkpoint_file, tmp_path, capsys):
+    arguments = ["--checkpoint", str(checkpoint_file), "--count", "2", "--steps", "1", "--seed", "3"]
+    files = ["--json", str(tmp_path / "scores.json"), "--sheet", str(tmp_path / "sheet.png")]
+    assert main([*arguments, *files]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["seed"], scores["split"], scores["clips"]) == (3, "test", 2)
+    assert "baseline_first_pose" in capsys.readouterr().out
+    assert cv2.imread(str(tmp_path / "sheet.png")).shape[1] == 5 * 3 * 48
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--count", "0"], "at least one clip"), (["--checkpoint", "no.safetensors"], "no.safetensors")],
+)
+def test_mistakes_are_named(arguments, message, capsys, checkpoint_file):
+    assert main(["--checkpoint", str(checkpoint_file), *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_without_a_part_is_refused(config, parts, normalizer, tmp_path, capsys):
+    from svimo_core.checkpoint import save_checkpoint
+
+    path = tmp_path / "vae.safetensors"
+    save_checkpoint(path, replace(config, text=None), {"vae": parts["vae"]}, normalizer)
+    assert main(["--checkpoint", str(path), "--count", "1"]) == 1
+    assert "backbone" in capsys.readouterr().err
