@@ -89,7 +89,8 @@ def main() -> int:
     """Take every picture."""
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "input").mkdir()
-        shutil.copy(ROOT / "assets" / "coffee.png", Path(base) / "input")
+        for image in ("stir_cup.png", "coffee.png"):
+            shutil.copy(ROOT / "assets" / image, Path(base) / "input")
         clip = generate_clip(29, height=320, width=480, points=300)
         clip.motion.save(Path(base) / "input" / "clip.npz")
         write_video(Path(base) / "input" / "clip.mp4", clip.video, clip.motion.fps)

@@ -19,7 +19,8 @@ def main() -> None:
     """Serves until Ctrl-C or until ComfyUI ends."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     (BASE / "input").mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "assets" / "coffee.png", BASE / "input")
+    for image in ("stir_cup.png", "coffee.png"):
+        shutil.copy(ROOT / "assets" / image, BASE / "input")
     print("Starting ComfyUI ...")
     with ComfyServer(BASE) as server:
         page = f"{server.url}/?template=image_to_video_and_motion&source={PACK_NAME}"

@@ -49,7 +49,7 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
     """Reference image and prompt to video, rendered motion and 3D motion."""
     return {
         "checkpoint": Node("SViMoCheckpointLoader", (0, 0), {"ckpt_name": "svimo-tiny.safetensors"}),
-        "image": Node("LoadImage", (0, 1), {"image": "coffee.png"}, (NODE_WIDTH, 330)),
+        "image": Node("LoadImage", (0, 1), {"image": "stir_cup.png"}, (NODE_WIDTH, 330)),
         "prompt": Node("SViMoPrompt", (0, 2), {"tool": "spoon", "action": "stir", "target": "cup"}),
         "positive": Node("SViMoTextEncode", (1, 0), {"clip": Link("checkpoint", 3), "text": Link("prompt")}),
         "negative": Node("SViMoTextEncode", (1, 1), {"clip": Link("checkpoint", 3), "text": ""}),
@@ -124,7 +124,7 @@ def given_motion_to_video() -> Graph:
         )  # room for the new node
         for name, node in image_to_video_and_motion().items()
     }
-    graph["load_motion"] = Node("SViMoLoadMotion", (0, 3), {"motion": "stir_cup.npz [example]"})
+    graph["load_motion"] = Node("SViMoLoadMotion", (0, 3), {"motion": "stir_cup_short.npz [example]"})
     graph["guided"] = Node(
         "SViMoMotionEncode",
         (3, 0),

@@ -18,7 +18,8 @@ def server(tmp_path_factory):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     base = tmp_path_factory.mktemp("comfyui")
     (base / "input").mkdir()
-    shutil.copy(ROOT / "assets" / "coffee.png", base / "input")
+    for image in ("stir_cup.png", "coffee.png"):
+        shutil.copy(ROOT / "assets" / image, base / "input")
     with ComfyServer(base) as server:
         yield server
 

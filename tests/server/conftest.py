@@ -17,7 +17,8 @@ def server(tmp_path_factory):
     for folder in ("custom_nodes", "input", "models/svimo"):
         (base / folder).mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("broken_image.py"), base / "custom_nodes")
-    shutil.copy(ROOT / "assets" / "coffee.png", base / "input")
+    for image in ("stir_cup.png", "coffee.png"):
+        shutil.copy(ROOT / "assets" / image, base / "input")
     with ComfyServer(base) as server:
         yield server
 

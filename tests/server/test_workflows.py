@@ -16,7 +16,7 @@ from dev.workflows import WORKFLOWS as ALL_WORKFLOWS
 from svimo_core.motion import HandObjectMotion
 
 WORKFLOWS = [name for name in ALL_WORKFLOWS if name not in (*BRING_YOUR_OWN, "retarget_and_export")]
-FRAMES, HEIGHT, WIDTH = 17, 96, 144
+FRAMES, HEIGHT, WIDTH = 9, 64, 96
 OTHER_WORK = {
     "load": {"class_type": "LoadImage", "inputs": {"image": "coffee.png"}},
     "save": {"class_type": "PreviewImage", "inputs": {"images": ["load", 0]}},
@@ -251,8 +251,10 @@ def test_sampler_options(client, change):
 
 def test_another_clip_size(client, tmp_path):
     workflow, _ = workflow_with()
-    workflow[the_id(workflow, "SViMoImageEncode")]["inputs"].update({"width": 96, "height": 64, "frames": 9})
+    workflow[the_id(workflow, "SViMoImageEncode")]["inputs"].update(
+        {"width": 144, "height": 96, "frames": 17}
+    )
     result = client.run(workflow)
-    assert videos(client, workflow, result)["svimo/video"].shape == (9, 64, 96, 3)
+    assert videos(client, workflow, result)["svimo/video"].shape == (17, 96, 144, 3)
     motion = saved_motion(client, workflow, result, tmp_path)
-    assert (len(motion), motion.camera.width, motion.camera.height) == (9, 96, 64)
+    assert (len(motion), motion.camera.width, motion.camera.height) == (17, 144, 96)
