@@ -1,7 +1,8 @@
 """21 joints per hand -> MANO pose, shape and translation (Romero et al. 2017), with the user's own files.
 
 MANO's files are licensed for research and cannot be shipped or downloaded for anyone; :func:`load_mano` reads
-the ones a user has registered for.
+the ones a user has registered for. The code of smplx is under the same kind of licence, so it is imported only here
+and only when a hand is fitted.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ NUM_BETAS = 10
 WHERE_TO_GET = (
     "MANO's files are free for research: register at https://mano.is.tue.mpg.de, download 'Models & Code', take "
     "MANO_LEFT.pkl and MANO_RIGHT.pkl (or .npz files with the same arrays) and put them in models/svimo/mano"
+)
+
+NO_SMPLX = (
+    "MANO hands need smplx, which cannot be imported: pip install smplx (its licence, like MANO's, is non-commercial), "
+    "or use capsule hands, which need neither"
 )
 
 
@@ -320,6 +326,7 @@ def fit_mano(
 
     Raises:
         ValueError: see :func:`svimo_core.hand_rig.check_hand`.
+        ImportError: smplx is not installed.
     """
     joints = check_hand(joints, model.side)
     template = np.concatenate([model.J_regressor @ model.v_template, model.v_template[list(TIP_VERTICES)]])[
@@ -416,7 +423,11 @@ class _Layer:
     """smplx's linear blend skinning with the arrays of one model on one device."""
 
     def __init__(self, model: ManoModel, device: str | torch.device = "cpu"):
-        from smplx.lbs import lbs  # its licence is research-only: needed only by those who use MANO
+        # Its licence is non-commercial: whoever does not use MANO may do without it.
+        try:
+            from smplx.lbs import lbs
+        except ImportError as error:
+            raise ImportError(f"{NO_SMPLX} ({error})") from error
 
         self.lbs = lbs
         tensor = lambda array: torch.from_numpy(np.array(array)).to(device)  # noqa: E731

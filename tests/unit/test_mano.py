@@ -1,7 +1,10 @@
 import os
 import pickle
+import re
 import struct
+import subprocess
 import sys
+import textwrap
 import types
 
 import numpy as np
@@ -13,6 +16,7 @@ from helpers.synthetic_mano import mano_arrays
 from scipy.sparse import csc_matrix
 from smplx.utils import Struct
 
+from dev.comfy import ROOT
 from svimo_core.mano import FROM_MANO, TIP_VERTICES, fit_mano, load_mano, save_mano
 from svimo_core.motion import HAND_NAMES
 
@@ -114,6 +118,36 @@ def test_fit_reports_progress_and_can_be_cancelled(models):
 
     with pytest.raises(InterruptedError):
         fit_mano(joints, models["right"], fps=8, on_progress=stop)
+
+
+def test_only_mano_needs_smplx(models, tmp_path):
+    """smplx's licence is non-commercial: who has no use for it may remove it, and keeps everything but MANO."""
+    program = """
+        import sys
+        sys.modules["smplx"] = None  # as if it were not installed
+        from svimo_core.export.bvh import write_bvh
+        from svimo_core.export.glb import write_glb
+        from svimo_core.mano import load_mano
+        from svimo_core.motion import HandObjectMotion
+        from svimo_core.rigged import rig_motion
+
+        motion = HandObjectMotion.load(sys.argv[1])
+        rigged = rig_motion(motion)
+        write_glb("motion.glb", rigged)
+        write_bvh("left.bvh", rigged.hands[0], motion.fps)
+        try:
+            rig_motion(motion, mano={side: load_mano(f"{side}.npz", side) for side in ("left", "right")})
+        except ImportError as error:
+            print(error)
+    """
+    for side in HAND_NAMES:
+        np.savez(tmp_path / f"{side}.npz", **mano_arrays(side))
+    command = [sys.executable, "-c", textwrap.dedent(program), ROOT / "assets" / "motions" / "stir_cup.npz"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert re.search(r"MANO hands need smplx.* pip install smplx .* capsule", done.stdout)
+    assert (tmp_path / "motion.glb").stat().st_size > 100_000
+    assert (tmp_path / "left.bvh").is_file()
 
 
 def test_saved_parameters_are_plain_arrays(models, tmp_path):
