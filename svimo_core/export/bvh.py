@@ -106,11 +106,10 @@ def read_bvh(path: str | os.PathLike) -> Bvh:
         while (word := next(words)) != "MOTION":
             if word in ("ROOT", "JOINT", "End"):
                 parents.append(open_joints[-1] if open_joints else -1)
-                name = next(words)
+                name = " ".join(iter(words.__next__, "{"))  # 3ds Max writes names of several words
                 names.append(f"{names[parents[-1]]}_end" if word == "End" else name)
                 offsets.append([0.0, 0.0, 0.0])
                 channels.append([])
-                _expect(words, "{")
                 open_joints.append(len(names) - 1)
             elif word == "OFFSET":
                 offsets[open_joints[-1]] = [float(next(words)) for _ in range(3)]
@@ -167,7 +166,8 @@ def read_bvh_hands(
     """Both hands' joints out of one BVH of a body, or of one BVH per hand.
 
     Joints are found by name: a side (left, right, l, r), then a finger and a number or anatomical name, as SViMo,
-    Mixamo, MotionBuilder, Rigify and Unreal write them; a fingertip may be the end site of the third joint.
+    Mixamo, MotionBuilder, Rigify, Unreal and VRM write them; a fingertip may be the end site of the third joint, and
+    the wrist is the joint called hand or wrist that the middle finger hangs from.
 
     Returns:
         Joints, N x 2 x 21 x 3 (left, right; OpenPose order; metres; y-up turned into camera axes), and the frame rate.
@@ -212,21 +212,28 @@ def _hand_joints(bvh: Bvh, side: str) -> dict[str, int]:
     fingers = {"thumb": "thumb", "index": "index", "middle": "middle", "mid": "middle", "ring": "ring"}
     fingers |= {"pinky": "pinky", "little": "pinky"}
     index: dict[str, int] = {}
+    wrists = set()
     for joint, name in enumerate(bvh.names):
         # "mixamorig:LeftHandIndex1", "index_01_l", "f_index.01.L", "left_index_mcp" -> words and numbers
         words = [w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name.rsplit(":", 1)[-1])]
         if not {side, side[0]} & set(words) or "end" in words or "metacarpal" in words:
             continue
-        if "wrist" in words or set(words) == {"hand", side} or set(words) == {"hand", side[0]}:
-            index["wrist"] = joint
-        finger = next((fingers[word] for word in words if word in fingers), None)
-        if finger is None:
+        found = next((i for i, word in enumerate(words) if word in fingers), None)
+        if found is None:
+            if {"hand", "wrist"} & set(words):
+                wrists.add(joint)
             continue
-        ours = [j for j in JOINT_NAMES if j.startswith(finger)]  # from base to tip
-        numbers = [int(word) for word in words if word.isdigit()]
+        ours = [j for j in JOINT_NAMES if j.startswith(fingers[words[found]])]  # from base to tip
+        numbers = [int(word) for word in words[found:] if word.isdigit()]
         for place, joint_name in enumerate(ours, start=1):
             if joint_name.split("_")[1] in words or numbers[:1] == [place]:
                 index[joint_name] = joint
+    # Rigs have further joints called hand, for IK or for things held: the wrist is the one with the fingers.
+    above = bvh.parents[index["middle_mcp"]] if "middle_mcp" in index else -1
+    while above >= 0 and above not in wrists:
+        above = bvh.parents[above]
+    if above >= 0:
+        index["wrist"] = above
     for base in FINGER_BASES:
         last, tip = JOINT_NAMES[base + 2], JOINT_NAMES[base + 3]
         if last in index and tip not in index:

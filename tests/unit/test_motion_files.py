@@ -181,9 +181,38 @@ def rigify(side, finger="", number=""):
     return f"f_{finger}.{number:02d}.{side[0].upper()}" if finger else f"hand.{side[0].upper()}"
 
 
-@pytest.mark.parametrize(("names", "tips"), [(mixamo, True), (unreal, False), (rigify, False)])
-def test_hands_are_found_in_the_bvh_of_a_body(tmp_path, names, tips):
-    (tmp_path / "body.bvh").write_text(body(names, tips))
+def rigify_deform(side, finger="", number=""):
+    return f"DEF-{rigify(side, finger, number)}"
+
+
+def vrm(side, finger="", number=""):
+    finger = {"pinky": "little"}.get(finger, finger)
+    return f"J_Bip_{side[0].upper()}_{finger.capitalize() or 'Hand'}{number}"
+
+
+def several_words(side, finger="", number=""):
+    return f"Actor 1 {side} {finger or 'hand'} {number}"
+
+
+@pytest.mark.parametrize(
+    ("names", "tips"),
+    [
+        (mixamo, True),
+        (unreal, False),
+        (rigify, False),
+        (rigify_deform, False),
+        (vrm, False),
+        (several_words, True),
+    ],
+)
+@pytest.mark.parametrize("extra", [False, True], ids=["", "ik"])
+def test_hands_are_found_in_the_bvh_of_a_body(tmp_path, names, tips, extra):
+    text = body(names, tips)
+    if extra:  # as in Unreal's and others' rigs: a further joint called hand, which no finger hangs from
+        ik = "JOINT ik_hand_l\n{\nOFFSET 0 0 0\nCHANNELS 0\n}\nJOINT ik_hand_r\n{\nOFFSET 0 0 0\nCHANNELS 0\n}\n"
+        head, motion = text.split("}\nMOTION")
+        text = f"{head}{ik}}}\nMOTION{motion}"
+    (tmp_path / "body.bvh").write_text(text)
     motion = read_motion(tmp_path / "body.bvh")
     assert motion.fps == pytest.approx(30, abs=0.001)
     wrist, index_tip = motion.hands[0, 0, 0], motion.hands[0, 0, 8]
@@ -281,6 +310,27 @@ def test_joint_arrays_become_a_motion(tmp_path, motion, layout):
     assert (back.fps, back.camera, back.objects) == (30, CAMERA, {})
 
 
+def test_hands_of_a_trackers_long_lens_come_near(tmp_path, motion):
+    """HaMeR and WiLoR place hands as if seen by a lens of 5000 pixels for a crop of 256."""
+    width, height = 1280, 720
+    far = Camera(fx=25_000, fy=25_000, cx=width / 2, cy=height / 2, width=width, height=height)
+    camera = Camera.from_fov(width, height)
+    rows = layouts(motion.hands)["detections"]
+    wrist = motion.hands[rows["frame"], rows["is_right"].astype(int), :1]
+    rows["pred_keypoints_3d"] = motion.hands[rows["frame"], rows["is_right"].astype(int)] - wrist
+    rows["pred_cam_t_full"] = wrist[:, 0] * (1, 1, far.fx / camera.fx)
+    sizes = np.tile([[width, height]], (len(rows["frame"]), 1))
+    np.savez(tmp_path / "track.npz", fps=8.0, focal_length=far.fx, image_size=sizes, **rows)
+    back = read_motion(tmp_path / "track.npz")
+    assert back.camera == camera
+    np.testing.assert_allclose(back.hands, motion.hands, atol=1e-5)
+    small = read_motion(tmp_path / "track.npz", camera=camera.resized(640, 360))
+    np.testing.assert_allclose(small.hands, back.hands, atol=1e-6)
+    np.savez(tmp_path / "track.npz", fps=8.0, focal_length=far.fx, **rows)
+    with pytest.raises(ValueError, match="focal_length without image_size"):
+        read_motion(tmp_path / "track.npz")
+
+
 def test_npy_and_units(tmp_path, motion):
     np.save(tmp_path / "track.npy", motion.hands * 1000)
     back = read_motion(tmp_path / "track.npy", fps=8, metres_per_unit=0.001)
@@ -301,10 +351,11 @@ def test_gaps_are_filled_only_when_asked(tmp_path, motion):
     np.testing.assert_allclose(filled[:, 1], motion.hands[:, 1], atol=1e-6)
 
 
-def test_gaps_at_the_ends_and_missing_hands_are_refused(motion):
+@pytest.mark.parametrize("missing", [np.nan, 0.0], ids=["nan", "zeros"])
+def test_gaps_at_the_ends_and_missing_hands_are_refused(motion, missing):
     for frames in ([0], [8], range(9)):
         hands = motion.hands.copy()
-        hands[list(frames), 1] = np.nan
+        hands[list(frames), 1] = missing
         with pytest.raises(ValueError, match="right hand"):
             fill_gaps(hands, max_gap=10)
 
@@ -320,6 +371,15 @@ def test_gaps_at_the_ends_and_missing_hands_are_refused(motion):
         ({"left": np.zeros((4, 21, 3)), "right": np.zeros((5, 21, 3))}, "the same shape"),
         ({"frame": [0], "is_right": [1, 0], "keypoints_3d": np.zeros((1, 21, 3))}, "different number"),
         ({"frame": [0], "is_right": [2], "keypoints_3d": np.zeros((1, 21, 3))}, "is_right be 0 or 1"),
+        ({"frame": [np.nan], "is_right": [1], "keypoints_3d": np.zeros((1, 21, 3))}, "frame must count"),
+        ({"frame": [10**9], "is_right": [1], "keypoints_3d": np.zeros((1, 21, 3))}, "at most 1,000,000"),
+        ({"frame": [0], "is_right": [1], "keypoints_3d": np.zeros(3)}, "different number"),
+        (
+            {"frame": [3, 3], "is_right": [1, 1], "keypoints_3d": np.zeros((2, 21, 3))},
+            "2 detections of the right hand in frame 3",
+        ),
+        ({"hands": np.full((4, 2, 21, 3), "a")}, r"m\.npz: hands holds <U1 instead of numbers"),
+        ({"hands": np.zeros((4, 2, 21, 3)), "image_size": [1, 2, 3]}, "one width and height"),
         ({"hands": np.array([{}], dtype=object)}, "cannot be read as plain arrays"),
     ],
 )
@@ -335,6 +395,9 @@ def test_files_that_say_too_little_or_are_none(tmp_path, motion):
     np.save(tmp_path / "m.npy", motion.hands)
     with pytest.raises(ValueError, match="does not say its frame rate"):
         read_motion(tmp_path / "m.npy")
+    np.savez(tmp_path / "rates.npz", hands=motion.hands, fps=[8.0, 30.0])
+    with pytest.raises(ValueError, match="fps must be one positive number"):
+        read_motion(tmp_path / "rates.npz")
     with pytest.raises(FileNotFoundError, match="no motion file"):
         read_motion(tmp_path / "absent.npz", fps=8)
     with pytest.raises(FileNotFoundError, match="no BVH file"):
