@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 
-from .motion import HAND_NAMES, JOINTS_PER_HAND
+from .motion import HAND_NAMES, JOINT_NAMES, JOINTS_PER_HAND
 from .tracks import align, fit_rigid_track
 
 JOINT_PARENTS = tuple(-1 if j == 0 else 0 if j % 4 == 1 else j - 1 for j in range(JOINTS_PER_HAND))
@@ -27,6 +27,9 @@ TIPS = tuple(base + 3 for base in FINGER_BASES)
 
 PALM_LENGTH_RANGE = (0.03, 0.2)
 """Metres from the wrist to the base of the middle finger that can be a hand; an adult's is about 0.09."""
+
+SHORTEST_BONE = 1e-4
+"""Metres; a finger bone that is shorter over the whole clip is none."""
 
 CAPSULE_RADII = np.array(
     [
@@ -143,13 +146,20 @@ def fit_capsule_hand(joints: np.ndarray, side: str) -> HandAnimation:
         side: "left" or "right".
 
     Raises:
-        ValueError: see :func:`check_hand`.
+        ValueError: see :func:`check_hand`; or finger joints that lie in one place.
     """
     joints = check_hand(joints, side)
     palm = fit_rigid_track(joints[:, PALM], name=f"{side} palm")
     bone_lengths = np.median(
         np.linalg.norm(np.diff(joints[:, 1:].reshape(-1, 5, 4, 3), axis=2), axis=-1), axis=0
     )
+    if bone_lengths.min() < SHORTEST_BONE:
+        finger, bone = np.unravel_index(bone_lengths.argmin(), bone_lengths.shape)
+        start = FINGER_BASES[finger] + bone
+        raise ValueError(
+            f"{side} hand: {JOINT_NAMES[start]} and {JOINT_NAMES[start + 1]} lie in one place, so the bone between "
+            "them has no direction; are all 21 joints there?"
+        )
     to_rest = _palm_axes(palm.points, side)
     rest_joints = _flat_hand((palm.points - palm.points[0]) @ to_rest.T, bone_lengths, side)
 

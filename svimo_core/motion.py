@@ -185,9 +185,12 @@ class HandObjectMotion:
             raise ValueError(
                 f"{path.name} is not a SViMo motion: it lacks {sorted(missing) or 'the format mark'}"
             )
-        if int(arrays["version"]) > NPZ_VERSION:
+        version = str(arrays["version"])
+        if not version.isdigit():
+            raise ValueError(f"{path.name} is a damaged SViMo motion: its version is {version!r}")
+        if int(version) > NPZ_VERSION:
             raise ValueError(
-                f"{path.name} has motion format {int(arrays['version'])}; "
+                f"{path.name} has motion format {version}; "
                 f"this version reads up to {NPZ_VERSION}: update the pack"
             )
         try:

@@ -90,7 +90,10 @@ def rig_motion(
     objects = {}
     for i, (name, points) in enumerate(motion.objects.items(), start=1):
         track = fit_rigid_track(points, name=name)
-        vertices, faces = display_surface(track.points)
+        try:
+            vertices, faces = display_surface(track.points)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         objects[name] = RigidObject(track=track, vertices=vertices, faces=faces)
         report(2 * steps + i, total)
 

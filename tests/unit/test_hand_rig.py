@@ -75,3 +75,10 @@ def test_one_frame_is_enough():
 def test_what_cannot_be_a_hand_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         check_hand(change(hand_animation("left").joints), "left")
+
+
+def test_a_finger_without_bones_is_refused():
+    joints = hand_animation("right").joints
+    joints[:, 19:21] = joints[:, 18:19]
+    with pytest.raises(ValueError, match="right hand: pinky_pip and pinky_dip lie in one place"):
+        fit_capsule_hand(joints, "right")

@@ -100,3 +100,6 @@ def test_newer_format_asks_for_an_update(tmp_path, motion):
     np.savez(path, **(arrays | {"version": np.array(99)}))
     with pytest.raises(ValueError, match="update the pack"):
         HandObjectMotion.load(path)
+    np.savez(path, **(arrays | {"version": np.array("x")}))
+    with pytest.raises(ValueError, match=r"m\.npz is a damaged SViMo motion: its version is 'x'"):
+        HandObjectMotion.load(path)
