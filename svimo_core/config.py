@@ -6,6 +6,7 @@ A checkpoint stores one :class:`SViMoConfig` in its metadata, so a file says by 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,9 @@ class InteractionConfig:
     object_names: tuple[str, ...] = ("tool", "target")
     points_per_object: int = 128
     norm_groups: int = 8
+    read_grid: tuple[int, int] = (4, 6)
+    """Rows and columns of the two finest levels, pooled to them, that a frame reads place by place; halved at each
+    level after."""
 
     def __post_init__(self):
         if len(self.pyramid_channels) != len(self.denoiser_channels):
@@ -77,6 +81,11 @@ class InteractionConfig:
                 "pyramid_channels and denoiser_channels must have the same number of levels, got "
                 f"{len(self.pyramid_channels)} and {len(self.denoiser_channels)}"
             )
+
+    def read_grid_at(self, level: int) -> tuple[int, int]:
+        """Rows and columns that a frame reads of one level of the pyramid."""
+        rows, columns = (math.ceil(size / 2 ** max(0, level - 1)) for size in self.read_grid)
+        return rows, columns
 
     @property
     def num_points(self) -> int:
@@ -257,6 +266,7 @@ COGVIDEOX_5B_I2V = SViMoConfig(
         denoiser_channels=(512, 512, 768, 768),
         num_heads=8,
         norm_groups=32,
+        read_grid=(8, 12),
     ),
     vae=VAEConfig(block_out_channels=(128, 256, 256, 512), layers_per_block=3, norm_groups=32),
     text=None,

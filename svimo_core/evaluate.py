@@ -92,7 +92,8 @@ def evaluate(
     judges: Judges,
     *,
     steps: int = 20,
-    guidance_scale: float = 6.0,
+    guidance_scale: float = 2.0,
+    dynamic_guidance: bool = False,
     feedback_options: FeedbackOptions | None = None,
     changed_actions: bool = True,
 ) -> tuple[dict[str, Any], list[Generation]]:
@@ -107,7 +108,7 @@ def evaluate(
         Scores of the model at the top level, others under `feedback_off`, `baseline_...`, `truth`, `seen_words` and
         `held_out_words`; and the generations with feedback.
     """
-    settings = dict(steps=steps, guidance_scale=guidance_scale)
+    settings = dict(steps=steps, guidance_scale=guidance_scale, dynamic_guidance=dynamic_guidance)
     options = feedback_options or FeedbackOptions()
 
     # 1. generate
@@ -316,7 +317,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=64, help="how many clips")
     parser.add_argument("--split", choices=SPLITS, default="test", help="whose words")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps")
-    parser.add_argument("--guidance-scale", type=float, default=6.0)
+    parser.add_argument("--guidance-scale", type=float, default=2.0, help="classifier-free guidance")
+    parser.add_argument(
+        "--dynamic-guidance", action="store_true", help="let it grow over the steps, as CogVideoX does"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores here")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw the first eight clips")
@@ -325,7 +329,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         model = SViMo.load(args.checkpoint, args.device)
         clips = evaluation_clips(args.seed, args.count, args.split, model.config)
-        settings = dict(steps=args.steps, guidance_scale=args.guidance_scale)
+        settings = dict(
+            steps=args.steps, guidance_scale=args.guidance_scale, dynamic_guidance=args.dynamic_guidance
+        )
         scores, made = evaluate(model, clips, Judges.load(), **settings)
         run = dict(seed=args.seed, split=args.split, checkpoint=args.checkpoint.name, **settings)
         scores = {**run, "seconds": round(time.perf_counter() - began, 1), **scores}

@@ -82,6 +82,7 @@ def generate(
     seed: int = 0,
     steps: int = 50,
     guidance_scale: float = 6.0,
+    dynamic_guidance: bool = True,
     solver: str = "ddim",
     feedback_options: FeedbackOptions | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
@@ -107,6 +108,7 @@ def generate(
         text=text.float(),
         negative_text=negative_text.float(),
         guidance_scale=guidance_scale,
+        dynamic=dynamic_guidance,
         dtype=weight.dtype,
     )
     feedback = InteractionFeedback(

@@ -28,8 +28,6 @@ POSITION_PERIOD = 200.0
 TEMPORAL_COMPRESSION = 4
 """Frames per latent frame, after the first."""
 COORDINATE_CHANNELS = 10
-READ_GRIDS = ((4, 6), (4, 6), (2, 3), (1, 2))
-"""Cells of a level that a frame reads place by place, for each level; latents of any size are pooled to them."""
 
 
 class ResBlock3D(nn.Module):
@@ -180,7 +178,7 @@ class InteractionModel(nn.Module):
                 widths[level],
                 contexts[level],
                 time_dim,
-                READ_GRIDS[min(level, len(READ_GRIDS) - 1)],
+                config.read_grid_at(level),
                 config,
                 operations,
                 attention,
