@@ -90,6 +90,13 @@ ADVICE = {
     "SViMoLoadMotion": """
 - Put files into ComfyUI's input folder. `docs/motion-format.md` describes what is read.
 - Hand trackers such as HaMeR and WiLoR give 21 joints per hand without a frame rate: set `fps`.
+- One BVH per hand, other units, gaps, motion that no camera saw: *Import SViMo Motion*.
+""",
+    "SViMoImportMotion": """
+- What *Save SViMo Hands as BVH* wrote: the left file as `motion`, the right one as `other_hand`.
+- Motion capture does not know a camera: set `distance`, about 0.6 for two hands.
+- HaMeR and WiLoR lose hands now and then: allow a `max_gap` of a few frames, or cut the clip.
+- Then *Clean SViMo Motion* for the frame rate and *SViMo Motion Encode* to guide a video with it.
 """,
     "SViMoPreviewMotion": """
 - `frames` can be saved as a video or laid beside the generated one.
@@ -109,12 +116,14 @@ ADVICE = {
   part of this pack and their licence is for research only.
 """,
     "SViMoSaveGLB": """
-- Connect `model_file` to core's *Preview 3D & Animation* to play it in the graph.
+- Connect `model_file` to core's *Preview 3D & Animation* and press play there; until then it shows the rest pose.
+- Dropped onto the page, the file opens the graph that made it.
+- With MANO hands, MANO's parameters are saved beside it as `..._mano.npz`.
 - Blender: File > Import > glTF 2.0. Units, axes, frame rate and camera are set.
 """,
     "SViMoSaveBVH": """
 - One file per hand. Objects have no place in BVH: save them as GLB.
-- *Load SViMo Motion* reads both files back.
+- *Import SViMo Motion* reads both files back.
 """,
     "SViMoOverlayMotion": """
 - The frames may have another size than the clip; the camera is scaled with them.
@@ -157,7 +166,8 @@ def kind(value: list) -> str:
     choices = value[0] if isinstance(value[0], list) else value[1].get("options")
     if choices is None:
         return value[0]
-    if not choices or any("." in str(choice) for choice in choices):
+    named = [choice for choice in choices if choice != "none"]
+    if not named or any("." in str(choice) for choice in named):
         return "file"
     return " or ".join(f"`{choice}`" for choice in choices)
 

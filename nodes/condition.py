@@ -13,6 +13,7 @@ from ..svimo_core.feedback import encode_motions
 from ..svimo_core.model.text import hand_object_prompt
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.pipeline import empty_latents, encode_image
+from ..svimo_core.render import check_in_view
 from ..svimo_core.sampler import Guidance
 from .types import (
     CATEGORY,
@@ -271,6 +272,7 @@ class SViMoMotionEncode(io.ComfyNode):
             raise ValueError(
                 f"the motion has {len(motion)} frames, the clip {frames}: give both the same length"
             )
+        check_in_view(motion)
         width, height = w * config.vae.spatial_compression, h * config.vae.spatial_compression
         working = vae.load(frames, height, width)
         encoded = encode_motions(working, [motion], width, height, on_work=throw_if_interrupted).cpu()

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
+from ..svimo_core.clean import place_in_view
 from ..svimo_core.export.reading import read_motion
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.render import render_motion, render_view
@@ -17,6 +18,10 @@ from .types import CATEGORY, Motion, check_choice
 
 SUFFIXES = (".npz", ".npy", ".json", ".bvh")
 VIEWS = ["side", "camera"]
+NO_FILE = "none"
+MANO_SUFFIX = "_mano.npz"
+"""Of MANO parameters, which are no motion to load."""
+UNITS = {"usual": None, "metres": 1.0, "centimetres": 0.01, "millimetres": 0.001, "inches": 0.0254}
 EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "motions"
 
 
@@ -33,7 +38,8 @@ def list_motions() -> list[str]:
     """Motion files of all folders, marked."""
     found = []
     for kind, root in folders().items():
-        files = (path for path in root.rglob("*") if path.suffix in SUFFIXES)
+        files = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+        files = (path for path in files if not path.name.endswith(MANO_SUFFIX))
         names = sorted(path.relative_to(root).as_posix() for path in files)
         found += [name if kind == "input" else f"{name} [{kind}]" for name in names]
     return found
@@ -68,7 +74,7 @@ class SViMoLoadMotion(io.ComfyNode):
             node_id="SViMoLoadMotion",
             display_name="Load SViMo Motion",
             category=f"{CATEGORY}/motion",
-            description="Load 3D motion: what Save SViMo Motion wrote, a BVH with both hands, or arrays of 21 joints per hand from a hand tracker.",
+            description="Load 3D motion: what Save SViMo Motion wrote, a BVH with both hands, or arrays of 21 joints per hand from a hand tracker. Import SViMo Motion has settings for motion from elsewhere.",
             inputs=[
                 io.Combo.Input(
                     "motion",
@@ -110,6 +116,95 @@ class SViMoLoadMotion(io.ComfyNode):
     @classmethod
     def execute(cls, motion: str, fps: float) -> io.NodeOutput:
         return io.NodeOutput(read_motion(motion_path(motion), fps=fps or None))
+
+
+class SViMoImportMotion(io.ComfyNode):
+    """A motion that was made elsewhere, fitted to what SViMo expects."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = list_motions()
+        return io.Schema(
+            node_id="SViMoImportMotion",
+            display_name="Import SViMo Motion",
+            category=f"{CATEGORY}/motion",
+            description="Load motion from elsewhere, such as motion capture or a hand tracker: one BVH per hand, other units, gaps, and a place in front of the camera.",
+            inputs=[
+                io.Combo.Input(
+                    "motion",
+                    options=files,
+                    tooltip="A .bvh of a body or of one hand, or arrays of 21 joints per hand (.npz, .npy).",
+                ),
+                io.Combo.Input(
+                    "other_hand",
+                    options=[NO_FILE, *(file for file in files if ".bvh" in file.lower())],
+                    default=NO_FILE,
+                    tooltip="The .bvh of the other hand, where each hand has its own.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=0.0,
+                    min=0.0,
+                    max=240.0,
+                    step=0.5,
+                    tooltip="Frame rate, for arrays that do not say theirs. 0: as in the file.",
+                ),
+                io.Combo.Input(
+                    "unit",
+                    options=list(UNITS),
+                    default="usual",
+                    tooltip="Unit of lengths in the file. usual: centimetres for BVH, metres for arrays.",
+                ),
+                io.Int.Input(
+                    "max_gap",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Frames in a row in which a tracker may have lost a hand; they are filled with straight lines.",
+                ),
+                io.Float.Input(
+                    "distance",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.05,
+                    tooltip="Metres from the camera to the middle of the motion, to move it there. 0: leave it where it is, for motion that was seen by a camera.",
+                ),
+            ],
+            outputs=[
+                Motion.Output(display_name="motion", tooltip="Joints of both hands, in metres. No objects.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, motion: str, other_hand: str) -> bool | str:
+        """Accept files that came after the list was made."""
+        try:
+            motion_paths(motion, other_hand)
+        except (OSError, ValueError) as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, motion: str, other_hand: str, **_others) -> str:
+        """Load again when a file changes."""
+        states = [path.stat() for path in motion_paths(motion, other_hand)]
+        return " ".join(f"{state.st_mtime_ns} {state.st_size}" for state in states)
+
+    @classmethod
+    def execute(
+        cls, motion: str, other_hand: str, fps: float, unit: str, max_gap: int, distance: float
+    ) -> io.NodeOutput:
+        check_choice("unit", unit, list(UNITS))
+        imported = read_motion(
+            motion_paths(motion, other_hand), fps=fps or None, metres_per_unit=UNITS[unit], max_gap=max_gap
+        )
+        return io.NodeOutput(place_in_view(imported, distance) if distance else imported)
+
+
+def motion_paths(motion: str, other_hand: str) -> list[Path]:
+    """The files of a motion, one or one per hand."""
+    return [motion_path(name) for name in (motion, other_hand) if name != NO_FILE]
 
 
 class SViMoPreviewMotion(io.ComfyNode):
@@ -157,4 +252,4 @@ class SViMoPreviewMotion(io.ComfyNode):
         return io.NodeOutput(torch.from_numpy(frames).float() / 255, ui=preview)
 
 
-NODES = [SViMoLoadMotion, SViMoPreviewMotion]
+NODES = [SViMoLoadMotion, SViMoImportMotion, SViMoPreviewMotion]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
@@ -13,13 +12,13 @@ from torch import Tensor
 from ..svimo_core import clean
 from ..svimo_core.export.bvh import write_bvh
 from ..svimo_core.export.glb import write_glb
-from ..svimo_core.mano import WHERE_TO_GET, ManoModel, load_mano
+from ..svimo_core.mano import WHERE_TO_GET, ManoModel, load_mano, save_mano
 from ..svimo_core.motion import HAND_NAMES, HandObjectMotion
 from ..svimo_core.render import render_motion
 from ..svimo_core.rigged import RiggedMotion, rig_motion
 from .load import FOLDER
-from .save import graph_metadata
-from .types import CATEGORY, Motion, RiggedMotionType, check_choice, throw_if_interrupted
+from .save import progress, with_graph
+from .types import CATEGORY, Motion, RiggedMotionType, check_choice
 
 HANDS = ["capsule", "mano"]
 
@@ -145,7 +144,7 @@ class SViMoSaveGLB(io.ComfyNode):
             node_id="SViMoSaveGLB",
             display_name="Save SViMo Motion as GLB",
             category=f"{CATEGORY}/motion",
-            description="Save an animated GLB: skinned hands, rigid objects and the camera, for Blender, game engines and core's Preview 3D.",
+            description="Save an animated GLB: skinned hands, rigid objects and the camera, for Blender, game engines and core's Preview 3D. MANO hands are saved as parameters as well.",
             inputs=[
                 RiggedMotionType.Input("rigged_motion", tooltip="From Rig SViMo Motion."),
                 io.String.Input(
@@ -169,9 +168,13 @@ class SViMoSaveGLB(io.ComfyNode):
             filename_prefix, folder_paths.get_output_directory()
         )
         file = f"{name}_{counter:05}_.glb"
-        write_glb(Path(folder) / file, rigged_motion, metadata=graph_metadata(cls), on_progress=progress())
-        saved = ui.SavedResult(file, subfolder, io.FolderType.output)
-        return io.NodeOutput((Path(subfolder) / file).as_posix(), ui={"3d": [saved]})
+        write_glb(Path(folder) / file, with_graph(rigged_motion, cls), on_progress=progress())
+        saved = {"3d": [ui.SavedResult(file, subfolder, io.FolderType.output)]}
+        if rigged_motion.mano:
+            parameters = f"{name}_{counter:05}_mano.npz"
+            save_mano(Path(folder) / parameters, rigged_motion.mano, rigged_motion.fps)
+            saved["svimo_mano"] = [ui.SavedResult(parameters, subfolder, io.FolderType.output)]
+        return io.NodeOutput((Path(subfolder) / file).as_posix(), ui=saved)
 
 
 class SViMoSaveBVH(io.ComfyNode):
@@ -200,11 +203,12 @@ class SViMoSaveBVH(io.ComfyNode):
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )
-        saved = []
+        saved, report = [], progress()
         for hand in rigged_motion.hands:
             file = f"{name}_{counter:05}_{hand.rig.side}.bvh"
             write_bvh(Path(folder) / file, hand, rigged_motion.fps)
             saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
+            report(len(saved), len(rigged_motion.hands))
         return io.NodeOutput(ui={"3d": saved})
 
 
@@ -240,17 +244,6 @@ class SViMoOverlayMotion(io.ComfyNode):
         drawn = torch.from_numpy(render_motion(motion, width, height)).float() / 255
         alpha = opacity * (drawn.amax(dim=-1, keepdim=True) > 0)
         return io.NodeOutput(images[..., :3] * (1 - alpha) + drawn * alpha)
-
-
-def progress():
-    """Progress bar of a node that can be cancelled."""
-    bar = comfy.utils.ProgressBar(1)
-
-    def on_progress(done: int, total: int) -> None:
-        throw_if_interrupted()
-        bar.update_absolute(done, total)
-
-    return on_progress
 
 
 NODES = [SViMoCleanMotion, SViMoRigMotion, SViMoSaveGLB, SViMoSaveBVH, SViMoOverlayMotion]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
+import comfy.utils
 import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
 from ..svimo_core.export.json_ import write_json
 from ..svimo_core.motion import HandObjectMotion
-from .types import CATEGORY, Motion, check_choice
+from ..svimo_core.rigged import RiggedMotion
+from .types import CATEGORY, Motion, check_choice, throw_if_interrupted
 
+AnyMotion = TypeVar("AnyMotion", HandObjectMotion, RiggedMotion)
 FORMATS = ["npz", "json"]
 
 
@@ -53,21 +58,36 @@ class SViMoSaveMotion(io.ComfyNode):
         )
         check_choice("format", format, FORMATS)
         file = f"{name}_{counter:05}_.{format}"
-        motion_with_graph = replace(motion, metadata=motion.metadata | graph_metadata(cls))
+        to_save = with_graph(motion, cls)
         if format == "npz":
-            motion_with_graph.save(Path(folder) / file)
+            to_save.save(Path(folder) / file)
         else:
-            write_json(Path(folder) / file, motion_with_graph)
+            write_json(Path(folder) / file, to_save, on_progress=progress())
         saved = ui.SavedResult(file, subfolder, io.FolderType.output)
         return io.NodeOutput(motion, ui={"svimo_motion": [saved]})
 
 
-def graph_metadata(node: type[io.ComfyNode]) -> dict[str, str]:
-    """The graph that made a file, as core's savers embed it, unless the server runs with --disable-metadata."""
-    if args.disable_metadata or node.hidden is None:
-        return {}
-    values = {"prompt": node.hidden.prompt, **(node.hidden.extra_pnginfo or {})}
-    return {key: json.dumps(value) for key, value in values.items() if value is not None}
+def with_graph(motion: AnyMotion, node: type[io.ComfyNode]) -> AnyMotion:
+    """A motion with the graph that made it, under the keys of core's savers.
+
+    Where the server runs with --disable-metadata: without it, the prompt, and what the motion was loaded with.
+    """
+    if args.disable_metadata:
+        return replace(motion, prompt="", metadata={})
+    values = {"prompt": node.hidden.prompt, **(node.hidden.extra_pnginfo or {})} if node.hidden else {}
+    graph = {key: json.dumps(value) for key, value in values.items() if value is not None}
+    return replace(motion, metadata=motion.metadata | graph)
+
+
+def progress() -> Callable[[int, int], None]:
+    """Progress bar of a node that can be cancelled."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def on_progress(done: int, total: int) -> None:
+        throw_if_interrupted()
+        bar.update_absolute(done, total)
+
+    return on_progress
 
 
 NODES = [SViMoSaveMotion]

@@ -21,6 +21,8 @@ from .types import CATEGORY, Motion
 
 MAX_POINTS = 2000
 """Points of an object that the viewer shows: more only hide each other."""
+MAX_NUMBERS = 1_500_000
+"""Coordinates of all objects in all frames that the page loads, about 15 MB; a long clip shows fewer points."""
 MAX_SHEET = 4096
 """Pixels of a sheet of frames along each side: what every graphics card takes as a texture."""
 
@@ -78,9 +80,10 @@ class SViMoMotionViewer(io.ComfyNode):
 
 
 def for_display(motion: HandObjectMotion) -> HandObjectMotion:
-    """A motion without what a viewer does not show: the graph that made it, and points beyond MAX_POINTS."""
+    """A motion without what a viewer does not show: the graph that made it, and more points than there is use for."""
+    most = min(MAX_POINTS, max(1, MAX_NUMBERS // (3 * len(motion) * max(1, len(motion.objects)))))
     objects = {
-        name: points[:, :: math.ceil(points.shape[1] / MAX_POINTS)] for name, points in motion.objects.items()
+        name: points[:, :: math.ceil(points.shape[1] / most)] for name, points in motion.objects.items()
     }
     return replace(motion, objects=objects, metadata={})
 

@@ -53,6 +53,26 @@ VIEW_STYLE = Style(
 )
 
 
+def check_in_view(motion: HandObjectMotion) -> None:
+    """Refuse a motion of which a drawing through its own camera would show nothing.
+
+    Raises:
+        ValueError: no joint and no point is ever in the picture.
+    """
+    camera = motion.camera
+    for points in (motion.hands, *motion.objects.values()):
+        with np.errstate(all="ignore"):
+            u, v = np.moveaxis(camera.project(points), -1, 0)
+            inside = (points[..., 2] > NEAR) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
+        if inside.any():
+            return
+    low, high = (", ".join(f"{value:.3g}" for value in limit) for limit in motion.bounds())
+    raise ValueError(
+        f"nothing of the motion is in view of its camera: it lies between ({low}) and ({high}), and the camera sees "
+        "metres in front of it (z > 0); scale the motion to metres, or place it at a distance from the camera"
+    )
+
+
 def render_motion(motion: HandObjectMotion, width: int, height: int) -> np.ndarray:
     """Draw a motion through its own camera: the rendered motion video of the paper.
 

@@ -48,7 +48,8 @@ def write_glb(
     Args:
         path: the file to write or replace.
         rigged: what :func:`svimo_core.rigged.rig_motion` returns.
-        metadata: further strings (a seed, a workflow) for `asset.extras`, beside the motion's own.
+        metadata: further strings (a seed, a workflow) for `asset.extras`, beside the motion's own. ComfyUI reads
+            its graph from the keys "prompt" and "workflow", so the prompt in words is called "text" there.
         on_progress: called with (done, total); raising from it cancels and leaves no file.
 
     Raises:
@@ -85,7 +86,7 @@ class _Document:
                 "extras": {
                     **rigged.metadata,
                     **metadata,
-                    "prompt": rigged.prompt,
+                    "text": rigged.prompt,
                     "fps": rigged.fps,
                     "frames": len(rigged),
                 },

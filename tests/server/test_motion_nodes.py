@@ -1,17 +1,22 @@
 """3D motion in the graph: cleaned, rigged, saved for other programs, drawn over frames, and loaded again."""
 
 import io
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.inside import run_inside
 from helpers.read_glb import Glb
 from helpers.synthetic_mano import mano_arrays
 from PIL import Image
 
-from dev.comfy import ROOT, ComfyError, api_workflow
-from svimo_core.export.bvh import read_bvh_hands
+from dev.comfy import ROOT, ComfyError, WorkflowRefused, api_workflow
+from svimo_core.export.bvh import read_bvh_hands, write_bvh
 from svimo_core.export.json_ import read_json
 from svimo_core.motion import HandObjectMotion
+from svimo_core.rigged import rig_motion
 
 EXAMPLE = "stir_cup.npz [example]"
 LOAD = {"class_type": "SViMoLoadMotion", "inputs": {"motion": EXAMPLE, "fps": 0.0}}
@@ -44,6 +49,11 @@ def test_retarget_and_export(client, example, tmp_path):
     glb = Glb(download(client, result.files(ids["SViMoSaveGLB"])[0], tmp_path))
     assert len(glb.json["skins"]) == 2
     assert glb.json["animations"]
+    extras = glb.json["asset"][
+        "extras"
+    ]  # the graph where ComfyUI looks for it, the prompt in words beside it
+    assert set(json.loads(extras["prompt"])) == set(workflow)
+    assert extras["text"] == example.prompt
 
     hands = [download(client, file, tmp_path) for file in result.files(ids["SViMoSaveBVH"])]
     joints, fps = read_bvh_hands(hands)
@@ -94,7 +104,7 @@ def test_overlay_draws_over_the_frames(client, example):
         client.run(workflow)
 
 
-def test_mano_hands_are_the_users_own(client, server, tmp_path):
+def test_mano_hands_are_the_users_own(client, server, example, tmp_path):
     workflow = {
         "load": LOAD,
         "rig": {
@@ -113,8 +123,14 @@ def test_mano_hands_are_the_users_own(client, server, tmp_path):
     for side in ("left", "right"):
         np.savez(folder / f"MANO_{side.upper()}.npz", **mano_arrays(side))
     result = client.run(workflow)
-    glb = Glb(download(client, result.files("save")[0], tmp_path))
+    saved = {Path(file["filename"]).suffix: file for file in result.files("save")}
+    glb = Glb(download(client, saved[".glb"], tmp_path))
     assert len(glb.json["skins"]) == 2
+    with np.load(download(client, saved[".npz"], tmp_path), allow_pickle=False) as parameters:
+        assert parameters["left_hand_pose"].shape == (len(example), 45)
+    assert saved[".npz"]["filename"] == "mano_00001_mano.npz"
+    listed = client.object_info()["SViMoLoadMotion"]["input"]["required"]["motion"]
+    assert not any("_mano.npz" in name for name in listed[1].get("options", listed[0]))
 
 
 def test_motion_from_a_hand_tracker(client, server, example, tmp_path):
@@ -135,3 +151,94 @@ def test_motion_from_a_hand_tracker(client, server, example, tmp_path):
     motion = HandObjectMotion.load(download(client, result.files("save")[0], tmp_path))
     np.testing.assert_array_equal(motion.hands, example.hands)
     assert motion.fps == 30
+
+
+@pytest.fixture
+def importing() -> dict:
+    return {
+        "import": {
+            "class_type": "SViMoImportMotion",
+            "inputs": {"other_hand": "none", "fps": 0.0, "unit": "usual", "max_gap": 0, "distance": 0.0},
+        },
+        "save": {
+            "class_type": "SViMoSaveMotion",
+            "inputs": {"motion": ["import", 0], "filename_prefix": "imported", "format": "npz"},
+        },
+    }
+
+
+def test_one_bvh_per_hand_comes_back_and_in_front_of_the_camera(client, server, example, importing, tmp_path):
+    behind = example.hands - np.float32([0, 1, 2])  # as motion capture, which knows no camera
+    for hand in rig_motion(replace(example, hands=behind, objects={})).hands:
+        write_bvh(server.base_directory / "input" / f"walk_{hand.rig.side}.bvh", hand, example.fps)
+    settings = importing["import"]["inputs"]
+    settings["motion"] = "walk_left.bvh"
+    with pytest.raises(ComfyError, match=r"no right hand in walk_left\.bvh"):
+        client.run(importing)
+    settings.update({"other_hand": "walk_right.bvh", "distance": 0.7})
+    motion = HandObjectMotion.load(download(client, client.run(importing).files("save")[0], tmp_path))
+    middle = np.mean(motion.bounds(), axis=0)
+    np.testing.assert_allclose(middle, [0, 0, 0.7], atol=1e-4)
+    moved = motion.hands - behind
+    np.testing.assert_allclose(moved, np.broadcast_to(moved.mean(axis=(0, 1, 2)), moved.shape), atol=2e-3)
+    settings.update({"unit": "metres", "distance": 0.7})
+    with pytest.raises(ComfyError, match="is it in metres"):
+        client.run(importing)
+    settings["other_hand"] = "gone.bvh"
+    with pytest.raises(WorkflowRefused, match=r"no motion file .gone\.bvh."):
+        client.run(importing)
+
+
+def test_gaps_of_a_hand_tracker_are_filled(client, server, example, importing, tmp_path):
+    hands = example.hands.copy()
+    hands[5:7, 0] = np.nan
+    np.savez(server.base_directory / "input" / "gaps.npz", hands=1000 * hands)
+    settings = importing["import"]["inputs"]
+    settings.update({"motion": "gaps.npz", "fps": 8.0, "unit": "millimetres", "max_gap": 1})
+    with pytest.raises(ComfyError, match=r"left hand is missing in 2 of 17 frames.*max_gap fills 1"):
+        client.run(importing)
+    settings["max_gap"] = 2
+    motion = HandObjectMotion.load(download(client, client.run(importing).files("save")[0], tmp_path))
+    np.testing.assert_allclose(motion.hands[:, 1], example.hands[:, 1], atol=1e-6)
+    line = example.hands[4, 0] + (example.hands[7, 0] - example.hands[4, 0]) / 3
+    np.testing.assert_allclose(motion.hands[5, 0], line, atol=1e-6)
+
+
+def test_no_metadata_where_the_server_is_told_so(tmp_path):
+    run_inside(
+        """
+        import json, numpy
+        from dataclasses import replace
+        from pathlib import Path
+        from types import SimpleNamespace
+        import folder_paths
+        from comfy.cli_args import args as options
+        from pack.nodes.rig import SViMoSaveGLB
+        from pack.nodes.save import SViMoSaveMotion
+        from pack.svimo_core.motion import HandObjectMotion
+        from pack.svimo_core.rigged import rig_motion
+
+        motion = replace(HandObjectMotion.load(args[0]), prompt="use secret to", metadata={"prompt": "secret"})
+        folder_paths.set_output_directory(args[1])
+        for disabled in (False, True):
+            options.disable_metadata = disabled
+            for node, thing, settings in (
+                (SViMoSaveMotion, motion, {"format": "npz"}),
+                (SViMoSaveMotion, motion, {"format": "json"}),
+                (SViMoSaveGLB, rig_motion(motion), {}),
+            ):
+                node.hidden = SimpleNamespace(prompt={"1": "secret"}, extra_pnginfo={"workflow": "secret"})
+                node.execute(thing, f"{disabled}", **settings)
+            files = sorted(Path(args[1]).glob(f"{disabled}_*"))
+            assert {path.suffix for path in files} == {".npz", ".json", ".glb"}
+            for path in files:
+                if path.suffix == ".npz":
+                    with numpy.load(path) as arrays:
+                        content = json.dumps({name: arrays[name].tolist() for name in arrays})
+                else:
+                    content = path.read_bytes().decode("latin1")
+                assert content.count("secret") == (0 if disabled else 3), (path, content.count("secret"))
+        """,
+        str(ROOT / "assets" / "motions" / "stir_cup.npz"),
+        str(tmp_path),
+    )

@@ -249,6 +249,19 @@ def test_motion_of_another_length(client):
     assert "the clip 9" in message
 
 
+def test_motion_that_the_camera_does_not_see(client):
+    guided = api_workflow("given_motion_to_video")
+    encode = node(guided, "SViMoMotionEncode")["inputs"]
+    guided["far"] = {
+        "class_type": "SViMoCleanMotion",
+        "inputs": {"motion": encode["motion"], "smooth_seconds": 0.0, "fps": 0.0, "scale": 0.001},
+    }
+    encode["motion"] = ["far", 0]
+    where, message = error_of(client, guided)
+    assert where == "SViMoMotionEncode"
+    assert "nothing of the motion is in view of its camera" in message
+
+
 # Cancelling
 
 

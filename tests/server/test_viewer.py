@@ -70,6 +70,22 @@ def test_large_objects_are_thinned_out_for_the_viewer(client, server, motion):
     np.testing.assert_allclose(shown[:, 1], cloud[:, 16], atol=1e-5)
 
 
+def test_a_long_clip_shows_fewer_points(client, server, motion):
+    frames = 200
+    clouds = np.random.default_rng(0).normal(scale=0.05, size=(2, 1, 4000, 3)) + (0, 0, 0.5)
+    objects = {name: cloud.repeat(frames, 0) for name, cloud in zip(("tool", "target"), clouds, strict=True)}
+    hands = np.resize(motion.hands, (frames, *motion.hands.shape[1:]))
+    HandObjectMotion(hands=hands, objects=objects, camera=motion.camera, fps=30).save(
+        server.base_directory / "input" / "long.npz"
+    )
+    workflow = view("long.npz")
+    del workflow["draw"]
+    (entry,) = client.run(workflow).outputs["view"]["svimo_viewer"]
+    shown = json.loads(client.download(entry))["objects"]
+    assert 300_000 < sum(np.size(points) for points in shown.values()) <= 1_500_000
+    assert len(shown["tool"]) == frames
+
+
 def test_frames_of_another_clip_are_refused(client):
     workflow = view(frames=["other", 0])
     workflow["other"] = {

@@ -161,7 +161,7 @@ def test_quaternions_never_jump(glb):
 
 def test_metadata_travels(glb, motion):
     extras = glb.json["asset"]["extras"]
-    assert extras == {"prompt": motion.prompt, "fps": 8, "frames": 9, "seed": "7"}
+    assert extras == {"text": motion.prompt, "fps": 8, "frames": 9, "seed": "7"}
 
 
 def test_residuals_are_reported_by_name(rigged):
@@ -175,6 +175,12 @@ def test_hundred_thousand_points_make_a_small_file(tmp_path, motion):
         hands=motion.hands[:2], objects={"tool": cloud.repeat(2, 0)}, camera=motion.camera, fps=8
     )
     assert write_glb(tmp_path / "m.glb", rig_motion(large)).stat().st_size < 500_000
+
+
+def test_an_object_without_a_surface_is_named(motion):
+    few = motion.objects["tool"][:, :3]
+    with pytest.raises(ValueError, match="tool: no surface around 3 points"):
+        rig_motion(replace(motion, objects={"tool": few}))
 
 
 def test_rigging_reports_progress_and_can_be_cancelled(motion, models):

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from svimo_core.clean import scale
 from svimo_core.motion import Camera, HandObjectMotion
-from svimo_core.render import render_motion, render_view
+from svimo_core.render import check_in_view, render_motion, render_view
 
 FAR = (0.0, 0.0, 1e4)
 """Everything put here shrinks to the image centre."""
@@ -57,6 +60,22 @@ def test_behind_the_camera_is_not_drawn():
     behind = scene(tool=(0.5, 0.3, -1.0))
     magenta = (render_motion(behind, 192, 128) == (236, 52, 217)).all(axis=-1)
     assert not magenta.any()
+
+
+def test_what_cannot_be_seen_is_refused(motion):
+    check_in_view(motion)
+    check_in_view(scale(motion, 1000))  # millimetres look the same
+    away = np.array([50.0, 0, 0], np.float32)
+    for hidden in (
+        scale(motion, 1e-4),
+        replace(motion, hands=motion.hands * (1, 1, -1), objects={}),
+        replace(motion, hands=motion.hands + away, objects={}),
+    ):
+        assert not render_motion(hidden, 48, 32).any()
+        with pytest.raises(ValueError, match=r"nothing of the motion is in view .* between \(.*\) and \("):
+            check_in_view(hidden)
+    hands_away = replace(motion, hands=motion.hands + away)
+    check_in_view(hands_away)  # its objects can be seen
 
 
 def test_view_shows_motion_and_turns(motion):
