@@ -118,8 +118,9 @@ def train(config: TrainConfig) -> Path:
 
             metrics = {key: value.item() for key, value in metrics.items()} | {"gradient_norm": float(norm)}
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
-            run.after_step(step, metrics, time.perf_counter() - began, stop.asked)
-            if stop.asked:
+            stopping = anywhere(stop.asked, accelerator)
+            run.after_step(step, metrics, time.perf_counter() - began, stopping)
+            if stopping:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; run the same command to go on")
     return run.save(config.steps)
 
@@ -153,6 +154,13 @@ def sample_indices(
         order = np.random.default_rng([config.seed, sample // count, 2]).permutation(count)
         indices.append(int(order[sample % count]))
     return indices
+
+
+def anywhere(asked: bool, accelerator: Accelerator) -> bool:
+    """Whether any process was asked to stop: all have to stop after the same step, or the others wait for ever."""
+    if accelerator.num_processes == 1:
+        return asked
+    return accelerator.reduce(torch.tensor(int(asked), device=accelerator.device)).item() > 0
 
 
 def precision(name: str) -> str:
