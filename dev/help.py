@@ -28,6 +28,7 @@ ADVICE = {
   alone.
 - Of a sharded model in diffusers' layout choose any shard; the others are found beside it.
 - CogVideoX 1.5 has another layout and is refused with a message.
+- Leave `rotary_positions` as it is, except to compare with diffusers, or for a model that was tuned under its rule.
 """,
     "SViMoInteractionLoader": """
 - The motion statistics in the file turn the network's numbers into metres: use the interaction model of the

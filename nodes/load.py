@@ -15,7 +15,14 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..svimo_core.checkpoint import CheckpointHeader, convert, describe, load_part, read_header
+from ..svimo_core.checkpoint import (
+    CheckpointHeader,
+    convert,
+    describe,
+    load_part,
+    read_header,
+    with_diffusers_positions,
+)
 from ..svimo_core.cogvideox import lora_key_map
 from ..svimo_core.model.text import TextEncoder
 from ..svimo_core.model.vae import VideoVAE
@@ -43,6 +50,7 @@ WEIGHT_DTYPES = {
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
+ROTARY_POSITIONS = ["as_trained", "diffusers"]
 
 
 def register_folder() -> None:
@@ -198,14 +206,26 @@ class SViMoDiffusionModelLoader(io.ComfyNode):
                     default="default",
                     tooltip="How weights are stored in memory. default keeps the file's type; fp8 halves memory at some cost in quality.",
                 ),
+                io.Combo.Input(
+                    "rotary_positions",
+                    options=ROTARY_POSITIONS,
+                    default="as_trained",
+                    optional=True,
+                    tooltip="Matters at other sizes than the model's native one. as_trained: a token keeps its own row and column. diffusers: rows and columns are fitted into the native size, as in diffusers' CogVideoX.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="Video and motion transformer (MM-DiT).")],
         )
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(
+        cls, model_name: str, weight_dtype: str, rotary_positions: str = "as_trained"
+    ) -> io.NodeOutput:
         check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
+        check_choice("rotary_positions", rotary_positions, ROTARY_POSITIONS)
         header = read_header(find_file(model_name, "diffusion_models", FOLDER))
+        if rotary_positions == "diffusers":
+            header = with_diffusers_positions(header)
         return io.NodeOutput(load_backbone(header, WEIGHT_DTYPES[weight_dtype]))
 
 

@@ -167,11 +167,11 @@ def read_header(path: str | os.PathLike) -> CheckpointHeader:
 
 
 def _cogvideox_header(path: Path) -> CheckpointHeader:
-    """CogVideoX files as a video-only checkpoint, at the size of their position table."""
+    """CogVideoX files as a video-only checkpoint, at the size that the transformer was made for."""
     found = open_cogvideox(path)
     backbone = found.backbone or replace(COGVIDEOX_5B_I2V.backbone, motion=False, image_padding="zero")
     vae = found.vae or COGVIDEOX_5B_I2V.vae
-    frames, height, width = backbone.position_table or TABLE_GRID_5B
+    frames, height, width = found.grid
     cell = backbone.patch_size * vae.spatial_compression
     return CheckpointHeader(
         path=path,
@@ -191,6 +191,19 @@ def _cogvideox_header(path: Path) -> CheckpointHeader:
         provenance={},
         tensors=found.tensors,
     )
+
+
+def with_diffusers_positions(header: CheckpointHeader) -> CheckpointHeader:
+    """The same weights under diffusers' rule for rotary positions off the native size (`BackboneConfig.rotary_grid`):
+    every clip's rows and columns are fitted into the grid of CogVideoX's own clips."""
+    config = header.config
+    if config.backbone.position_table is not None:
+        grid = config.backbone.position_table[1:]
+    elif config.backbone.motion:  # converted from the 5b, whose clips have another size than its own
+        grid = TABLE_GRID_5B[1:]
+    else:
+        grid = config.height // config.pixel_multiple, config.width // config.pixel_multiple
+    return replace(header, config=replace(config, backbone=replace(config.backbone, rotary_grid=grid)))
 
 
 def load_part(

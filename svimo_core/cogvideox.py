@@ -102,6 +102,8 @@ class CogVideoXFiles:
     """What was found; tensors stay on disk."""
 
     layout: str
+    grid: tuple[int, int, int]
+    """Latent frames, height and width in tokens of the clips that the transformer was made for."""
     backbone: BackboneConfig | None
     vae: VAEConfig | None
     schedule: ScheduleConfig
@@ -124,13 +126,14 @@ def open_cogvideox(path: Path) -> CogVideoXFiles:
     folders = [path]
     if is_pipeline(path):
         folders = [path / part for part in ("transformer", "vae") if (path / part).is_dir()]
-    backbone, vae, found, layouts = None, None, {}, []
+    backbone, vae, grid, found, layouts = None, None, TABLE_GRID_5B, {}, []
     for folder in folders:
         stored, _ = open_weights(folder)
         declared = _declared_config(folder)
         if tensors := _part(stored, BACKBONE_MARK, BACKBONE_PREFIXES):
             tensors, layout = _rename(_fold_scales(path.name, tensors))
             backbone = _backbone_config(path.name, tensors, declared)
+            grid = _native_grid(declared, backbone.patch_size)
             found |= {f"backbone.{name}": tensor for name, tensor in tensors.items()}
             layouts.append(layout)
         if tensors := _part(stored, VAE_MARK, VAE_PREFIXES):
@@ -142,6 +145,7 @@ def open_cogvideox(path: Path) -> CogVideoXFiles:
         raise ValueError(f"{path.name} is a pipeline folder without a transformer or VAE. {ADVICE}")
     return CogVideoXFiles(
         layout=f"{'diffusers folder' if path.is_dir() else 'file'}, {' and '.join(layouts) or 'diffusers keys'}",
+        grid=grid,
         backbone=backbone,
         vae=vae,
         schedule=_schedule_config(path) if is_pipeline(path) else ScheduleConfig(),
@@ -273,10 +277,7 @@ def _backbone_config(
     text_length = declared.get("max_text_seq_length", 226)
     table = None
     if POSITION_TABLE in tensors:
-        table = TABLE_GRID_5B
-        if "sample_frames" in declared:
-            frames = (declared["sample_frames"] - 1) // 4 + 1
-            table = frames, declared["sample_height"] // patch_size, declared["sample_width"] // patch_size
+        table = _native_grid(declared, patch_size)
         rows, expected = shape(POSITION_TABLE)[0], text_length + table[0] * table[1] * table[2]
         if rows != expected:
             raise ValueError(
@@ -303,6 +304,14 @@ def _backbone_config(
         image_padding="zero",
         position_table=table,
     )
+
+
+def _native_grid(declared: dict[str, Any], patch_size: int) -> tuple[int, int, int]:
+    """Latent frames, height and width in tokens that config.json names, or those of CogVideoX-5b-I2V."""
+    if "sample_frames" not in declared:
+        return TABLE_GRID_5B
+    frames = (declared["sample_frames"] - 1) // 4 + 1
+    return frames, declared["sample_height"] // patch_size, declared["sample_width"] // patch_size
 
 
 def _vae_config(source: str, tensors: dict[str, StoredTensor], declared: dict[str, Any]) -> VAEConfig:

@@ -145,6 +145,9 @@ def test_config_is_read_from_shapes_and_config_json(tmp_path: Path):
     assert (header.config.vae.layers_per_block, header.config.vae.norm_groups) == (1, 4)
     assert (header.config.frames, header.config.height, header.config.width) == (9, 64, 96)
     assert header.config.schedule == ScheduleConfig()
+    tableless = tiny_transformer(use_learned_positional_embeddings=False)
+    header = read_header(whole_folder(tmp_path, tableless))
+    assert (header.config.frames, header.config.height, header.config.width) == (9, 64, 96)
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import diffusers.schedulers.scheduling_dpm_cogvideox as dpm_module
 import pytest
@@ -13,7 +15,7 @@ from einops import rearrange
 from helpers.tiny_cogvideox import SCHEDULER, save_pipeline, tiny_transformer, tiny_vae
 from torch import Tensor
 
-from svimo_core.checkpoint import CheckpointHeader, load_part, read_header
+from svimo_core.checkpoint import convert, load_part, read_header, with_diffusers_positions
 from svimo_core.config import ScheduleConfig
 from svimo_core.model.layers import rotary_3d
 from svimo_core.model.mmdit import MMDiT
@@ -43,11 +45,6 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     pipe = CogVideoXImageToVideoPipeline(None, None, vae, transformer, scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe, read_header(folder)
-
-
-def in_grid(header: CheckpointHeader, rotary_grid: tuple[int, int] | None) -> CheckpointHeader:
-    backbone = replace(header.config.backbone, rotary_grid=rotary_grid)
-    return replace(header, config=replace(header.config, backbone=backbone))
 
 
 def inputs(frames: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -86,11 +83,11 @@ def test_each_block(models, index: int):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rotary_grid", [None, GRID])
-def test_whole_transformer_at_its_native_size(models, rotary_grid: tuple[int, int] | None):
+@pytest.mark.parametrize("positions", [lambda header: header, with_diffusers_positions])
+def test_whole_transformer_at_its_native_size(models, positions: Callable):
     pipe, header = models
     given = inputs(FRAMES, HEIGHT, WIDTH)
-    found, _ = load_part(in_grid(header, rotary_grid), "backbone")(*given)
+    found, _ = load_part(positions(header), "backbone")(*given)
     torch.testing.assert_close(found, diffusers_forward(pipe, *given), rtol=1e-5, atol=1e-5)
 
 
@@ -101,10 +98,19 @@ def test_whole_transformer_at_other_sizes(models, size: tuple[int, int, int]):
     pipe, header = models
     given = inputs(*size)
     expected = diffusers_forward(pipe, *given)
-    found, _ = load_part(in_grid(header, GRID), "backbone")(*given)
+    found, _ = load_part(with_diffusers_positions(header), "backbone")(*given)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     absolute, _ = load_part(header, "backbone")(*given)
     assert (absolute - expected).abs().max() > 1e-3  # the default is another rule, on purpose
+
+
+def test_a_converted_model_keeps_the_grid_it_comes_from(models, tmp_path: Path):
+    """Its own clips have another size than CogVideoX's; without a table to tell, it came from the 5b."""
+    _, header = models
+    converted = read_header(convert(header.path, tmp_path / "svimo.safetensors"))
+    backbone = with_diffusers_positions(converted).config.backbone
+    assert backbone.rotary_grid == (GRID if backbone.position_table else (30, 45))
+    assert converted.config.backbone.rotary_grid is None
 
 
 @torch.no_grad()
@@ -320,7 +326,7 @@ def test_the_complete_run(
     assert expected.std() > 0.05
 
     # 2. ours
-    header = in_grid(header, GRID if size == OTHER_SIZE else None)
+    header = with_diffusers_positions(header)
     vae, generator = VideoVAE(load_part(header, "vae"), header.config.vae), torch.Generator().manual_seed(8)
     schedule = NoiseSchedule(header.config.schedule)
     denoise = Denoiser(

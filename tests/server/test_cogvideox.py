@@ -176,6 +176,19 @@ def test_a_lora_equals_the_merged_weights(client, files, loader):
     assert np.abs(frames_of(client, workflow) - merged).max() <= 1
 
 
+def test_rotary_positions_are_optional_and_change_other_sizes(client, files):
+    """Workflows from before the choice go on as they were; the published size is far from this one."""
+    seed, made = next(seeds), {}
+    for choice in (None, "as_trained", "diffusers"):
+        workflow = prepared("cogvideox_image_to_video", seed=seed)
+        loader = workflow[node(workflow, "SViMoDiffusionModelLoader")]["inputs"]
+        loader.pop("rotary_positions", None)
+        loader |= {"rotary_positions": choice} if choice else {}
+        made[choice] = frames_of(client, workflow)
+    assert np.array_equal(made[None], made["as_trained"])
+    assert np.abs(made["diffusers"] - made["as_trained"]).max() > 2
+
+
 def test_fp8_storage_is_close_to_the_original(client, files):
     seed = next(seeds)
     plain = frames_of(client, prepared("cogvideox_image_to_video", seed=seed))
