@@ -40,7 +40,9 @@ ADVICE = {
 """,
     "SViMoLoraLoader": """
 - Chain several to combine them. The model given in is left as it was.
-- A LoRA made for another model family is refused with a message.
+- On SViMo, what the LoRA changes of the video stream, it changes of the motion stream as well. Core's LoRA loaders do
+  the same, for files with kohya names.
+- A LoRA made for another model, and a DoRA or LoHa on layers that motion shares, is refused with a message.
 """,
     "SViMoConvertCogVideoX": """
 - The new motion stream starts as a copy of the video stream, and its guidance at zero: before training, the

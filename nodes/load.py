@@ -26,6 +26,7 @@ from ..svimo_core.checkpoint import (
 from ..svimo_core.cogvideox import lora_key_map
 from ..svimo_core.model.text import TextEncoder
 from ..svimo_core.model.vae import VideoVAE
+from .lora import BackbonePatcher
 from .types import (
     CATEGORY,
     BackboneModel,
@@ -86,7 +87,7 @@ def find_file(name: str, *categories: str) -> str:
 def load_backbone(header: CheckpointHeader, weight_dtype: torch.dtype | None = None) -> ModelPatcher:
     """MODEL: weights stay in the file's (or the chosen) type and are cast layer by layer where it is not computable."""
     module, compute_dtype = _load_castable(header, "backbone", weight_dtype)
-    return _patcher(BackboneModel(module, header.config, compute_dtype, header.preview))
+    return _patcher(BackboneModel(module, header.config, compute_dtype, header.preview), BackbonePatcher)
 
 
 def load_interaction(header: CheckpointHeader) -> InteractionHandle:
@@ -140,8 +141,8 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
     return optimized_attention(q, k, v, heads=q.shape[1], skip_reshape=True)
 
 
-def _patcher(model: torch.nn.Module) -> ModelPatcher:
-    return ModelPatcher(
+def _patcher(model: torch.nn.Module, kind: type[ModelPatcher] = ModelPatcher) -> ModelPatcher:
+    return kind(
         model,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
@@ -286,7 +287,7 @@ class SViMoLoraLoader(io.ComfyNode):
             node_id="SViMoLoraLoader",
             display_name="Load SViMo LoRA",
             category=f"{CATEGORY}/loaders",
-            description="Apply a LoRA trained for CogVideoX-I2V (diffusers/PEFT or kohya names). Core's LoRA loaders know the kohya names only.",
+            description="Apply a LoRA trained for CogVideoX-I2V (diffusers/PEFT or kohya names) to CogVideoX or SViMo. Core's LoRA loaders know the kohya names only.",
             inputs=[
                 io.Model.Input("model", tooltip="SViMo or CogVideoX model."),
                 io.Combo.Input("lora_name", options=list_files("loras"), tooltip="A LoRA in models/loras."),
