@@ -55,7 +55,8 @@ ADVICE = {
 """,
     "SViMoTextEncode": """
 - Use it twice: once with the prompt, once with empty text for the negative.
-- Full-size models need T5-XXL: core's *Load CLIP* with type `sd3` and a `t5xxl` file.
+- Full-size models need T5-XXL: core's *Load CLIP* with type `sd3` and a `t5xxl` file. Other types, such as `mochi`,
+  hide the padding of a prompt, which CogVideoX was trained to see, and are refused.
 """,
     "SViMoImageEncode": """
 - The image is scaled to cover the clip and cropped at its centre. Crop it yourself first when the hands are

@@ -97,14 +97,20 @@ def tokenize_as_cogvideox(clip: Any, text: str) -> dict[str, list]:
     """T5-XXL tokens of one of core's CLIPs, padded or cut to 226 with the end token kept, as CogVideoX does.
 
     Raises:
-        ValueError: the CLIP has no T5-XXL.
+        ValueError: the CLIP has no T5-XXL, or one that is set up for another video model.
     """
     clip = clip.clone()
     clip.set_tokenizer_option("t5xxl_min_length", COGVIDEOX_TEXT_LENGTH)
     tokens = clip.tokenize(text)
-    if "t5xxl" not in tokens:
+    t5 = getattr(clip.cond_stage_model, "t5xxl", None)
+    if "t5xxl" not in tokens or t5 is None:  # type sd3 makes its tokens even where it is not loaded
         raise ValueError(
-            f"this CLIP speaks {', '.join(tokens)}, not T5-XXL: load T5-XXL with core's CLIP loader, type sd3"
+            f"this CLIP has no T5-XXL ({', '.join(tokens)}): load T5-XXL with core's CLIP loader, type sd3"
+        )
+    if t5.enable_attention_masks:
+        raise ValueError(
+            "this CLIP hides the padding of a prompt from T5-XXL, as Mochi and LTX-Video want it; CogVideoX was trained "
+            "with the padding in view. Load T5-XXL with core's CLIP loader, type sd3"
         )
     padded = tokens["t5xxl"][0]
     if len(padded) > COGVIDEOX_TEXT_LENGTH:

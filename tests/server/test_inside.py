@@ -1,14 +1,20 @@
 """Memory management and T5 through ComfyUI, checked from the inside."""
 
+from pathlib import Path
+
+import pytest
 from helpers.inside import run_inside
 
 
 def test_partly_loaded_model_gives_the_same_result(checkpoint_file):
-    """With a budget of a tenth of its size most layers stay offloaded and are cast at use."""
+    """With a budget of a tenth of its size most layers stay offloaded and are cast at use. Attention is core's."""
     run_inside(
         """
+        import pack.nodes.load
         from pack.nodes.load import load_backbone, read_header
 
+        cores, attended = pack.nodes.load.optimized_attention, []
+        pack.nodes.load.optimized_attention = lambda *a, **k: attended.append(1) or cores(*a, **k)
         header = read_header(args[0])
         config = header.config
         shape = (1, *config.latent_shape(config.frames, config.height, config.width))
@@ -32,6 +38,13 @@ def test_partly_loaded_model_gives_the_same_result(checkpoint_file):
             for full, part in zip(*outputs):
                 assert torch.isfinite(full).all()
                 torch.testing.assert_close(full, part)
+        assert len(attended) == 6 * config.backbone.num_layers
+        halves = [x.bfloat16() for x in (*inputs, text, *motion)]  # fp8 storage with bf16 compute, as on a GPU
+        with torch.inference_mode():
+            in_half = patcher.model.diffusion_model(*halves[:3], torch.tensor([500]), *halves[3:])
+        for half, full in zip(in_half, outputs[0]):
+            assert half.dtype == torch.bfloat16
+            assert 0 < (half - full).norm() < 0.05 * full.norm()
         """,
         str(checkpoint_file),
     )
@@ -50,57 +63,72 @@ def test_every_vid_weight_can_be_cast(checkpoint_file):
     )
 
 
-def test_t5_through_core_is_transformers_t5_on_226_tokens():
-    """Core's T5 code at a small size, through our tokens, against transformers on the same weights and ids."""
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float8_e4m3fn", "float8_e4m3fn, scaled"])
+def test_t5_through_core_is_transformers_t5_on_226_tokens(stored: str, tmp_path: Path):
+    """A T5 that core takes for T5-XXL: every type of core's CLIP loader gives the features that transformers gives for
+    the same ids and weights, or our node says which type does."""
     run_inside(
         """
-        import json, tempfile
-        import comfy.text_encoders.t5, comfy.text_encoders.sd3_clip, comfy.sd1_clip
+        import comfy.sd, comfy.text_encoders.sd3_clip
+        from safetensors.torch import save_file
         from transformers import T5Config, T5EncoderModel
-        from pack.nodes.condition import tokenize_as_cogvideox
+        from pack.nodes.condition import SViMoTextEncode, tokenize_as_cogvideox
 
-        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 32128}
-        with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
-            json.dump(sizes | {
-                "dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True, "model_type": "t5", "output_past": True,
-                "layer_norm_epsilon": 1e-6, "relative_attention_num_buckets": 32, "decoder_start_token_id": 0,
-            }, file)
-        theirs = T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0)).eval()
-        for weight in theirs.parameters():
-            torch.nn.init.normal_(weight, mean=float(weight.detach().mean()), std=0.3)
-        ours = comfy.sd1_clip.SDClipModel(
-            textmodel_json_config=file.name, special_tokens={"end": 1, "pad": 0}, dtype=torch.float32,
-            model_class=comfy.text_encoders.t5.T5, layer="last",
-        )
-        weights = {k: v for k, v in theirs.state_dict().items() if k != "encoder.embed_tokens.weight"}
-        missing, unexpected = ours.transformer.load_state_dict(weights, strict=False)
-        assert not missing and not unexpected, (missing, unexpected)
+        # 1. weights: as wide and deep as T5-XXL, by which core knows it, and tiny in all else
+        stored, _, scaled = args[0].partition(", ")
+        dtype, file = getattr(torch, stored), args[1] + "/t5xxl.safetensors"
+        sizes = {"d_kv": 4, "d_ff": 8, "num_heads": 2, "vocab_size": 1600}
+        theirs = T5EncoderModel(T5Config(**sizes, d_model=4096, num_layers=24, feed_forward_proj="gated-gelu")).eval()
+        saved = {}
+        with torch.inference_mode():
+            for name, weight in theirs.named_parameters():
+                matrix = weight.ndim == 2 and "shared" not in name and "relative" not in name
+                torch.nn.init.normal_(weight, mean=float(weight.mean()), std=0.03 if matrix else 0.3)
+                if scaled and matrix:  # one factor for each linear layer, the rest in float16
+                    scale = weight.abs().max() / 448
+                    saved[name] = (weight / scale).to(dtype)
+                    saved[name.removesuffix("weight") + "scale_weight"] = scale
+                    weight.copy_(saved[name].float() * scale)
+                else:
+                    saved[name] = weight.to(torch.float16 if scaled else dtype)
+                    weight.copy_(saved[name].half() if stored == "float32" else saved[name])  # core's T5 has 16 bits
+        saved["encoder.embed_tokens.weight"] = saved["shared.weight"].clone()  # published files have it twice
+        if scaled:
+            saved["scaled_fp8"] = torch.zeros(0, dtype=dtype)
+        save_file(saved, file)
 
-        class Clip:
-            options = {}
-            tokenizer = comfy.text_encoders.sd3_clip.T5XXLTokenizer()
-
-            def clone(self):
-                return self
-
-            def set_tokenizer_option(self, name, value):
-                self.options = {**self.options, name: value}
-
-            def tokenize(self, text):
-                return {"t5xxl": self.tokenizer.tokenize_with_weights(text, tokenizer_options=self.options)}
-
-        hub = Clip.tokenizer.tokenizer  # the T5 tokenizer that CogVideoX's pipeline uses, too
-        for text in ("use spoon to stir cup", "", "a very long story " * 80):
-            tokens = tokenize_as_cogvideox(Clip(), text)["t5xxl"]
-            ids = [token for token, weight in tokens[0]]
-            expected = hub(text, padding="max_length", max_length=226, truncation=True, return_tensors="pt").input_ids
-            assert ids == expected[0].tolist(), (ids[-5:], expected[0, -5:])
-            with torch.inference_mode():
-                found = ours.encode_token_weights(tokens)[0]
-                reference = theirs(input_ids=expected).last_hidden_state
-            assert found.shape == (1, 226, 32)
-            torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-4)
-        """
+        # 2. every type that the loader offers, in one of the forms
+        import nodes
+        types = nodes.CLIPLoader.INPUT_TYPES()["required"]["type"][0]
+        assert {"sd3", "mochi", "wan"} <= set(types), types
+        accepted, hub = set(), comfy.text_encoders.sd3_clip.T5XXLTokenizer().tokenizer  # that of CogVideoX's pipeline
+        for type in sorted(set(types) - {"wan"}) if stored == "bfloat16" else ["sd3"]:  # wan's UMT5 has other weights
+            clip_type = getattr(comfy.sd.CLIPType, type.upper(), comfy.sd.CLIPType.STABLE_DIFFUSION)
+            clip = comfy.sd.load_clip([file], clip_type=clip_type, model_options={"t5xxl_model_config": dict(sizes)})
+            try:
+                tokenize_as_cogvideox(clip, "")
+            except ValueError as error:
+                assert "type sd3" in str(error), error
+                if type == "mochi":  # and rightly so
+                    ids = hub("use the hand", padding="max_length", max_length=226, return_tensors="pt").input_ids
+                    with torch.inference_mode():
+                        found = clip.encode_from_tokens({"t5xxl": [[(int(i), 1.0) for i in ids[0]]]})
+                        assert (found - theirs(input_ids=ids).last_hidden_state).abs().max() > 0.1
+                continue
+            accepted.add(type)
+            for text in ("use the hand to open the water", "", "a very long story " * 80):
+                ids = hub(text, padding="max_length", max_length=226, truncation=True, return_tensors="pt").input_ids
+                tokens = tokenize_as_cogvideox(clip, text)["t5xxl"]
+                assert [token for token, weight in tokens[0]] == ids[0].tolist(), type
+                with torch.inference_mode():
+                    found = SViMoTextEncode.execute(clip, text).result[0][0][0]
+                    expected = theirs(input_ids=ids).last_hidden_state
+                assert found.shape == (1, 226, 4096), (type, found.shape)
+                torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3, msg=lambda m: f"{type}: {m}")
+        assert accepted == ({"sd3", "pixart", "chroma"} if stored == "bfloat16" else {"sd3"}), accepted
+        """,
+        stored,
+        str(tmp_path),
     )
 
 
