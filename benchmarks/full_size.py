@@ -149,8 +149,8 @@ def computed() -> str:
     lines += [
         "",
         "| clip | tokens | TFLOP per forward | of which attention | activations, bf16 | with CFG in one batch | "
-        "peak, bf16 weights | peak, fp8 weights |",
-        "|---|---|---|---|---|---|---|---|",
+        "peak, fp32 | peak, bf16 or fp16 | peak, fp8 weights |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for size in SIZES:
         config = SVIMO if size.motion else VIDEO_ONLY
@@ -161,10 +161,11 @@ def computed() -> str:
             if size.motion
             else "CogVideoX-5b-I2V without position table"
         ]
-        peaks = [weights * itemsize / GIB + one for itemsize in (2, 1)]
+        single = activation_bytes(config, size, 1, torch.float32) / GIB
+        peaks = [weights * itemsize / GIB + held for itemsize, held in ((4, single), (2, one), (1, one))]
         lines.append(
             f"| {size.name} | {size.tokens:,} | {flops / 1e12:.0f} | {attention / 1e12:.0f} | {one:.2f} GiB | "
-            f"{two:.2f} GiB | {peaks[0]:.1f} GiB | {peaks[1]:.1f} GiB |"
+            f"{two:.2f} GiB | {peaks[0]:.1f} GiB | {peaks[1]:.1f} GiB | {peaks[2]:.1f} GiB |"
         )
     return "\n".join(lines)
 
