@@ -51,18 +51,25 @@ class NodeViewer {
         const key = JSON.stringify(files ?? []);
         if (!files?.length || key === this.shown) return;
         this.shown = key;
-        this.node.properties[PROPERTIES.files] = files;
+        if (key !== JSON.stringify(this.node.properties[PROPERTIES.files])) this.keep(PROPERTIES.files, files);
         try {
             const { MotionViewer } = await import("./viewer/viewer.mjs");
             if (this.removed) return;
             this.viewer ??= new MotionViewer(this.element, {
                 state: this.node.properties[PROPERTIES.view],
-                onState: state => (this.node.properties[PROPERTIES.view] = state),
+                onState: state => this.keep(PROPERTIES.view, state),
             });
             await this.viewer.show(files.map(file => ({ ...file, url: fileUrl(file) })));
         } catch (error) {
             this.element.textContent = `The viewer could not start: ${error.message}`;
         }
+    }
+
+    /** Keep a value with the workflow, and tell the page that the workflow changed: it saves what it was told of. */
+    keep(property, value) {
+        app.canvas.emitBeforeChange();
+        this.node.properties[property] = value;
+        app.canvas.emitAfterChange();
     }
 
     remove() {

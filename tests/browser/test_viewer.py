@@ -265,6 +265,20 @@ def test_survives_reload_collapse_and_resize(page, run_viewers):
     assert view(page, viewer).std() > 5
 
 
+def test_survives_a_switch_of_tabs(page, run_viewers):
+    """The page keeps of a workflow what it was told had changed."""
+    command = "name => app.extensionManager.command.execute(name)"
+    page.page.evaluate(command, "Comfy.NewBlankWorkflow")
+    (viewer,) = run_viewers()
+    press(viewer, "grid")
+    page.page.evaluate(command, "Comfy.NewBlankWorkflow")
+    page.page.locator(".svimo-viewer").wait_for(state="detached")
+    page.page.evaluate(command, "Workspace.PreviousOpenedWorkflow")
+    (viewer,) = ready_viewers(page)
+    assert viewer.get_by_role("button", name="grid").get_attribute("aria-pressed") == "false"
+    assert view(page, viewer).std() > 5
+
+
 def test_result_picked_from_the_history_is_shown(page, run_viewers):
     run_viewers()
     outputs = page.page.evaluate("app.nodeOutputs")
