@@ -33,7 +33,7 @@ from .config import COGVIDEOX_5B_I2V, SViMoConfig
 from .files import whole_file
 from .model.interaction import InteractionModel
 from .model.layers import AttentionFunction, Operations, scaled_dot_product_attention
-from .model.mmdit import MMDiT, extend_with_motion
+from .model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion
 from .model.text import build_text_encoder
 from .model.vae import build_vae
 from .normalization import MotionNormalizer
@@ -244,7 +244,8 @@ def init_part(config: SViMoConfig, part: str, seed: int) -> nn.Module:
 
 def _build(config: SViMoConfig, part: str, operations: Operations, attention: AttentionFunction) -> nn.Module:
     if part == "backbone":
-        return MMDiT(config.backbone, operations, attention)
+        network = SeparateMMDiT if config.backbone.separate else MMDiT
+        return network(config.backbone, operations, attention)
     if part == "interaction":
         return InteractionModel(config.interaction, operations, attention)
     if part == "vae":

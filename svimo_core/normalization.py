@@ -107,10 +107,10 @@ class MotionNormalizer:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form; :meth:`from_dict` is its inverse."""
         return {
-            "hands_mean": self.hands_mean.tolist(),
-            "hands_std": self.hands_std.tolist(),
-            "objects_mean": self.objects_mean.tolist(),
-            "objects_std": self.objects_std.tolist(),
+            "hands_mean": _short(self.hands_mean),
+            "hands_std": _short(self.hands_std),
+            "objects_mean": _short(self.objects_mean),
+            "objects_std": _short(self.objects_std),
             "object_names": list(self.object_names),
             "camera": list(self.camera),
         }
@@ -126,6 +126,11 @@ class MotionNormalizer:
             object_names=tuple(values["object_names"]),
             camera=tuple(values["camera"]),
         )
+
+
+def _short(values: Tensor) -> list[list[float]]:
+    """Numbers with no more digits than float32 needs to come back exactly: a header is text."""
+    return [[float(str(number)) for number in row] for row in values.float().numpy()]
 
 
 def _relative_camera(camera: Camera) -> tuple[float, float, float, float]:
