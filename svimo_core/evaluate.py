@@ -91,8 +91,8 @@ def evaluate(
     clips: Sequence[Clip],
     judges: Judges,
     *,
-    steps: int = 20,
-    guidance_scale: float = 2.0,
+    steps: int = 10,
+    guidance_scale: float = 1.0,
     dynamic_guidance: bool = False,
     feedback_options: FeedbackOptions | None = None,
     changed_actions: bool = True,
@@ -316,8 +316,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="which clips")
     parser.add_argument("--count", type=int, default=64, help="how many clips")
     parser.add_argument("--split", choices=SPLITS, default="test", help="whose words")
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps")
-    parser.add_argument("--guidance-scale", type=float, default=2.0, help="classifier-free guidance")
+    parser.add_argument("--steps", type=int, default=10, help="sampling steps")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance")
     parser.add_argument(
         "--dynamic-guidance", action="store_true", help="let it grow over the steps, as CogVideoX does"
     )
