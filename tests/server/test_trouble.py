@@ -55,13 +55,13 @@ def error_of(client, workflow) -> tuple[str, str]:
 def test_wrong_size_latent(client, workflow):
     workflow["other"] = {
         "class_type": "EmptyHunyuanLatentVideo",
-        "inputs": {"width": 96, "height": 64, "length": 17, "batch_size": 1},
+        "inputs": {"width": 144, "height": 96, "length": 9, "batch_size": 1},
     }
     node(workflow, "SViMoSampler")["inputs"]["latent_image"] = ["other", 0]
     where, message = error_of(client, workflow)
     assert where == "SViMoSampler"
-    assert "latent_image is 12 x 8" in message
-    assert "18 x 12" in message
+    assert "latent_image is 18 x 12" in message
+    assert "12 x 8" in message
     assert "same SViMo Image Encode" in message
 
 
