@@ -210,7 +210,7 @@ def test_core_nodes_take_our_vae_text_encoder_and_latents(client, tmp_path):
     (file,) = result.outputs["latent"]["latents"]
     path = tmp_path / "latent.safetensors"
     path.write_bytes(client.download(file))
-    assert load_file(path)["latent_tensor"].shape == (1, 16, 5, HEIGHT // 8, WIDTH // 8)
+    assert load_file(path)["latent_tensor"].shape == (1, 16, FRAMES // 4 + 1, HEIGHT // 8, WIDTH // 8)
     frame, ours = (client.download(result.files(node)[3]) for node in ("save", "ours"))
     np.testing.assert_array_equal(Image.open(io.BytesIO(frame)), Image.open(io.BytesIO(ours)))
 
