@@ -28,7 +28,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from .config import SViMoConfig
@@ -48,7 +47,7 @@ from .metrics import (
     ssim,
 )
 from .motion import HandObjectMotion
-from .pipeline import Generation, SViMo, generate
+from .pipeline import Generation, SViMo, generate, to_uint8
 from .render import render_motion
 
 log = logging.getLogger(__name__)
@@ -198,11 +197,6 @@ def contact_sheet(clips: Sequence[Clip], made: Sequence[Generation], columns: in
         cv2.putText(banner, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1, cv2.LINE_AA)
         rows.append(np.concatenate([banner, *strips]))
     return np.concatenate(rows)
-
-
-def to_uint8(frames: Tensor) -> np.ndarray:
-    """Frames in [0, 1] to uint8."""
-    return (frames.float().cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def table(scores: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -129,6 +130,11 @@ def generate(
         ),
         report=report,
     )
+
+
+def to_uint8(frames: Tensor) -> np.ndarray:
+    """Frames in [0, 1] to uint8."""
+    return (frames.float().cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def encode_image(

@@ -271,7 +271,8 @@ def check_match(expected: dict[str, tuple], found: dict[str, tuple], source: str
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ValueError(
-            f"{source} does not match its own configuration: {'; '.join(sorted(problems)[:3])}{more}"
+            f"{source} does not match its own configuration: {'; '.join(sorted(problems)[:3])}{more}. "
+            "It is damaged, or of another version of this pack: take the file of this version, or train anew"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +40,21 @@ def write_glb(
     path: str | os.PathLike,
     rigged: RiggedMotion,
     *,
-    metadata: Mapping[str, str] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write one animated GLB.
 
     Args:
         path: the file to write or replace.
-        rigged: what :func:`svimo_core.rigged.rig_motion` returns.
-        metadata: further strings (a seed, a workflow) for `asset.extras`, beside the motion's own. ComfyUI reads
-            its graph from the keys "prompt" and "workflow", so the prompt in words is called "text" there.
+        rigged: what :func:`svimo_core.rigged.rig_motion` returns. Its metadata goes to `asset.extras`, where ComfyUI
+            reads its graph from the keys "prompt" and "workflow", so the prompt in words is called "text".
         on_progress: called with (done, total); raising from it cancels and leaves no file.
 
     Raises:
         OSError: the folder cannot be written.
     """
     path = Path(path)
-    document = _Document(rigged, metadata or {})
+    document = _Document(rigged)
     total = 2 + len(rigged.objects) + 1
     report = on_progress or (lambda done, total: None)
 
@@ -76,7 +74,7 @@ def write_glb(
 class _Document:
     """A glTF document that grows: JSON on one side, one binary buffer on the other."""
 
-    def __init__(self, rigged: RiggedMotion, metadata: Mapping[str, str]):
+    def __init__(self, rigged: RiggedMotion):
         self.rigged = rigged
         self.binary = bytearray()
         self.json: dict[str, Any] = {
@@ -85,7 +83,6 @@ class _Document:
                 "generator": "ComfyUI-SViMo",
                 "extras": {
                     **rigged.metadata,
-                    **metadata,
                     "text": rigged.prompt,
                     "fps": rigged.fps,
                     "frames": len(rigged),

@@ -108,7 +108,7 @@ def fill_gaps(hands: np.ndarray, max_gap: int, *, name: str = "the motion") -> n
 
 def _hands(name: str, arrays: dict[str, np.ndarray], camera: Camera) -> np.ndarray:
     """Joints, N x 2 x 21 x 3, from any of the expected layouts; NaN where a hand was not detected."""
-    keypoints = {"pred_keypoints_3d", "keypoints_3d"} & set(arrays)
+    keypoints = _first(arrays, "pred_keypoints_3d", "keypoints_3d")
     if "hands" in arrays:
         hands = _numbers(name, arrays, "hands")
         if hands.ndim == 3 and hands.shape[1:] == (2 * JOINTS_PER_HAND, 3):
@@ -124,7 +124,7 @@ def _hands(name: str, arrays: dict[str, np.ndarray], camera: Camera) -> np.ndarr
         missing = ({"left", "right"} - set(arrays)).pop()
         raise ValueError(f"{name} has no {missing} hand: both hands are needed in every frame")
     elif keypoints and {"frame", "is_right"} <= set(arrays):
-        hands = _detections(name, arrays, keypoints.pop(), camera)
+        hands = _detections(name, arrays, keypoints, camera)
     else:
         raise ValueError(f"{name} has {', '.join(sorted(arrays)) or 'nothing'}; {EXPECTED}")
     if hands.ndim != 4 or hands.shape[1:] != (2, JOINTS_PER_HAND, 3) or not len(hands):
@@ -136,8 +136,8 @@ def _detections(name: str, arrays: dict[str, np.ndarray], key: str, camera: Came
     """One row per detected hand -> N x 2 x 21 x 3, NaN where there was none."""
     keypoints = _numbers(name, arrays, key)
     frame, is_right = (_numbers(name, arrays, column).ravel() for column in ("frame", "is_right"))
-    place = {"pred_cam_t_full", "cam_t"} & set(arrays)
-    place = _numbers(name, arrays, place.pop()) if place else np.zeros((len(frame), 3))
+    column = _first(arrays, "pred_cam_t_full", "cam_t")
+    place = _numbers(name, arrays, column) if column else np.zeros((len(frame), 3))
     rows = len(frame)
     if (keypoints.shape, is_right.shape, place.shape) != ((rows, JOINTS_PER_HAND, 3), (rows,), (rows, 3)):
         raise ValueError(f"{name}: rows of different number or shape; {EXPECTED}")
@@ -161,6 +161,11 @@ def _detections(name: str, arrays: dict[str, np.ndarray], key: str, camera: Came
     hands = np.full((frame.max() + 1, 2, JOINTS_PER_HAND, 3), np.nan)
     hands[frame, is_right] = keypoints + place[:, None]
     return hands
+
+
+def _first(arrays: dict[str, np.ndarray], *keys: str) -> str | None:
+    """The first of these names that is there."""
+    return next((key for key in keys if key in arrays), None)
 
 
 def _numbers(name: str, arrays: dict[str, np.ndarray], key: str) -> np.ndarray:

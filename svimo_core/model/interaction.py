@@ -28,6 +28,7 @@ POSITION_PERIOD = 200.0
 TEMPORAL_COMPRESSION = 4
 """Frames per latent frame, after the first."""
 COORDINATE_CHANNELS = 10
+"""Of :func:`cell_coordinates`: row and column, and two sines and cosines of each."""
 
 
 class ResBlock3D(nn.Module):
@@ -91,7 +92,7 @@ class LatentPyramid(nn.Module):
 
     def forward(self, video: Tensor, motion: Tensor) -> list[Tensor]:
         """Latents (B C T h w each) to features of each level, finest first (B c_l T h_l w_l)."""
-        where = coordinates(video)
+        where = cell_coordinates(video)
         video = self.video_stem(torch.cat([video, where], dim=1))
         motion = self.motion_stem(torch.cat([motion, where], dim=1))
         features = []
@@ -239,7 +240,7 @@ class InteractionModel(nn.Module):
         return out[:, :, : hands.shape[2]], out[:, :, hands.shape[2] :]
 
 
-def coordinates(latent: Tensor) -> Tensor:
+def cell_coordinates(latent: Tensor) -> Tensor:
     """Where every cell of a latent (B C T h w) is, as B COORDINATE_CHANNELS T h w: row and column in [-1, 1], sines and
     cosines of them. With these a convolution can tell what is where (Liu et al. 2018, CoordConv)."""
     b, _, t, h, w = latent.shape

@@ -2,7 +2,7 @@
 
     python -m svimo_core.train.ablation --config svimo_core/train/configs/tiny-ablation.json --out output/train/ablation
 
-Every variant and seed starts from the same VAE and warmed-up VID and from a new MM-DiT, learns from the same clips for
+Every variant and seed starts from the checkpoint of VID's warm-up and from a new MM-DiT, learns from the same clips for
 the same number of steps, and is evaluated on the same clips. Runs that are done are kept, so the command can be run
 again after a stop. `results.json` in the output folder has every score; a table of them is printed.
 """

@@ -63,11 +63,7 @@ class ClipFolder:
         motion = HandObjectMotion.load(path)
         if frames is None:
             return motion
-        if len(motion) < start + frames:
-            raise ValueError(f"clip {path} has {len(motion)} frames, {start + frames} are needed")
-        part = slice(start, start + frames)
-        objects = {name: cloud[part] for name, cloud in motion.objects.items()}
-        return replace(motion, hands=motion.hands[part], objects=objects)
+        return _part(motion, path, start, frames)
 
     def video(self, index: int) -> np.ndarray:
         """The video of one clip, memory-mapped: N x H x W x 3 uint8.
@@ -100,7 +96,16 @@ class ClipFolder:
             )
         if frames is None:
             return Clip(np.array(video), motion)
-        return Clip(np.array(video[start : start + frames]), self.motion(index, frames, start))
+        part = _part(motion, self.folder / self.names[index], start, frames)
+        return Clip(np.array(video[start : start + frames]), part)
+
+
+def _part(motion: HandObjectMotion, path: Path, start: int, frames: int) -> HandObjectMotion:
+    if len(motion) < start + frames:
+        raise ValueError(f"clip {path} has {len(motion)} frames, {start + frames} are needed")
+    part = slice(start, start + frames)
+    objects = {name: cloud[part] for name, cloud in motion.objects.items()}
+    return replace(motion, hands=motion.hands[part], objects=objects)
 
 
 def resize_video(video: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..feedback import InteractionFeedback
 from ..files import whole_file
 from ..model.vae import VideoVAE
-from ..pipeline import add_motion, empty_latents, encode_image
+from ..pipeline import add_motion, empty_latents, encode_image, to_uint8
 from ..render import render_motion
 from ..sampler import Denoiser, noise_like, sample
 from ..schedule import NoiseSchedule
@@ -125,11 +125,6 @@ SHEETS = {
     "backbone": generations,
     "joint": generations,
 }
-
-
-def to_uint8(frames: Tensor) -> np.ndarray:
-    """Frames in [0, 1] to uint8."""
-    return (frames.float().cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def _columns(frames: int) -> np.ndarray:

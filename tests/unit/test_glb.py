@@ -70,7 +70,7 @@ def test_validator_finds_nothing(tmp_path, validate, motion, models, hands, cont
             motion, hands=motion.hands[:1], objects={k: v[:1] for k, v in motion.objects.items()}
         )
     rigged = rig_motion(motion, mano=models if hands == "mano" else None)
-    report = validate(write_glb(tmp_path / "motion.glb", rigged, metadata={"workflow": "{}"}))
+    report = validate(write_glb(tmp_path / "motion.glb", replace(rigged, metadata={"workflow": "{}"})))
     assert report["issues"]["messages"] == []
     assert (report["info"]["animationCount"], report["info"]["hasSkins"]) == (1, True)
     assert report["info"]["drawCallCount"] == 2 + len(motion.objects)
@@ -79,7 +79,7 @@ def test_validator_finds_nothing(tmp_path, validate, motion, models, hands, cont
 @pytest.fixture(scope="module")
 def glb(tmp_path_factory, rigged):
     path = tmp_path_factory.mktemp("glb") / "motion.glb"
-    return Glb(write_glb(path, rigged, metadata={"seed": "7"}))
+    return Glb(write_glb(path, replace(rigged, metadata={**rigged.metadata, "seed": "7"})))
 
 
 def test_frames_are_seconds(glb, motion):

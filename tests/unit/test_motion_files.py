@@ -310,6 +310,13 @@ def test_joint_arrays_become_a_motion(tmp_path, motion, layout):
     assert (back.fps, back.camera, back.objects) == (30, CAMERA, {})
 
 
+def test_full_predictions_count_before_older_names(tmp_path, motion):
+    rows = layouts(motion.hands)["detections"]
+    others = {"keypoints_3d": rows["pred_keypoints_3d"] * 2, "cam_t": rows["pred_cam_t_full"] + 1}
+    np.savez(tmp_path / "track.npz", **rows, **others)
+    np.testing.assert_allclose(read_motion(tmp_path / "track.npz", fps=8).hands, motion.hands, atol=1e-6)
+
+
 def test_hands_of_a_trackers_long_lens_come_near(tmp_path, motion):
     """HaMeR and WiLoR place hands as if seen by a lens of 5000 pixels for a crop of 256."""
     width, height = 1280, 720

@@ -1,19 +1,26 @@
 """The trainer: losses against hand-computed cases, that it learns, resumes bit by bit, and stops cleanly."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from svimo_core.checkpoint import load_part, read_header, save_checkpoint
 from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
 from svimo_core.schedule import NoiseSchedule
+from svimo_core.train import ablation
 from svimo_core.train.clips import Clip, ClipFolder, write_clip
 from svimo_core.train.objectives import chamfer, denoising_loss, interaction_loss
 from svimo_core.train.settings import JointObjective, Phase, Shape, TrainConfig
@@ -28,6 +35,7 @@ from svimo_core.train.trainer import (
     train,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 LOSS_CURVE = Path(__file__).with_name("train_loss_curve.json")
 
 
@@ -251,6 +259,59 @@ def test_vid_of_a_side_run_takes_the_place_of_the_first(settings):
         torch.equal(value, expected[key]) for key, value in joined.parts["interaction"].state_dict().items()
     )
     assert "interaction: 2 steps" in joined.provenance["interaction"]
+
+
+def test_all_processes_stop_after_the_same_step(settings, tmp_path):
+    """Told to one that does not save: were it to leave alone, the one that saves would wait for it and be killed."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(replace(settings, phases=(phase(10_000),), save_every=10_000).to_dict()))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    process = subprocess.Popen(
+        [*launch, "-m", "svimo_core.train", "--config", str(config)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (settings.output / LOG).exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        ranks = {child.environ().get("RANK"): child for child in psutil.Process(process.pid).children()}
+        ranks["1"].terminate()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        for child in psutil.Process(process.pid).children() if process.poll() is None else ():
+            child.kill()
+        process.kill()
+    assert errors.count("stopped after step") == 2
+    with safe_open(settings.output / STATE, framework="pt") as state:
+        assert int(state.metadata()["step"]) == len(logged(settings))
+
+
+def test_ablation_trains_evaluates_and_goes_on(settings, tmp_path, capsys):
+    config, out = tmp_path / "config.json", tmp_path / "ablation"
+    config.write_text(json.dumps(replace(settings, phases=(phase(4),)).to_dict()))
+    command = ["--config", str(config), "--out", str(out), "--seeds", "0", "--count", "2", "--steps", "3"]
+    assert ablation.main(command) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert list(results) == list(ablation.VARIANTS)
+    table = capsys.readouterr().out
+    assert all(name in table for name in ablation.VARIANTS)
+    backbones = {
+        name: read_header(out / f"{name.replace(' ', '-')}-0" / CHECKPOINT).config.backbone
+        for name in results
+    }
+    assert [name for name, backbone in backbones.items() if backbone.separate] == [list(results)[-1]]
+    # without guidance in training there is none in the evaluation
+    for name, variant in ablation.VARIANTS.items():
+        scores = results[name]["0"]
+        assert (scores["mpjpe_mm"] == scores["feedback_off"]["mpjpe_mm"]) == (not variant.guidance)
+    (out / "full-loop-0" / CHECKPOINT).unlink()  # what is done is not done again
+    assert ablation.main(command) == 0
+    assert not (out / "full-loop-0" / CHECKPOINT).exists()
 
 
 def test_two_resolutions(settings):
