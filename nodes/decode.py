@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
 from ..svimo_core.feedback import InteractionFeedback
+from ..svimo_core.schedule import NoiseSchedule
 from .types import (
     CATEGORY,
     PROMPT,
@@ -78,7 +79,7 @@ class SViMoDecodeMotion(io.ComfyNode):
                 io.Boolean.Input(
                     "refine",
                     default=True,
-                    tooltip="Let the interaction model look at the finished video once more and correct the motion.",
+                    tooltip="Let the interaction model read the motion off the finished latents. Off: the motion as the sampler left it, less exact.",
                 ),
             ],
             outputs=[
@@ -108,13 +109,14 @@ class SViMoDecodeMotion(io.ComfyNode):
                 interaction.patcher.model,
                 None,
                 interaction.normalizer,
+                NoiseSchedule(interaction.schedule),
                 width,
                 height,
                 interaction.compute_dtype,
                 throw_if_interrupted,
             )
             video, motion = latents.video.to(device), latents.motion.to(device)
-            hands, points = feedback.predict(hands.to(device), points.to(device), video, motion, timestep=0)
+            hands, points = feedback.read(video, motion)
         return io.NodeOutput(
             interaction.normalizer.to_motion(
                 hands[0], points[0], width, height, interaction.fps, latent.get(PROMPT, "")

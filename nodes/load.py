@@ -97,6 +97,7 @@ def load_interaction(header: CheckpointHeader) -> InteractionHandle:
         patcher=_patcher(module),
         config=header.config.interaction,
         vae_config=header.config.vae,
+        schedule=header.config.motion_schedule,
         normalizer=header.normalizer,
         compute_dtype=compute_dtype,
         fps=header.config.fps,

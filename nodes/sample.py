@@ -14,7 +14,7 @@ from comfy_api.latest import io
 
 from ..svimo_core.feedback import FeedbackOptions, InteractionFeedback
 from ..svimo_core.pipeline import add_motion
-from ..svimo_core.sampler import Denoiser, Guidance, JointLatents, noise_like, sample
+from ..svimo_core.sampler import Denoiser, Guidance, JointLatents, noise_like, noised, sample
 from ..svimo_core.schedule import SOLVERS, NoiseSchedule
 from .types import (
     CATEGORY,
@@ -225,21 +225,19 @@ class SViMoSampler(io.ComfyNode):
         frames, height, width = clip_size(start, backbone)
         tokens = config.num_tokens(frames, height, width)
         needed = backbone.memory_required(tokens, batch=1 if sequential_cfg or cfg == 1 else 2)
-        loop = [feedback.interaction.patcher, feedback.vae.patcher] if feedback is not None else []
-        needed += sum(patcher.model_size() for patcher in loop)
+        others = [feedback.interaction.patcher, feedback.vae.patcher] if feedback is not None else []
+        needed += sum(patcher.model_size() for patcher in others)
         comfy.model_management.load_models_gpu([model], memory_required=needed)
         # Last and whole: the VAE's layers cannot be cast where they are used; the transformer gives way if it must.
-        comfy.model_management.load_models_gpu(loop, force_full_load=True)
+        comfy.model_management.load_models_gpu(others, force_full_load=True)
 
         # 3. sample
         schedule = NoiseSchedule(config.schedule)
         timesteps = schedule.timesteps(steps, denoise)
         generator = torch.Generator("cpu").manual_seed(seed)
         noise = noise_like(start, generator)
-        noisy = (
-            x if x is None else schedule.add_noise(x, n, timesteps[0])
-            for x, n in zip(start, noise, strict=True)
-        )
+        loop = working_feedback(feedback, width, height)
+        noisy = noised(start, noise, timesteps[0], schedule, loop.schedule if loop is not None else None)
         latents, report = sample(
             Denoiser(
                 model=backbone.diffusion_model,
@@ -254,11 +252,11 @@ class SViMoSampler(io.ComfyNode):
                 dtype=backbone.compute_dtype,
                 on_block=lambda _: throw_if_interrupted(),
             ),
-            JointLatents(*noisy).to(device),
+            noisy.to(device),
             timesteps,
             generator,
             solver,
-            working_feedback(feedback, width, height),
+            loop,
             feedback.options if feedback is not None else None,
             given,
             step_callback(backbone, steps, device),
@@ -352,6 +350,7 @@ def working_feedback(feedback: FeedbackHandle | None, width: int, height: int) -
         feedback.interaction.patcher.model,
         feedback.vae.video_vae,
         feedback.interaction.normalizer,
+        NoiseSchedule(feedback.interaction.schedule),
         width,
         height,
         feedback.interaction.compute_dtype,

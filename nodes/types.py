@@ -27,7 +27,7 @@ from comfy_api.latest import io
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..svimo_core.config import InteractionConfig, SViMoConfig, VAEConfig
+from ..svimo_core.config import InteractionConfig, ScheduleConfig, SViMoConfig, VAEConfig
 from ..svimo_core.feedback import FeedbackOptions
 from ..svimo_core.model.mmdit import MMDiT
 from ..svimo_core.model.text import TextEncoder
@@ -113,6 +113,8 @@ class InteractionHandle:
     config: InteractionConfig
     vae_config: VAEConfig
     """Of the latents that VID was trained on."""
+    schedule: ScheduleConfig
+    """Of the noise on hands and points."""
     normalizer: MotionNormalizer
     compute_dtype: torch.dtype
     fps: float

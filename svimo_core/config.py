@@ -71,9 +71,13 @@ class InteractionConfig:
     object_names: tuple[str, ...] = ("tool", "target")
     points_per_object: int = 128
     norm_groups: int = 8
-    read_grid: tuple[int, int] = (4, 6)
-    """Rows and columns of the two finest levels, pooled to them, that a frame reads place by place; halved at each
-    level after."""
+    snr_shift: float = 100.0
+    """How many times lower the signal-to-noise ratio of hands and points is than that of the latents at the same
+    timestep. Thousands of coordinates say where one hand is: at the latents' own ratio their noise averages out, and a
+    model that trains on the truth with noise learns to believe them rather than the latents."""
+    read_grid: tuple[int, int] = (8, 12)
+    """Rows and columns, pooled, of the finest pyramid level that a frame reads place by place; halved at each level
+    after."""
 
     def __post_init__(self):
         if len(self.pyramid_channels) != len(self.denoiser_channels):
@@ -84,7 +88,7 @@ class InteractionConfig:
 
     def read_grid_at(self, level: int) -> tuple[int, int]:
         """Rows and columns that a frame reads of one level of the pyramid."""
-        rows, columns = (math.ceil(size / 2 ** max(0, level - 1)) for size in self.read_grid)
+        rows, columns = (math.ceil(size / 2**level) for size in self.read_grid)
         return rows, columns
 
     @property
@@ -142,6 +146,11 @@ class ScheduleConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     snr_shift_scale: float = 1.0
+    """Divides the signal-to-noise ratio of every timestep."""
+
+    def shifted(self, scale: float) -> ScheduleConfig:
+        """The same schedule at a signal-to-noise ratio so many times lower."""
+        return dataclasses.replace(self, snr_shift_scale=self.snr_shift_scale * scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +176,11 @@ class SViMoConfig:
 
     def __post_init__(self):
         self.check_clip(self.frames, self.height, self.width)
+
+    @property
+    def motion_schedule(self) -> ScheduleConfig:
+        """Of hands and points, which share the latents' timesteps."""
+        return self.schedule.shifted(self.interaction.snr_shift)
 
     @property
     def pixel_multiple(self) -> int:
@@ -246,7 +260,7 @@ TINY = SViMoConfig(
         num_layers=6, num_heads=6, head_dim=32, time_embed_dim=32, text_dim=128, text_length=16
     ),
     interaction=InteractionConfig(
-        pyramid_channels=(16, 24, 24, 24), denoiser_channels=(64, 56, 40, 40), num_heads=4
+        pyramid_channels=(16, 24, 24, 16), denoiser_channels=(64, 56, 40, 32), num_heads=4
     ),
     vae=VAEConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, norm_groups=8),
     text=TextConfig(
@@ -266,7 +280,7 @@ COGVIDEOX_5B_I2V = SViMoConfig(
         denoiser_channels=(512, 512, 768, 768),
         num_heads=8,
         norm_groups=32,
-        read_grid=(8, 12),
+        read_grid=(16, 24),
     ),
     vae=VAEConfig(block_out_channels=(128, 256, 256, 512), layers_per_block=3, norm_groups=32),
     text=None,

@@ -94,14 +94,15 @@ def evaluate(
     guidance_scale: float = 1.0,
     dynamic_guidance: bool = False,
     feedback_options: FeedbackOptions | None = None,
-    changed_actions: bool = True,
+    compare: bool = True,
 ) -> tuple[dict[str, Any], list[Generation]]:
     """Generate every clip from its first frame and prompt, with and without feedback, and measure.
 
     The noise of a clip comes from its number, so both runs and every repetition start alike.
 
     Args:
-        changed_actions: also generate from the same image with only the action's word changed.
+        compare: also generate with the loop open, and from the same image with only the action's word changed; and
+            measure the baselines.
 
     Returns:
         Scores of the model at the top level, others under `feedback_off`, `baseline_...`, `truth`, `seen_words` and
@@ -116,21 +117,29 @@ def evaluate(
         image, seed = torch.from_numpy(clip.video[0]).float() / 255, clip.seed
         prompt = clip.triplet.prompt
         closed.append(generate(model, image, prompt, seed, feedback_options=options, **settings))
+        if not compare:
+            continue
         off = replace(options, enabled=False)
         opened.append(generate(model, image, prompt, seed, feedback_options=off, **settings))
         other = _other_action(clip.triplet)
-        if changed_actions and other is not None:
+        if other is not None:
             made = generate(model, image, other.prompt, seed, feedback_options=options, **settings)
             changed.append(made.motion)
             asked.append(other.action)
 
     # 2. measure, all of it and by whether training had the words
-    on, off = (_scores(made, clips, judges) for made in (closed, opened))
-    scores: dict[str, Any] = {"clips": len(clips), **on}
+    passes = closed[0].report.feedback_passes
+    scores: dict[str, Any] = {
+        "clips": len(clips),
+        "feedback_passes": passes,
+        **_scores(closed, clips, judges),
+    }
+    if not compare:
+        return scores, closed
     if changed:
         scores["obedience_changed_action"] = judges.obedience(changed, asked)
         scores["clips_changed_action"] = len(changed)
-    scores["feedback_off"] = off
+    scores["feedback_off"] = _scores(opened, clips, judges)
     scores["feedback_gain"] = _paired(closed, opened, clips)
     for name, held_out in (("seen_words", False), ("held_out_words", True)):
         chosen = [i for i, clip in enumerate(clips) if bool(HELD_OUT.intersection(clip.triplet)) == held_out]

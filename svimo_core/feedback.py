@@ -1,6 +1,9 @@
 """The closed loop (paper section 3.3): VID reads the latents, its 3D motion is drawn, and the drawing guides.
 
-guidance:  (h, o) = VID((h_t, o_t), (zV_t, zM_t), t);  zG = VAE.encode(render(project(h, o)))
+guidance:  (h, o) = VID((h_t, o_t), (zV, zM), t);  zG = VAE.encode(render(project(h, o)))
+
+In training, as in the paper, the latents are the noisy ones. The sampler has better: the clean latents of the step
+before, whose reading it needs anyway (docs/results.md has the difference).
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .model.interaction import InteractionModel
+from .model.interaction import TEMPORAL_COMPRESSION, InteractionModel
 from .model.vae import VideoVAE
 from .motion import HandObjectMotion
 from .normalization import MotionNormalizer
 from .render import render_motion
+from .schedule import NoiseSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +63,10 @@ class FeedbackOptions:
 
 
 class InteractionFeedback:
-    """VID, renderer and VAE as one callable from noisy state to guidance latent.
+    """VID, renderer and VAE: from latents to 3D motion, and from there to the guidance latent.
 
     Args:
+        schedule: of hands and points.
         width, height: pixels of the clip; the rendered motion has the video's size.
         dtype: compute type of VID; everything outside of it is float32.
         on_work: called before VID and before each piece of VAE work; raise there to stop.
@@ -73,6 +78,7 @@ class InteractionFeedback:
         interaction: InteractionModel,
         vae: VideoVAE,
         normalizer: MotionNormalizer,
+        schedule: NoiseSchedule,
         width: int,
         height: int,
         dtype: torch.dtype = torch.float32,
@@ -82,15 +88,12 @@ class InteractionFeedback:
         self.interaction = interaction
         self.vae = vae
         self.normalizer = normalizer
+        self.schedule = schedule
         self.width = width
         self.height = height
         self.dtype = dtype
         self.on_work = on_work
         self.tiled = tiled
-
-    def __call__(self, hands: Tensor, points: Tensor, video: Tensor, motion: Tensor, timestep: int) -> Tensor:
-        """Interaction guidance zG (B C T h w) for a noisy state; shapes as in :meth:`predict`."""
-        return self.guidance(*self.predict(hands, points, video, motion, timestep))
 
     def predict(
         self, hands: Tensor, points: Tensor, video: Tensor, motion: Tensor, timestep: int
@@ -101,6 +104,20 @@ class InteractionFeedback:
         time = torch.full((len(hands),), timestep, device=hands.device)
         inputs = (x.to(self.dtype) for x in (hands, points, video, motion))
         return tuple(x.float() for x in self.interaction(*inputs, time))
+
+    def read(self, video: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+        """The motion that finished latents (B C T h w each) show: as :meth:`predict`, from nothing but them.
+
+        On its way through the sampler VID hears its own earlier guesses, made when the latents showed little.
+        """
+        config = self.interaction.config
+        frames = (video.shape[2] - 1) * TEMPORAL_COMPRESSION + 1
+        shape = 1, frames, config.num_joints + config.num_points, 3
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(video.device)
+        hands, points = noise.expand(len(video), -1, -1, -1).split(
+            [config.num_joints, config.num_points], dim=2
+        )
+        return self.predict(hands, points, video, motion, len(self.schedule.abar) - 1)
 
     def guidance(self, hands: Tensor, points: Tensor) -> Tensor:
         """Draw normalised motion (B N 42 3, B N P 3) and encode the drawing: zG, B C T h w float32."""

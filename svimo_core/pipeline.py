@@ -113,7 +113,13 @@ def generate(
         dtype=weight.dtype,
     )
     feedback = InteractionFeedback(
-        model.interaction, model.vae, model.normalizer, config.width, config.height, denoise.dtype
+        model.interaction,
+        model.vae,
+        model.normalizer,
+        NoiseSchedule(config.motion_schedule),
+        config.width,
+        config.height,
+        denoise.dtype,
     )
     timesteps = schedule.timesteps(steps)
     latents, report = sample(
@@ -121,7 +127,7 @@ def generate(
     )
 
     # 4. decode
-    hands, points = feedback.predict(latents.hands, latents.points, latents.video, latents.motion, 0)
+    hands, points = feedback.read(latents.video, latents.motion)
     return Generation(
         video=model.vae.decode(latents.video)[0],
         motion_video=model.vae.decode(latents.motion)[0],

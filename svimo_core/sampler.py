@@ -167,12 +167,13 @@ def sample(
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
     options = options or FeedbackOptions()
-    schedule, steps, clock, passes = denoise.schedule, len(timesteps), _Clock(start.video.device), 0
-    state, clean_before, looped = start, None, None
+    steps, clock, passes = len(timesteps), _Clock(start.video.device), 0
+    state, clean_before, looped, motion = start, None, None, None
     began = time.perf_counter()
 
     for i, timestep in enumerate(timesteps):
-        # 1. guidance: given, or from the loop (fresh, or held until its next turn), or none
+        # 1. guidance: given, or from the loop (fresh, or held until its next turn), or none. What the loop draws is the
+        #    motion read off the last clean latents, which show more than noisy ones; at first there are only those.
         closed = feedback is not None and options.active(i, steps)
         refresh = closed and (looped is None or options.refreshes(i, steps))
         if state.motion is None:
@@ -180,8 +181,9 @@ def sample(
         elif given is not None and given.active(i, steps):
             refresh, guidance = False, given.latent
         elif refresh:
-            with clock("interaction"):
-                motion = feedback.predict(state.hands, state.points, state.video, state.motion, timestep)
+            if motion is None:
+                with clock("interaction"):
+                    motion = feedback.predict(state.hands, state.points, state.video, state.motion, timestep)
             with clock("guidance"):
                 guidance = looped = options.strength * feedback.guidance(*motion)
             passes += 1
@@ -202,11 +204,8 @@ def sample(
                 clean = clean._replace(hands=motion[0], points=motion[1])
 
         # 3. everything steps together
-        levels = StepLevels(
-            before=schedule.level(timesteps[i - 1]) if i else None,
-            now=schedule.level(timestep),
-            after=schedule.level(timesteps[i + 1] if i + 1 < steps else None),
-        )
+        levels = [step_levels(denoise.schedule, timesteps, i)] * 2
+        levels += [step_levels(feedback.schedule, timesteps, i) if feedback is not None else None] * 2
         fresh = (
             noise_like(state, generator)
             if solver in STOCHASTIC_SOLVERS and i + 1 < steps
@@ -215,8 +214,8 @@ def sample(
         before = clean_before or JointLatents(None)
         state = JointLatents(
             *(
-                x if x is None or x0 is None else SOLVERS[solver](x, x0, x0_before, levels, noise)
-                for x, x0, x0_before, noise in zip(state, clean, before, fresh, strict=True)
+                x if x is None or x0 is None else SOLVERS[solver](x, x0, x0_before, level, noise)
+                for x, x0, x0_before, level, noise in zip(state, clean, before, levels, fresh, strict=True)
             )
         )
         clean_before = clean
@@ -225,6 +224,32 @@ def sample(
 
     seconds = {**clock.seconds, "total": time.perf_counter() - began}
     return state, SamplerReport(steps=steps, feedback_passes=passes, seconds=seconds)
+
+
+def step_levels(schedule: NoiseSchedule, timesteps: list[int], i: int) -> StepLevels:
+    """Noise levels around step i of a run over these timesteps."""
+    return StepLevels(
+        before=schedule.level(timesteps[i - 1]) if i else None,
+        now=schedule.level(timesteps[i]),
+        after=schedule.level(timesteps[i + 1] if i + 1 < len(timesteps) else None),
+    )
+
+
+def noised(
+    latents: JointLatents,
+    noise: JointLatents,
+    timestep: int,
+    schedule: NoiseSchedule,
+    motion_schedule: NoiseSchedule | None = None,
+) -> JointLatents:
+    """Every member at the noise level of a timestep: latents by one schedule, hands and points by the other."""
+    schedules = schedule, schedule, motion_schedule, motion_schedule
+    return JointLatents(
+        *(
+            x if x is None else s.add_noise(x, n, timestep)
+            for x, n, s in zip(latents, noise, schedules, strict=True)
+        )
+    )
 
 
 def noise_like(latents: JointLatents, generator: torch.Generator) -> JointLatents:

@@ -188,7 +188,7 @@ class InteractionModel(nn.Module):
         levels = range(len(widths))
         self.pyramid = LatentPyramid(config, operations)
         self.time_embedding = TimestepMLP(widths[0], time_dim, operations)
-        self.stem = operations.Conv1d(coordinates, widths[0], 3, padding=1)
+        self.stem = operations.Conv1d(coordinates, widths[0], 1)
         self.trust = operations.Linear(time_dim, widths[0])
         self.encoder = nn.ModuleList(block(widths[max(i - 1, 0)], i) for i in levels)
         self.down = nn.ModuleList(

@@ -287,3 +287,26 @@ def extend_with_motion(
             yield "patch_embed.motion_proj.weight", kernel
         elif key == "patch_embed.proj.bias":
             yield "patch_embed.motion_proj.bias", value.clone()
+
+
+def split_streams(
+    joint: Iterable[tuple[str, Tensor]], config: BackboneConfig
+) -> Iterator[tuple[str, Tensor]]:
+    """Start a :class:`SeparateMMDiT` from a three-modality MM-DiT's weights by name: each network takes what its stream
+    used, and the motion's reads the reference image where there was guidance."""
+    weights = dict(joint)
+    rows, channels = 3 * config.dim, config.latent_channels
+    for key, value in weights.items():
+        if ".norm1.linear." in key or ".norm2.linear." in key:  # rows of video, text, motion
+            yield f"video.{key}", value[: 2 * rows]
+            yield f"motion.{key}", torch.cat([value[2 * rows :], value[rows : 2 * rows]])
+        elif key == "patch_embed.proj.weight":
+            noisy = weights["patch_embed.motion_proj.weight"][:, :channels]
+            yield f"video.{key}", value
+            yield f"motion.{key}", torch.cat([noisy, value[:, channels:]], dim=1)
+        elif key == "patch_embed.proj.bias":
+            yield f"video.{key}", value
+            yield f"motion.{key}", weights["patch_embed.motion_proj.bias"]
+        elif not key.startswith("patch_embed.motion_proj."):
+            yield f"video.{key}", value
+            yield f"motion.{key}", value

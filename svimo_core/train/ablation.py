@@ -2,9 +2,10 @@
 
     python -m svimo_core.train.ablation --config svimo_core/train/configs/tiny-ablation.json --out output/train/ablation
 
-Every variant and seed starts from the checkpoint of VID's warm-up and from a new MM-DiT, learns from the same clips for
-the same number of steps, and is evaluated on the same clips. Runs that are done are kept, so the command can be run
-again after a stop. `results.json` in the output folder has every score; a table of them is printed.
+Every variant and seed starts from the same checkpoints (an MM-DiT that was trained without VID, and VID's warm-up),
+learns from the same clips for the same number of steps, and is evaluated on the same clips. Runs that are done are
+kept, so the command can be run again after a stop. `results.json` in the output folder has every score; a table of
+them is printed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Variant(NamedTuple):
 
     guidance: bool
     gradient_constraint: bool
-    backbone: str = "new"
+    backbone: str = "init"
 
 
 VARIANTS = {
@@ -49,10 +50,15 @@ VARIANTS = {
 METRICS = ("psnr_moving_db", "mpjpe_mm", "smoothness", "chamfer_mm2", "fid", "reprojection_px")
 
 
+def run_folder(name: str, seed: int | str) -> str:
+    """Where a variant's run with a seed lies in the output folder."""
+    return f"{name.replace(' ', '-')}-{seed}"
+
+
 def run_variant(config: TrainConfig, name: str, seed: int, folder: Path, count: int, steps: int) -> dict:
     """Train and evaluate one variant with one seed, or read what an earlier run found."""
     variant = VARIANTS[name]
-    output = folder / f"{name.replace(' ', '-')}-{seed}"
+    output = folder / run_folder(name, seed)
     found = output / "scores.json"
     if not found.is_file():
         joint = replace(
@@ -67,7 +73,7 @@ def run_variant(config: TrainConfig, name: str, seed: int, folder: Path, count: 
             steps=steps,
             guidance_scale=1.0,
             feedback_options=FeedbackOptions(enabled=variant.guidance),
-            changed_actions=False,
+            compare=False,
         )
         with whole_file(found) as partial:
             partial.write_text(json.dumps(scores, indent=1) + "\n")

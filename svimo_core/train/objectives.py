@@ -35,10 +35,20 @@ def denoising_loss(clean: Tensor, target: Tensor, abar: Tensor, weighting: str) 
 
 def chamfer(points: Tensor, target: Tensor) -> Tensor:
     """Squared, two-sided Chamfer distance between clouds (... P 3), mean over all clouds, in their units squared."""
-    # |p - q|^2 = |p|^2 + |q|^2 - 2 p.q is one matrix product, where differences would be a tensor per axis
-    lengths = (points**2).sum(dim=-1)[..., :, None] + (target**2).sum(dim=-1)[..., None, :]
-    squared = (lengths - 2 * points @ target.transpose(-1, -2)).clamp(min=0)
-    return (squared.amin(dim=-1).mean(dim=-1) + squared.amin(dim=-2).mean(dim=-1)).mean()
+    return 3 * (F.mse_loss(points, nearest(target, points)) + F.mse_loss(nearest(points, target), target))
+
+
+def nearest(cloud: Tensor, points: Tensor) -> Tensor:
+    """Of each cloud (... P 3), the points that lie nearest to others (... Q 3): shape of the others.
+
+    The search needs no gradient, so only the points that it finds are kept for the backward pass.
+    """
+    with torch.no_grad():
+        # |p - q|^2 = |p|^2 - 2 p.q + |q|^2, whose last term does not change which p is nearest
+        clouds, others = (x.reshape(-1, *x.shape[-2:]) for x in (cloud, points))
+        lengths = (clouds**2).sum(dim=-1)[:, None]
+        found = torch.baddbmm(lengths, others, clouds.transpose(1, 2), alpha=-2).min(dim=-1).indices
+    return cloud.gather(-2, found.view(points.shape[:-1])[..., None].expand_as(points))
 
 
 def interaction_loss(

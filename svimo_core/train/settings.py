@@ -100,8 +100,8 @@ class TrainConfig:
     init_interaction: Path | None = None
     """Checkpoint whose VID takes the place of the one in `init`, for stages that were trained side by side."""
     backbone: str = "init"
-    """Where the MM-DiT starts: "init", as far as that has one; "new", from the seed; "separate", from the seed as two
-    networks, one for the video and one for the motion (the paper's ablation)."""
+    """Where the MM-DiT starts: "init", as far as that has one; "new", from the seed; "separate", as from "init", but as
+    two networks, one for the video and one for the motion (the paper's ablation)."""
     preset: str = "tiny"
     """Model size when there is no `init`."""
     text_model: Path | None = None

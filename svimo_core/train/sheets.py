@@ -16,7 +16,6 @@ from ..model.vae import VideoVAE
 from ..pipeline import add_motion, empty_latents, encode_image, to_uint8
 from ..render import render_motion
 from ..sampler import Denoiser, noise_like, sample
-from ..schedule import NoiseSchedule
 from .clips import ClipFolder, resize_video
 from .latents import LatentCache
 from .settings import Shape, TrainConfig
@@ -61,15 +60,16 @@ def predictions(
 ) -> list[np.ndarray]:
     """A drawing above VID's prediction of the motion from clean latents and pure noise, and from half-noisy ones."""
     batch = LatentCache(clips, model).batch([index], shape)
-    schedule, generator = NoiseSchedule(model.config.schedule), torch.Generator().manual_seed(index)
+    generator = torch.Generator().manual_seed(index)
     device = stage.interaction.proj_out.weight.device
     rows = [render_motion(clips.clip(index, shape.frames).motion, shape.width, shape.height)]
-    last = len(schedule.abar) - 1
+    last = len(stage.schedules["video"].abar) - 1
     for noisy_latents, timestep in ((False, last), (True, last // 2), (True, last)):
         inputs = {name: batch[name] for name in ("hands", "points", "video", "motion")}
         for name, x in inputs.items():
             if noisy_latents or name in ("hands", "points"):
-                inputs[name] = schedule.add_noise(x, torch.randn(x.shape, generator=generator), timestep)
+                noise = torch.randn(x.shape, generator=generator)
+                inputs[name] = stage.schedules[name].add_noise(x, noise, timestep)
         hands, points = stage.interaction(
             *(x.to(device) for x in inputs.values()), torch.tensor([timestep], device=device)
         )
@@ -88,7 +88,7 @@ def generations(
     video = resize_video(clip.video, shape.height, shape.width)
     generator = torch.Generator().manual_seed(index)
     vae = VideoVAE(model.parts["vae"], config.vae)
-    schedule = NoiseSchedule(config.schedule)
+    schedule = stage.schedules["video"]
     image = torch.from_numpy(video[0]).float() / 255
     text, negative_text = stage.encode_prompts([clip.motion.prompt, ""]).to(device).chunk(2)
     denoise = Denoiser(
@@ -103,7 +103,9 @@ def generations(
     )
     feedback = None
     if isinstance(stage, JointStage):
-        feedback = InteractionFeedback(stage.interaction, vae, model.normalizer, shape.width, shape.height)
+        feedback = InteractionFeedback(
+            stage.interaction, vae, model.normalizer, stage.schedules["hands"], shape.width, shape.height
+        )
     start = noise_like(empty, generator).to(device)
     latents, _ = sample(denoise, start, schedule.timesteps(SAMPLING_STEPS), generator, feedback=feedback)
     rows = [
@@ -113,7 +115,7 @@ def generations(
         to_uint8(vae.decode(latents.motion)[0]),
     ]
     if feedback is not None:
-        hands, points = feedback.predict(latents.hands, latents.points, latents.video, latents.motion, 0)
+        hands, points = feedback.read(latents.video, latents.motion)
         motion = model.normalizer.to_motion(hands[0], points[0], shape.width, shape.height, config.fps)
         rows.append(render_motion(motion, shape.width, shape.height))
     return rows

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..config import SViMoConfig
 from ..feedback import InteractionFeedback
 from ..model.text import TextEncoder
 from ..model.vae import VideoVAE, fit_preview
@@ -99,7 +100,7 @@ class InteractionStage(nn.Module):
         self.interaction = model.parts["interaction"]
         self.objective = config.interaction
         self.high_noise = config.high_noise
-        self.schedule = NoiseSchedule(model.config.schedule)
+        self.schedules = noise_schedules(model.config)
         self.latents = LatentCache(clips, model)
         self.num_objects = len(model.config.interaction.object_names)
 
@@ -108,8 +109,8 @@ class InteractionStage(nn.Module):
         return self.latents.batch(indices, shape)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        time = draw_timesteps(len(batch["video"]), self.schedule, self.high_noise, generator)
-        noisy = {name: self._noised(batch[name], time, generator) for name in JointStage.noised}
+        time = draw_timesteps(len(batch["video"]), self.schedules["video"], self.high_noise, generator)
+        noisy = noised(batch, JointStage.noised, self.schedules, time, generator)
         clean = torch.rand(len(time), generator=generator) < self.objective.clean_share
         video, motion = (
             torch.where(clean.to(noisy[name].device)[:, None, None, None, None], batch[name], noisy[name])
@@ -125,9 +126,6 @@ class InteractionStage(nn.Module):
         )
         return loss, {"hands_mse": hands, "chamfer": points}
 
-    def _noised(self, x: Tensor, time: Tensor, generator: torch.Generator) -> Tensor:
-        return self.schedule.add_noise(x, torch.randn(x.shape, generator=generator).to(x), time)
-
 
 class BackboneStage(nn.Module):
     """The MM-DiT without VID, to begin with. At full size CogVideoX's weights take the place of this stage."""
@@ -141,7 +139,8 @@ class BackboneStage(nn.Module):
         self.objective = config.joint
         self.high_noise = config.high_noise
         self.backbone = model.parts["backbone"]
-        self.schedule = NoiseSchedule(model.config.schedule)
+        self.schedules = noise_schedules(model.config)
+        self.schedule = self.schedules["video"]
         self.latents = LatentCache(clips, model)
         self.frozen = SimpleNamespace(
             vae=VideoVAE(model.parts["vae"], model.config.vae), normalizer=model.normalizer
@@ -168,11 +167,7 @@ class BackboneStage(nn.Module):
     def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """One noise level per sample (B,), and what diffuses, noised to it."""
         time = draw_timesteps(len(batch["video"]), self.schedule, self.high_noise, generator)
-        noisy = {}
-        for name in self.noised:
-            noise = torch.randn(batch[name].shape, generator=generator).to(batch[name])
-            noisy[name] = self.schedule.add_noise(batch[name], noise, time)
-        return time, noisy
+        return time, noised(batch, self.noised, self.schedules, time, generator)
 
     def _denoised(
         self, batch: Batch, noisy: dict[str, Tensor], time: Tensor, generator: torch.Generator
@@ -269,7 +264,12 @@ class JointStage(BackboneStage):
         # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
         if hands.isfinite().all() and points.isfinite().all():
             feedback = InteractionFeedback(
-                self.interaction, self.frozen.vae, self.frozen.normalizer, width, height
+                self.interaction,
+                self.frozen.vae,
+                self.frozen.normalizer,
+                self.schedules["hands"],
+                width,
+                height,
             )
             guidance[kept] = feedback.guidance(hands, points)
         return guidance
@@ -281,6 +281,27 @@ STAGE_MODULES = {
     "backbone": BackboneStage,
     "joint": JointStage,
 }
+
+
+def noise_schedules(config: SViMoConfig) -> dict[str, NoiseSchedule]:
+    """Of each member of a batch that diffuses."""
+    latents, motion = NoiseSchedule(config.schedule), NoiseSchedule(config.motion_schedule)
+    return {"video": latents, "motion": latents, "hands": motion, "points": motion}
+
+
+def noised(
+    batch: Batch,
+    names: tuple[str, ...],
+    schedules: dict[str, NoiseSchedule],
+    time: Tensor,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """These members of a batch, noised to one timestep per sample (B,)."""
+    noisy = {}
+    for name in names:
+        noise = torch.randn(batch[name].shape, generator=generator).to(batch[name])
+        noisy[name] = schedules[name].add_noise(batch[name], noise, time)
+    return noisy
 
 
 def draw_timesteps(

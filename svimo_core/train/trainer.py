@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
 from ..config import PRESETS
-from ..model.mmdit import start_from_nothing
+from ..model.mmdit import split_streams, start_from_nothing
 from ..normalization import MotionNormalizer
 from .clips import ClipFolder
 from .settings import Shape, TrainConfig
@@ -182,15 +182,20 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
     header = read_header(config.init) if config.init is not None else None
     size = header.config if header is not None else PRESETS[config.preset]
     found = set(header.parts if header is not None else ())
-    if config.backbone != "init":
+    if config.backbone == "new":
         found.discard("backbone")
-        separate = config.backbone == "separate"
-        size = replace(size, backbone=replace(size.backbone, separate=separate))
     parts = {part: load_part(header, part, torch.float32) for part in found}
+    if config.backbone == "separate":
+        size = replace(size, backbone=replace(size.backbone, separate=True))
+        if "backbone" in parts:
+            weights = dict(split_streams(parts["backbone"].state_dict().items(), size.backbone))
+            parts["backbone"] = init_part(size, "backbone", config.seed).requires_grad_(False)
+            parts["backbone"].load_state_dict(weights)
     provenance = dict(header.provenance) if header is not None else {}
     if config.init_interaction is not None:
         other = read_header(config.init_interaction)
         parts["interaction"] = load_part(other, "interaction", torch.float32)
+        size = replace(size, interaction=other.config.interaction)
         provenance["interaction"] = other.provenance.get("interaction", "")
     for number, part in enumerate(PARTS):
         if part not in parts and not (part == "text_encoder" and size.text is None):

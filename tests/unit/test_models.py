@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from svimo_core.model.interaction import InteractionModel
+from svimo_core.model.interaction import InteractionModel, cell_coordinates
 from svimo_core.model.mmdit import MMDiT, extend_with_motion
 from svimo_core.model.text import hand_object_prompt
 from svimo_core.model.vae import VideoVAE, build_vae, fit_preview
@@ -117,6 +117,35 @@ def test_vid_takes_any_length(model, config, frames):
     z = noise(1, 16, (frames - 1) // 4 + 1, 4, 6)
     hands, points = noise(1, frames, 42, 3), noise(1, frames, config.interaction.num_points, 3)
     assert model.interaction(hands, points, z, z, torch.tensor([3]))[0].shape == hands.shape
+
+
+def test_a_frame_reads_the_places_of_its_own_latent_frame(config):
+    torch.manual_seed(0)
+    network = InteractionModel(config.interaction)
+    block, frames = network.encoder[0], torch.arange(9)
+    for other in (block.self_attention.to_out[0], block.cross_attention.to_out, block.conv1, block.conv2):
+        torch.nn.init.zeros_(other.weight)  # nothing but the reading is left
+    x, time = noise(1, block.shortcut.in_channels, 9), noise(1, block.time.in_features)
+    features = noise(1, config.interaction.pyramid_channels[0], 3, 8, 12).requires_grad_()
+    out = block(x, time, frames, features)
+    for frame, latent_frame in zip(range(9), (0, 1, 1, 1, 1, 2, 2, 2, 2), strict=True):
+        (gradient,) = torch.autograd.grad(out[0, :, frame].sum(), features, retain_graph=True)
+        heard = gradient[0].abs().amax(dim=(0, 2, 3)) > 0
+        assert heard.tolist() == [i == latent_frame for i in range(3)]
+    assert not torch.allclose(out, block(x, time, frames, features.flip(-1)))  # where it is matters
+
+
+@torch.no_grad()
+def test_vid_can_tell_places_apart_and_leave_noise_out(config):
+    places = cell_coordinates(torch.zeros(2, 16, 3, 8, 12))[1, :, 2].flatten(1).T
+    assert torch.cdist(places, places).add(torch.eye(len(places))).min() > 0.1
+    network = InteractionModel(config.interaction)
+    network.trust.weight.zero_()
+    network.trust.bias.zero_()
+    z = noise(1, *config.latent_shape(config.frames, config.height, config.width))
+    motion = [noise(1, config.frames, count, 3) for count in (42, config.interaction.num_points)]
+    outs = [network(*(sign * x for x in motion), z, z, torch.tensor([7]))[0] for sign in (1, -1)]
+    assert torch.equal(*outs)
 
 
 def test_every_vid_weight_learns(config):

@@ -7,8 +7,8 @@ import torch
 
 from svimo_core.feedback import FeedbackOptions, InteractionFeedback
 from svimo_core.pipeline import add_motion, empty_latents, encode_image, fit_image, generate
-from svimo_core.sampler import Denoiser, Guidance, JointLatents, noise_like, sample
-from svimo_core.schedule import SOLVERS, NoiseSchedule
+from svimo_core.sampler import Denoiser, Guidance, JointLatents, noise_like, noised, sample
+from svimo_core.schedule import SOLVERS, NoiseSchedule, StepLevels
 
 STEPS = 4
 ALWAYS = FeedbackOptions(start=0)
@@ -37,7 +37,10 @@ def denoiser(model, config, image):
 
 @pytest.fixture
 def feedback(model, config):
-    return InteractionFeedback(model.interaction, model.vae, model.normalizer, config.width, config.height)
+    schedule = NoiseSchedule(config.motion_schedule)
+    return InteractionFeedback(
+        model.interaction, model.vae, model.normalizer, schedule, config.width, config.height
+    )
 
 
 @pytest.fixture
@@ -63,6 +66,43 @@ def test_a_seed_gives_the_same_bytes(denoiser, start, feedback, solver):
     runs = [run(denoiser, start, feedback=feedback, options=ALWAYS, solver=solver)[0] for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     assert all(torch.isfinite(x).all() for x in runs[0])
+
+
+def test_hands_and_points_take_their_own_schedule(denoiser, start, feedback, monkeypatch):
+    calls, predict = [], feedback.predict
+
+    def recorded(*state):
+        calls.append((state, predict(*state)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(feedback, "predict", recorded)
+    run(denoiser, start, feedback=feedback, options=OFF)
+    ((hands, points, _, _, first), clean), ((next_hands, next_points, _, _, second), _) = calls[:2]
+    levels = StepLevels(before=None, now=0.0, after=feedback.schedule.level(second))
+    assert (first, levels.now) == (999, feedback.schedule.level(first))
+    assert torch.equal(next_hands, SOLVERS["ddim"](hands, clean[0], None, levels, None))
+    assert torch.equal(next_points, SOLVERS["ddim"](points, clean[1], None, levels, None))
+    # the same timestep tells much less of them than of the latents
+    ratios = [abar / (1 - abar) for abar in (levels.after, denoiser.schedule.level(second))]
+    assert ratios[0] < ratios[1] / 50
+
+
+def test_noise_is_added_by_two_schedules(denoiser, start, feedback):
+    noise = noise_like(start, torch.Generator().manual_seed(3))
+    made = noised(start, noise, 300, denoiser.schedule, feedback.schedule)
+    assert torch.equal(made.motion, denoiser.schedule.add_noise(start.motion, noise.motion, 300))
+    assert torch.equal(made.points, feedback.schedule.add_noise(start.points, noise.points, 300))
+    assert noised(JointLatents(start.video), noise, 300, denoiser.schedule).hands is None
+
+
+def test_motion_is_read_off_finished_latents_alone(start, feedback):
+    with torch.inference_mode():
+        hands, points = feedback.read(start.video, start.motion)
+        assert (hands.shape, points.shape) == (start.hands.shape, start.points.shape)
+        assert torch.equal(feedback.read(start.video, start.motion)[0], hands)
+        assert not torch.allclose(feedback.read(start.video, -start.motion)[0], hands)
+        pair = feedback.read(*(torch.cat([x, -x]) for x in (start.video, start.motion)))
+        torch.testing.assert_close(pair[0][:1], hands, atol=1e-5, rtol=0)
 
 
 # Drawing rounds to a sixteenth of a pixel, so with the loop closed the last bits of a float can move an edge.
@@ -139,18 +179,25 @@ def guidance_seen(denoiser, start, **options):
     return spy.guidance, latents, report
 
 
-def test_the_first_guidance_is_the_drawn_prediction_of_vid(denoiser, start, feedback):
+def test_guidance_is_the_drawn_reading_of_the_step_before(denoiser, start, feedback, monkeypatch):
+    readings, predict = [], feedback.predict
+    monkeypatch.setattr(feedback, "predict", lambda *state: readings.append(predict(*state)) or readings[-1])
     seen, _, report = guidance_seen(denoiser, start, feedback=feedback, options=ALWAYS)
     with torch.inference_mode():
-        expected = feedback(start.hands, start.points, start.video, start.motion, 999)
-    torch.testing.assert_close(seen[0], expected)
+        first = predict(start.hands, start.points, start.video, start.motion, 999)  # there is no step before
+        assert torch.equal(seen[0], feedback.guidance(*first))
+        for guidance, reading in zip(seen[1:], readings[1:], strict=False):
+            assert torch.equal(guidance, feedback.guidance(*reading))
+    assert len(readings) == 1 + STEPS
     assert report.feedback_passes == STEPS
     assert len({float(g.sum()) for g in seen}) == STEPS  # every step has its own
 
 
 def test_another_vid_changes_the_next_denoising_input(denoiser, start, feedback, config, model):
     shifted = replace(model.normalizer, hands_mean=model.normalizer.hands_mean + 0.05)
-    other = InteractionFeedback(model.interaction, model.vae, shifted, config.width, config.height)
+    other = InteractionFeedback(
+        model.interaction, model.vae, shifted, feedback.schedule, config.width, config.height
+    )
     a, latents_a, _ = guidance_seen(denoiser, start, feedback=feedback, options=ALWAYS)
     b, latents_b, _ = guidance_seen(denoiser, start, feedback=other, options=ALWAYS)
     assert not torch.allclose(a[0], b[0], atol=1e-3)

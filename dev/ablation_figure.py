@@ -1,0 +1,61 @@
+"""The loss curves of an ablation as one figure: mean over seeds, and their spread as a band.
+
+python -m dev.ablation_figure output/train/ablation docs/images/ablation.png
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from svimo_core.train.ablation import VARIANTS, run_folder
+from svimo_core.train.trainer import LOG
+
+LOSSES = {
+    "video": "error of the video latent",
+    "motion": "error of the motion latent",
+    "hands_mse": "hand error of VID's reading",
+}
+WINDOW = 31
+"""Steps of the moving average: a step sees few clips, at noise levels of all kinds."""
+
+
+def curve(log: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and smoothed values of one loss."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    steps, values = (np.array([line[name] for line in lines]) for name in ("step", key))
+    mean = np.convolve(values, np.ones(WINDOW) / WINDOW, "valid")
+    return steps[WINDOW // 2 : WINDOW // 2 + len(mean)], mean
+
+
+def main(arguments: list[str]) -> int:
+    """Read the runs' logs and draw."""
+    folder, picture = map(Path, arguments)
+    figure, panels = plt.subplots(1, len(LOSSES), figsize=(13, 3.8), layout="constrained")
+    for (key, title), panel in zip(LOSSES.items(), panels, strict=True):
+        for name in VARIANTS:
+            logs = sorted(folder.glob(f"{run_folder(name, '*')}/{LOG}"))
+            curves = [curve(log, key) for log in logs]
+            if not curves:
+                continue
+            values = np.stack([value for _, value in curves])
+            (line,) = panel.plot(curves[0][0], values.mean(0), label=name, linewidth=1.4)
+            panel.fill_between(
+                curves[0][0], values.min(0), values.max(0), color=line.get_color(), alpha=0.12, linewidth=0
+            )
+        panel.set(title=title, xlabel="step")
+        panel.grid(alpha=0.25)
+    panels[0].legend(fontsize=8)
+    figure.savefig(picture, dpi=110)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
