@@ -281,7 +281,12 @@ def test_high_noise_is_preferred_when_asked_for(config):
 def test_vid_of_a_side_run_takes_the_place_of_the_first(settings):
     side = replace(settings, stage="interaction", output=settings.output / "side", phases=(phase(2),))
     path = train(side)
+    header = read_header(path)
+    other = replace(header.config, interaction=replace(header.config.interaction, snr_shift=7.0))
+    parts = {"interaction": load_part(header, "interaction")}
+    save_checkpoint(path, other, parts, header.normalizer, None, header.provenance, torch.float32)
     joined = load_model(replace(settings, init_interaction=path), ClipFolder(settings.clips))
+    assert joined.config.interaction.snr_shift == 7.0
     expected = load_part(read_header(path), "interaction").state_dict()
     assert all(
         torch.equal(value, expected[key]) for key, value in joined.parts["interaction"].state_dict().items()
