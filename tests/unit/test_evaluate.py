@@ -83,7 +83,8 @@ def test_a_repetition_gives_the_same_scores(model, clips, scores):
     assert again["mpjpe_mm"] == whole
     assert again["fid"] is None  # a distance between distributions needs more than one clip
     assert scores["feedback_gain"].keys() == {"mpjpe_mm", "chamfer_mm2", "reprojection_px"}
-    assert all(gain["mean"] for gain in scores["feedback_gain"].values())  # the loop was open, and that matters
+    gains = scores["feedback_gain"].values()
+    assert all(gain["mean"] for gain in gains)  # the loop was open, and that matters
 
 
 def test_command_writes_json_and_a_sheet(checkpoint_file, tmp_path, capsys):
