@@ -45,10 +45,11 @@ def main(arguments: list[str]) -> int:
             curves = [curve(log, key) for log in logs]
             if not curves:
                 continue
-            values = np.stack([value for _, value in curves])
-            (line,) = panel.plot(curves[0][0], values.mean(0), label=name, linewidth=1.4)
+            length = min(len(steps) for steps, _ in curves)  # one of them may still run
+            steps, values = curves[0][0][:length], np.stack([value[:length] for _, value in curves])
+            (line,) = panel.plot(steps, values.mean(0), label=name, linewidth=1.4)
             panel.fill_between(
-                curves[0][0], values.min(0), values.max(0), color=line.get_color(), alpha=0.12, linewidth=0
+                steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.12, linewidth=0
             )
         panel.set(title=title, xlabel="step")
         panel.grid(alpha=0.25)
