@@ -5,6 +5,7 @@ python -m dev.ablation_figure output/train/ablation docs/images/ablation.png
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -37,7 +38,13 @@ def curve(log: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 def main(arguments: list[str]) -> int:
     """Read the runs' logs and draw."""
-    folder, picture = map(Path, arguments)
+    parser = argparse.ArgumentParser(prog="python -m dev.ablation_figure", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="output of svimo_core.train.ablation")
+    parser.add_argument("picture", type=Path, help="PNG to write")
+    args = parser.parse_args(arguments)
+    folder, picture = args.folder, args.picture
+    if not any(folder.glob(f"*/{LOG}")):
+        parser.error(f"{folder} has no runs with a {LOG}: run svimo_core.train.ablation first")
     figure, panels = plt.subplots(1, len(LOSSES), figsize=(13, 3.8), layout="constrained")
     for (key, title), panel in zip(LOSSES.items(), panels, strict=True):
         for name in VARIANTS:

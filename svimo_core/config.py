@@ -86,6 +86,11 @@ class InteractionConfig:
                 f"{len(self.pyramid_channels)} and {len(self.denoiser_channels)}"
             )
 
+        if not 0 < self.snr_shift < math.inf:
+            raise ValueError(f"snr_shift must be above 0 and finite, got {self.snr_shift}")
+        if min(self.read_grid) < 1:
+            raise ValueError(f"read_grid must have at least one row and column, got {self.read_grid}")
+
     def read_grid_at(self, level: int) -> tuple[int, int]:
         """Rows and columns that a frame reads of one level of the pyramid."""
         rows, columns = (math.ceil(size / 2**level) for size in self.read_grid)

@@ -33,7 +33,7 @@ class FeedbackOptions:
 
     enabled: bool = True
     start: float = 0.2
-    """Fraction of the steps before the loop closes: at high noise VID can only give the mean motion."""
+    """Fraction of the steps before the loop closes: the first clean latents are too blurred to be read well."""
     end: float = 1.0
     every: int = 1
     """Refresh the guidance at every k-th step; it is held in between."""

@@ -35,15 +35,17 @@ def denoising_loss(clean: Tensor, target: Tensor, abar: Tensor, weighting: str) 
 
 def chamfer(points: Tensor, target: Tensor) -> Tensor:
     """Squared, two-sided Chamfer distance between clouds (... P 3), mean over all clouds, in their units squared."""
+    # mse_loss takes the mean over the three axes too, a squared distance their sum
     return 3 * (F.mse_loss(points, nearest(target, points)) + F.mse_loss(nearest(points, target), target))
 
 
 def nearest(cloud: Tensor, points: Tensor) -> Tensor:
     """Of each cloud (... P 3), the points that lie nearest to others (... Q 3): shape of the others.
 
-    The search needs no gradient, so only the points that it finds are kept for the backward pass.
+    The search needs no gradient, so only the points that it finds are kept for the backward pass. Under autocast it
+    stays exact: in bf16 it would take points for nearest that are not.
     """
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
         # |p - q|^2 = |p|^2 - 2 p.q + |q|^2, whose last term does not change which p is nearest
         clouds, others = (x.reshape(-1, *x.shape[-2:]) for x in (cloud, points))
         lengths = (clouds**2).sum(dim=-1)[:, None]

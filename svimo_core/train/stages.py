@@ -140,7 +140,6 @@ class BackboneStage(nn.Module):
         self.high_noise = config.high_noise
         self.backbone = model.parts["backbone"]
         self.schedules = noise_schedules(model.config)
-        self.schedule = self.schedules["video"]
         self.latents = LatentCache(clips, model)
         self.frozen = SimpleNamespace(
             vae=VideoVAE(model.parts["vae"], model.config.vae), normalizer=model.normalizer
@@ -166,7 +165,7 @@ class BackboneStage(nn.Module):
 
     def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """One noise level per sample (B,), and what diffuses, noised to it."""
-        time = draw_timesteps(len(batch["video"]), self.schedule, self.high_noise, generator)
+        time = draw_timesteps(len(batch["video"]), self.schedules["video"], self.high_noise, generator)
         return time, noised(batch, self.noised, self.schedules, time, generator)
 
     def _denoised(
@@ -190,12 +189,12 @@ class BackboneStage(nn.Module):
         condition = self.backbone.image_condition(image, noisy["video"].shape[2])
         velocities = self.backbone(noisy["video"], condition, text, steps, noisy["motion"], guidance)
         return [
-            self.schedule.clean_from_velocity(noisy[name], v.float(), time)
+            self.schedules["video"].clean_from_velocity(noisy[name], v.float(), time)
             for name, v in zip(("video", "motion"), velocities, strict=True)
         ]
 
     def _denoising_losses(self, batch: Batch, clean: list[Tensor], time: Tensor) -> list[Tensor]:
-        abar = self.schedule.abar[time].to(batch["video"].device, torch.float32)
+        abar = self.schedules["video"].abar[time].to(batch["video"].device, torch.float32)
         return [
             denoising_loss(x, batch[name], abar, self.objective.weighting)
             for name, x in zip(("video", "motion"), clean, strict=True)

@@ -63,3 +63,16 @@ def test_clip_sizes_that_do_not_divide_are_refused(size, message):
 def test_rotary_needs_a_head_it_can_split():
     with pytest.raises(ValueError, match="multiple of 16"):
         BackboneConfig(num_layers=1, num_heads=1, head_dim=24)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"snr_shift": 0.0}, "snr_shift must be above 0"),
+        ({"snr_shift": float("nan")}, "snr_shift must be above 0"),
+        ({"read_grid": (0, 6)}, "read_grid must have"),
+    ],
+)
+def test_an_interaction_model_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY.interaction, **change)

@@ -86,7 +86,11 @@ def test_chamfer_is_squared_and_two_sided():
     assert chamfer(one, other) == (0 + 1) / 2 + (0 + 9) / 2
     clouds, others = torch.randn(2, 3, 2, 5, 3).unbind(0)
     apart = torch.cdist(clouds, others).square()
-    assert torch.allclose(chamfer(clouds, others), apart.amin(-1).mean() + apart.amin(-2).mean())
+    expected = apart.amin(-1).mean() + apart.amin(-2).mean()
+    assert torch.allclose(chamfer(clouds, others), expected)
+    far = torch.tensor([100.0, 0, 0])  # where bf16 cannot tell neighbours apart
+    with torch.autocast("cpu", torch.bfloat16):
+        assert chamfer(clouds + far, others + far) == pytest.approx(expected.item(), rel=0.02)
 
 
 def test_interaction_loss_compares_each_object_with_its_own():
