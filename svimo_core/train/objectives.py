@@ -42,15 +42,12 @@ def chamfer(points: Tensor, target: Tensor) -> Tensor:
 def nearest(cloud: Tensor, points: Tensor) -> Tensor:
     """Of each cloud (... P 3), the points that lie nearest to others (... Q 3): shape of the others.
 
-    The search needs no gradient, so only the points that it finds are kept for the backward pass. Under autocast it
-    stays exact: in bf16 it would take points for nearest that are not.
+    The search needs no gradient, so only the points that it finds are kept for the backward pass. It takes no matrix
+    product, which autocast would do in bf16: too coarse to tell neighbours apart.
     """
-    with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-        # |p - q|^2 = |p|^2 - 2 p.q + |q|^2, whose last term does not change which p is nearest
-        clouds, others = (x.reshape(-1, *x.shape[-2:]) for x in (cloud, points))
-        lengths = (clouds**2).sum(dim=-1)[:, None]
-        found = torch.baddbmm(lengths, others, clouds.transpose(1, 2), alpha=-2).min(dim=-1).indices
-    return cloud.gather(-2, found.view(points.shape[:-1])[..., None].expand_as(points))
+    with torch.no_grad():
+        apart = torch.cdist(points, cloud, compute_mode="donot_use_mm_for_euclid_dist")
+    return cloud.gather(-2, apart.min(dim=-1).indices[..., None].expand_as(points))
 
 
 def interaction_loss(

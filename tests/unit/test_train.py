@@ -15,6 +15,7 @@ import torch
 from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.amp import autocast
 from transformers import PreTrainedTokenizerFast
 
 from svimo_core.checkpoint import load_part, read_header, save_checkpoint
@@ -89,7 +90,7 @@ def test_chamfer_is_squared_and_two_sided():
     expected = apart.amin(-1).mean() + apart.amin(-2).mean()
     assert torch.allclose(chamfer(clouds, others), expected)
     far = torch.tensor([100.0, 0, 0])  # where bf16 cannot tell neighbours apart
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", torch.bfloat16):
         assert chamfer(clouds + far, others + far) == pytest.approx(expected.item(), rel=0.02)
 
 
