@@ -14,6 +14,7 @@ from ..config import PRESETS
 STAGES = ("vae", "interaction", "backbone", "joint")
 PRECISIONS = ("auto", "no", "bf16")
 WEIGHTINGS = ("v", "x0")
+GUIDANCE_SOURCES = ("noisy", "clean")
 BACKBONES = ("init", "new", "separate")
 
 
@@ -72,7 +73,16 @@ class JointObjective:
     """Feed the drawn prediction of VID back, without gradient."""
     gradient_constraint: bool = True
     """Let VID's loss reach the MM-DiT through its clean latents."""
+    guidance_from: str = "noisy"
+    """What VID reads for the guidance: "noisy" latents (paper), or the "clean" ones of a pass of the MM-DiT without
+    guidance, as the sampler does; one pass without gradient more."""
+    warm_up: float = 0.0
+    """Weight of VID's warm-up loss on true latents, which goes on beside the constraint; 0 is the paper's setting.
+    Without it VID and the MM-DiT may agree on latents that no true clip has."""
     text_dropout: float = 0.1
+    word_dropout: float = 0.0
+    """Chance of each word of a prompt to become letters that mean nothing, so that a word that training never had
+    leaves the rest to the image. Needs `train_text`; 0 is CogVideoX's setting."""
     image_dropout: float = 0.1
     guidance_dropout: float = 0.1
     image_noise: tuple[float, float] = (-3.0, 0.5)
@@ -146,6 +156,7 @@ class TrainConfig:
             ("stage", self.stage, STAGES),
             ("precision", self.precision, PRECISIONS),
             ("joint.weighting", self.joint.weighting, WEIGHTINGS),
+            ("joint.guidance_from", self.joint.guidance_from, GUIDANCE_SOURCES),
             ("backbone", self.backbone, BACKBONES),
             ("preset", self.preset, tuple(PRESETS)),
             ("checkpoint_dtype", self.checkpoint_dtype, ("float32", "bfloat16", "float16")),
@@ -154,6 +165,10 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         if not self.phases or not all(phase.shapes and phase.steps > 0 for phase in self.phases):
             raise ValueError("a run needs at least one phase, each with steps above 0 and at least one shape")
+        if self.joint.word_dropout and not self.train_text:
+            raise ValueError(
+                "joint.word_dropout needs train_text: a text model from elsewhere has its features computed once"
+            )
         for shape in (shape for phase in self.phases for shape in phase.shapes):
             if self.stage == "vae" and shape.frames % 8 != 1:  # its decoder works in pairs of latent frames
                 raise ValueError(f"the VAE trains on 8k + 1 frames (1, 9, 17, ...), got {shape.frames}")

@@ -6,6 +6,7 @@ batch comes from its generator, so a step can be repeated exactly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import SViMoConfig
 from ..feedback import InteractionFeedback
+from ..model.interaction import InteractionModel
 from ..model.text import TextEncoder
 from ..model.vae import VideoVAE, fit_preview
 from ..render import render_motion
@@ -26,8 +28,8 @@ from ..schedule import NoiseSchedule
 from .clips import Clip, ClipFolder
 from .latents import LatentCache
 from .objectives import denoising_loss, interaction_loss, kl_loss, reconstruction_loss
-from .settings import Shape, TrainConfig
-from .text import prompt_features
+from .settings import InteractionObjective, Shape, TrainConfig
+from .text import prompt_features, with_unknown_words
 
 Batch = dict[str, Any]
 
@@ -102,27 +104,14 @@ class InteractionStage(nn.Module):
         self.high_noise = config.high_noise
         self.schedules = noise_schedules(model.config)
         self.latents = LatentCache(clips, model)
-        self.num_objects = len(model.config.interaction.object_names)
 
     def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
         """Clean latents (B C T h w) and normalised motion (hands B N 42 3, points B N P 3) of these clips."""
         return self.latents.batch(indices, shape)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        time = draw_timesteps(len(batch["video"]), self.schedules["video"], self.high_noise, generator)
-        noisy = noised(batch, JointStage.noised, self.schedules, time, generator)
-        clean = torch.rand(len(time), generator=generator) < self.objective.clean_share
-        video, motion = (
-            torch.where(clean.to(noisy[name].device)[:, None, None, None, None], batch[name], noisy[name])
-            for name in ("video", "motion")
-        )
-        predicted = self.interaction(noisy["hands"], noisy["points"], video, motion, time.to(video.device))
-        loss, hands, points = interaction_loss(
-            *(x.float() for x in predicted),
-            batch["hands"],
-            batch["points"],
-            self.num_objects,
-            self.objective.points,
+        loss, hands, points = warm_up_loss(
+            self.interaction, batch, self.schedules, self.objective, self.high_noise, generator
         )
         return loss, {"hands_mse": hands, "chamfer": points}
 
@@ -181,17 +170,22 @@ class BackboneStage(nn.Module):
                 ("guidance", settings.guidance_dropout),
             )
         }
-        prompts = [p if keep else "" for p, keep in zip(batch["prompts"], kept["text"].tolist(), strict=True)]
+        prompts = [with_unknown_words(p, settings.word_dropout, generator) for p in batch["prompts"]]
+        prompts = [p if keep else "" for p, keep in zip(prompts, kept["text"].tolist(), strict=True)]
         text = self.encode_prompts(prompts).to(device)
         image = self._image_latents(batch["images"], generator)
         image = image * kept["image"].to(device)[:, None, None, None]
-        guidance = self._guidance(noisy, steps, kept["guidance"].to(device), batch["images"].shape[1:3])
         condition = self.backbone.image_condition(image, noisy["video"].shape[2])
-        velocities = self.backbone(noisy["video"], condition, text, steps, noisy["motion"], guidance)
-        return [
-            self.schedules["video"].clean_from_velocity(noisy[name], v.float(), time)
-            for name, v in zip(("video", "motion"), velocities, strict=True)
-        ]
+
+        def denoise(guidance: Tensor) -> list[Tensor]:
+            velocities = self.backbone(noisy["video"], condition, text, steps, noisy["motion"], guidance)
+            return [
+                self.schedules["video"].clean_from_velocity(noisy[name], v.float(), time)
+                for name, v in zip(("video", "motion"), velocities, strict=True)
+            ]
+
+        size = batch["images"].shape[1:3]
+        return denoise(self._guidance(noisy, steps, kept["guidance"].to(device), size, denoise))
 
     def _denoising_losses(self, batch: Batch, clean: list[Tensor], time: Tensor) -> list[Tensor]:
         abar = self.schedules["video"].abar[time].to(batch["video"].device, torch.float32)
@@ -210,7 +204,12 @@ class BackboneStage(nn.Module):
         return self.frozen.vae.encode(noisy[:, None])[:, :, 0].float()
 
     def _guidance(
-        self, noisy: dict[str, Tensor], steps: Tensor, kept: Tensor, size: tuple[int, int]
+        self,
+        noisy: dict[str, Tensor],
+        steps: Tensor,
+        kept: Tensor,
+        size: tuple[int, int],
+        denoise: Callable[[Tensor], list[Tensor]],
     ) -> Tensor:
         return torch.zeros_like(noisy["motion"])
 
@@ -225,7 +224,6 @@ class JointStage(BackboneStage):
         self.trained = (*self.trained, "interaction")
         self.interaction = model.parts["interaction"]
         self.interaction_objective = config.interaction
-        self.num_objects = len(model.config.interaction.object_names)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.objective
@@ -243,22 +241,40 @@ class JointStage(BackboneStage):
             *(x.float() for x in predicted),
             batch["hands"],
             batch["points"],
-            self.num_objects,
+            len(self.interaction.config.object_names),
             self.interaction_objective.points,
         )
         loss = settings.denoising * (video + motion) + settings.interaction * constraint
+        if settings.warm_up:
+            warm_up, _, _ = warm_up_loss(
+                self.interaction,
+                batch,
+                self.schedules,
+                self.interaction_objective,
+                self.high_noise,
+                generator,
+            )
+            loss = loss + settings.warm_up * warm_up
         return loss, {"video": video, "motion": motion, "hands_mse": hands, "chamfer": points}
 
     @torch.no_grad()
     def _guidance(
-        self, noisy: dict[str, Tensor], steps: Tensor, kept: Tensor, size: tuple[int, int]
+        self,
+        noisy: dict[str, Tensor],
+        steps: Tensor,
+        kept: Tensor,
+        size: tuple[int, int],
+        denoise: Callable[[Tensor], list[Tensor]],
     ) -> Tensor:
         """Interaction guidance (B C T h w) of the samples that keep it, zero for the others; no gradient."""
         guidance = torch.zeros_like(noisy["motion"])
         if not self.objective.guidance or not kept.any():
             return guidance
         height, width = size
-        inputs = (noisy[name][kept] for name in self.noised)
+        read = noisy["video"], noisy["motion"]
+        if self.objective.guidance_from == "clean":
+            read = denoise(guidance)
+        inputs = (x[kept] for x in (noisy["hands"], noisy["points"], *read))
         hands, points = (x.float() for x in self.interaction(*inputs, steps[kept]))
         # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
         if hands.isfinite().all() and points.isfinite().all():
@@ -280,6 +296,32 @@ STAGE_MODULES = {
     "backbone": BackboneStage,
     "joint": JointStage,
 }
+
+
+def warm_up_loss(
+    interaction: InteractionModel,
+    batch: Batch,
+    schedules: dict[str, NoiseSchedule],
+    objective: InteractionObjective,
+    high_noise: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """VID's loss on true latents, noisy or clean, and its two terms (paper section 4.1)."""
+    time = draw_timesteps(len(batch["video"]), schedules["video"], high_noise, generator)
+    noisy = noised(batch, JointStage.noised, schedules, time, generator)
+    clean = torch.rand(len(time), generator=generator) < objective.clean_share
+    video, motion = (
+        torch.where(clean.to(noisy[name].device)[:, None, None, None, None], batch[name], noisy[name])
+        for name in ("video", "motion")
+    )
+    predicted = interaction(noisy["hands"], noisy["points"], video, motion, time.to(video.device))
+    return interaction_loss(
+        *(x.float() for x in predicted),
+        batch["hands"],
+        batch["points"],
+        len(interaction.config.object_names),
+        objective.points,
+    )
 
 
 def noise_schedules(config: SViMoConfig) -> dict[str, NoiseSchedule]:

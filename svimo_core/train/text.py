@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from types import SimpleNamespace
 
 import torch
@@ -44,3 +45,18 @@ def prompt_features(config: TrainConfig, model: SimpleNamespace) -> dict[str, Te
         [encode(prompts[i : i + BATCH]).float().cpu() for i in range(0, len(prompts), BATCH)]
     )
     return dict(zip(prompts, features, strict=True))
+
+
+def with_unknown_words(prompt: str, share: float, generator: torch.Generator) -> str:
+    """A prompt in which each word has this chance to become two to seven letters that mean nothing."""
+    if not share:
+        return prompt
+
+    def unknown() -> str:
+        length = torch.randint(2, 8, (1,), generator=generator).item()
+        letters = torch.randint(26, (length,), generator=generator).tolist()
+        return "".join(string.ascii_lowercase[i] for i in letters)
+
+    words = prompt.split(" ")
+    replaced = (torch.rand(len(words), generator=generator) < share).tolist()
+    return " ".join(unknown() if drop else word for word, drop in zip(words, replaced, strict=True))

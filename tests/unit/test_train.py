@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from svimo_core.schedule import NoiseSchedule
 from svimo_core.train import ablation
 from svimo_core.train.clips import Clip, ClipFolder, write_clip
 from svimo_core.train.objectives import chamfer, denoising_loss, interaction_loss
-from svimo_core.train.settings import JointObjective, Phase, Shape, TrainConfig
+from svimo_core.train.settings import InteractionObjective, JointObjective, Phase, Shape, TrainConfig
 from svimo_core.train.stages import JointStage, draw_timesteps
+from svimo_core.train.text import with_unknown_words
 from svimo_core.train.trainer import (
     CHECKPOINT,
     LOG,
@@ -146,14 +148,17 @@ def test_going_on_equals_never_having_stopped(settings):
     assert logged(whole) == logged(parted)
 
 
-def gradients(settings: TrainConfig, joint: JointObjective) -> tuple[JointStage, float]:
-    """The stage after one backward pass, and its loss."""
+def gradients(
+    settings: TrainConfig, joint: JointObjective, prepare: Callable[[JointStage], object] = lambda stage: None
+) -> tuple[JointStage, float]:
+    """The stage after one backward pass, and its loss; `prepare` is called with the stage before it."""
     config = replace(settings, joint=joint)
     folder = ClipFolder(config.clips)
     model = load_model(config, folder)
     stage = JointStage(config, model, folder)
     for part in stage.trained:
         model.parts[part].requires_grad_(True)
+    prepare(stage)
     generator = step_generator(0, 0, 0, 0)
     loss, _ = stage(stage.load(folder, [0, 1], phase(1).shapes[0], generator), generator)
     loss.backward()
@@ -176,6 +181,60 @@ def test_guidance_acts_but_carries_no_gradient(settings):
     assert size_of_gradient(stage.interaction) == 0
     assert size_of_gradient(stage.backbone) > 0
     assert loss != gradients(settings, JointObjective(interaction=0.0, guidance=False))[1]
+
+
+@pytest.mark.parametrize("source", ["noisy", "clean"])
+def test_guidance_reads_what_was_asked_for(settings, config, source):
+    """With a motion kernel that hears no guidance, clean latents are the same before it and with it."""
+    seen = []
+
+    def prepare(stage):
+        stage.backbone.patch_embed.motion_proj.weight.data[:, config.backbone.latent_channels :] = 0
+        stage.interaction.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2:4]))
+
+    stage, _ = gradients(settings, JointObjective(guidance_from=source, guidance_dropout=0.0), prepare)
+    guiding, constraining = seen
+    for one, other in zip(guiding, constraining, strict=True):
+        assert torch.allclose(one, other, atol=1e-5) == (source == "clean")
+        assert not one.requires_grad
+        assert other.requires_grad
+    assert size_of_gradient(stage.backbone) > 0
+
+
+def test_warm_up_goes_on_beside_the_constraint(settings):
+    """It teaches VID true latents, and the MM-DiT nothing."""
+    seen = []
+    stage, _ = gradients(
+        replace(settings, interaction=InteractionObjective(clean_share=1.0)),
+        JointObjective(denoising=0.0, interaction=0.0, guidance=False, warm_up=1.0),
+        lambda stage: stage.interaction.register_forward_pre_hook(lambda _, inputs: seen.append(inputs)),
+    )
+    truth = stage.load(ClipFolder(settings.clips), [0, 1], phase(1).shapes[0], step_generator(0, 0, 0, 0))
+    assert torch.equal(seen[-1][2], truth["video"])
+    assert torch.equal(seen[-1][3], truth["motion"])
+    assert size_of_gradient(stage.interaction) > 0
+    assert size_of_gradient(stage.backbone) == 0
+
+
+def test_unknown_words_take_the_place_of_some(settings):
+    prompt, generator = "use spoon to stir cup", torch.Generator().manual_seed(0)
+    assert with_unknown_words(prompt, 0.0, generator) == prompt
+    changed = [with_unknown_words(prompt, 0.3, generator).split() for _ in range(200)]
+    share = np.mean([[a != b for a, b in zip(words, prompt.split(), strict=True)] for words in changed])
+    assert 0.25 < share < 0.35
+    assert all(word.isascii() and word.islower() and word.isalpha() for words in changed for word in words)
+
+    asked = []
+
+    def listen(stage):
+        encode = stage.encode_prompts
+        stage.encode_prompts = lambda prompts: asked.extend(prompts) or encode(prompts)
+
+    known = {clip.prompt for clip in map(ClipFolder(settings.clips).motion, (0, 1))}
+    joint = JointObjective(word_dropout=1.0, text_dropout=0.0)
+    gradients(replace(settings, train_text=True, joint=joint), joint, listen)
+    assert len(asked) == 2
+    assert known.isdisjoint(asked)
 
 
 def test_not_a_number_stops_with_a_usable_checkpoint(settings, clips):
@@ -396,6 +455,10 @@ def test_committed_configurations_are_complete():
 def test_configuration_mistakes_are_named(tmp_path, settings):
     with pytest.raises(ValueError, match="stage must be one of"):
         replace(settings, stage="all")
+    with pytest.raises(ValueError, match="guidance_from must be one of"):
+        replace(settings, joint=JointObjective(guidance_from="nowhere"))
+    with pytest.raises(ValueError, match="word_dropout needs train_text"):
+        replace(settings, joint=JointObjective(word_dropout=0.1))
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"stage": "vae", "phases": [{"steps": 1, "shapes": [{"frame": 1}]}]}))
     with pytest.raises(ValueError, match=r"config\.json is not a training configuration.*frame"):
