@@ -22,12 +22,16 @@ import numpy as np
 from ..motion import HandObjectMotion
 from ..render import render_motion
 from .film import film
-from .scene import Scene, View, make_scene, make_view
+from .scene import FILL, Scene, View, make_scene, make_view
 from .targets import TARGETS
 from .tools import TOOLS
 from .words import ACTIONS, SPLITS, Triplet, check_split, draw_triplet
 
 log = logging.getLogger(__name__)
+
+VARIED_SIZE, VARIED_FILL = (0.85, 1.45), (0.68, 0.97)
+"""Of varied clips: factor on the target's size, and how much of the image everything takes up. The fingers do not reach
+around a large box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ def generate_clip(
     fps: float = 8.0,
     points: int = 128,
     triplet: Triplet | None = None,
+    varied: bool = False,
 ) -> Clip:
     """Make one clip.
 
@@ -63,11 +68,13 @@ def generate_clip(
         split: "train" or "test"; see :func:`triplet_weights`.
         points: per object, sampled from its surface; index k is the same spot in all frames.
         triplet: these words instead of drawn ones; the rest of the clip is still drawn from the seed.
+        varied: another size of the target, from a camera farther away: a model that learns from some such clips has to
+            measure by the hands, since neither the target nor the picture as a whole tells its scale.
 
     Raises:
         ValueError: an unknown split, unknown words, or an empty size.
     """
-    scene, view, rng = _stage(seed, split, frames, height, width, fps, triplet)
+    scene, view, rng = _stage(seed, split, frames, height, width, fps, triplet, varied)
     motion = _motion(scene, view, points, seed, split)
     return Clip(video=film(scene, view, rng), motion=motion, triplet=scene.triplet, seed=seed, split=split)
 
@@ -82,9 +89,10 @@ def generate_motion(
     fps: float = 8.0,
     points: int = 128,
     triplet: Triplet | None = None,
+    varied: bool = False,
 ) -> HandObjectMotion:
     """The motion of :func:`generate_clip` without drawing its video, which is most of the work."""
-    scene, view, _ = _stage(seed, split, frames, height, width, fps, triplet)
+    scene, view, _ = _stage(seed, split, frames, height, width, fps, triplet, varied)
     return _motion(scene, view, points, seed, split)
 
 
@@ -105,7 +113,14 @@ def _motion(scene: Scene, view: View, points: int, seed: int, split: str) -> Han
 
 
 def _stage(
-    seed: int, split: str, frames: int, height: int, width: int, fps: float, triplet: Triplet | None
+    seed: int,
+    split: str,
+    frames: int,
+    height: int,
+    width: int,
+    fps: float,
+    triplet: Triplet | None,
+    varied: bool,
 ) -> tuple[Scene, View, np.random.Generator]:
     """Everything the seed decides about motion and view, and the generator for how it looks."""
     check_split(split)
@@ -123,11 +138,13 @@ def _stage(
         )
     rng = np.random.default_rng([SPLITS.index(split), seed])
     drawn = draw_triplet(rng, split)
-    tool_rng, target_rng, motion_rng, view_rng, look_rng = rng.spawn(
-        5
-    )  # another tool does not change the table
-    scene = make_scene(triplet or drawn, tool_rng, target_rng, motion_rng, np.arange(frames) / fps, fps)
-    return scene, make_view(view_rng, scene, height, width), look_rng
+    # of its own each, so that another tool does not change the table
+    tool_rng, target_rng, motion_rng, view_rng, look_rng, size_rng = rng.spawn(6)
+    size = size_rng.uniform(*VARIED_SIZE) if varied else 1.0
+    time = np.arange(frames) / fps
+    scene = make_scene(triplet or drawn, tool_rng, target_rng, motion_rng, time, fps, size)
+    view = make_view(view_rng, scene, height, width, VARIED_FILL if varied else FILL)
+    return scene, view, look_rng
 
 
 def contact_sheet(clips: list[Clip], columns: int = 5) -> np.ndarray:

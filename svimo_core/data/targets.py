@@ -6,7 +6,7 @@ A target's axes: z up, the centre of its foot at the origin. Metres.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,6 +51,21 @@ class Target:
     """How deep below the surface a blade may go."""
     turn: float | None = None
     """A wrapping hand with a fixed place has its palm face this direction, radians from x around z; None is free."""
+
+
+def resized(target: Target, factor: float) -> Target:
+    """The same thing, so many times as large."""
+    return replace(
+        target,
+        mesh=replace(target.mesh, vertices=factor * target.mesh.vertices),
+        surface=factor * target.surface,
+        rim=factor * target.rim,
+        reach=(factor * target.reach[0], factor * target.reach[1]),
+        distance=lambda point: factor * target.distance(point / factor),
+        hold_point=factor * target.hold_point,
+        hold_radius=factor * target.hold_radius,
+        cut_depth=factor * target.cut_depth,
+    )
 
 
 def _vessel(

@@ -129,15 +129,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--first", type=int, default=0, help="seed of the first clip")
     parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument(
+        "--varied", action="store_true", help="targets of other sizes, seen from farther away (synthetic.py)"
+    )
     parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="whose clip size to use")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     size = PRESETS[args.preset]
     for seed in tqdm(range(args.first, args.first + args.count), unit="clip"):
-        name = f"{args.split}-{seed:06d}"
+        name = f"{args.split}-{'varied-' * args.varied}{seed:06d}"
         if not (args.out / f"{name}.npz").is_file():
             made = generate_clip(
-                seed, args.split, frames=size.frames, height=size.height, width=size.width, fps=size.fps
+                seed,
+                args.split,
+                frames=size.frames,
+                height=size.height,
+                width=size.width,
+                fps=size.fps,
+                varied=args.varied,
             )
             write_clip(args.out, name, Clip(made.video, made.motion))
 

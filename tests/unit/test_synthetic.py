@@ -17,7 +17,7 @@ from svimo_core.data.hands import (
 from svimo_core.data.raster import coverage, draw_meshes
 from svimo_core.data.scene import make_scene
 from svimo_core.data.shapes import surface_points
-from svimo_core.data.synthetic import generate_clip, generate_motion, main
+from svimo_core.data.synthetic import VARIED_SIZE, generate_clip, generate_motion, main
 from svimo_core.data.targets import TARGETS
 from svimo_core.data.tools import TOOLS
 from svimo_core.data.words import HELD_OUT, HELD_OUT_SHARE, TEST_SHARE, TRIPLETS, Triplet, triplet_weights
@@ -26,9 +26,9 @@ from svimo_core.motion import HAND_BONES, HandObjectMotion
 SMALL = dict(frames=5, height=48, width=72)
 
 
-def one_scene(triplet: Triplet, seed: int = 0, frames: int = 17):
+def one_scene(triplet: Triplet, seed: int = 0, frames: int = 17, target_size: float = 1.0):
     rngs = np.random.default_rng(seed).spawn(3)
-    return make_scene(triplet, *rngs, time=np.arange(frames) / 8, fps=8.0)
+    return make_scene(triplet, *rngs, time=np.arange(frames) / 8, fps=8.0, target_size=target_size)
 
 
 def one_of_each(position: int) -> list[Triplet]:
@@ -109,6 +109,23 @@ def test_the_whole_of_the_first_frame_is_in_view():
         assert np.ptp(pixels[:, 0]) > 0.7 * 72
 
 
+def test_varied_clips_tell_no_scale():
+    """Targets of other sizes, from farther away, in view as ever."""
+    sizes, fills = [], []
+    for seed in range(24):
+        plain, varied = (generate_motion(seed, varied=v, **SMALL) for v in (False, True))
+        assert varied.prompt == plain.prompt
+        extents = [np.ptp(m.objects["target"][0], axis=0).max() for m in (varied, plain)]
+        sizes.append(extents[0] / extents[1])
+        points = np.concatenate([varied.hands[0].reshape(-1, 3), *(c[0] for c in varied.objects.values())])
+        pixels = varied.camera.project(points)
+        assert (pixels >= 0).all()
+        assert (pixels <= (72, 48)).all()
+        fills.append((np.ptp(pixels, axis=0) / (72, 48)).max())
+    assert VARIED_SIZE[0] - 0.1 < min(sizes) < 0.95 < 1.3 < max(sizes) < VARIED_SIZE[1] + 0.1
+    assert min(fills) < 0.78 < 0.85 < max(fills)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -157,9 +174,18 @@ def test_enough_of_everything():
 # --- hands ---
 
 
-@pytest.mark.parametrize("triplet", one_of_each(0) + one_of_each(2), ids=str)
-def test_hands_touch_what_they_hold(triplet):
-    scene = one_scene(triplet)
+@pytest.mark.parametrize(
+    ("triplet", "size"),
+    [
+        (triplet, size)
+        for triplet in one_of_each(0) + one_of_each(2)
+        for size in (VARIED_SIZE[0], 1.0, VARIED_SIZE[1])
+        if not (triplet.target == "box" and size > 1)  # too wide for fingers
+    ],
+    ids=str,
+)
+def test_hands_touch_what_they_hold(triplet, size):
+    scene = one_scene(triplet, target_size=size)
     joints = scene.joints()[-1]
     for hand, distance, rotation, position in (
         (0, scene.target.distance, scene.target_rotation, scene.target_position),
