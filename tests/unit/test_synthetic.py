@@ -17,7 +17,7 @@ from svimo_core.data.hands import (
 from svimo_core.data.raster import coverage, draw_meshes
 from svimo_core.data.scene import make_scene
 from svimo_core.data.shapes import surface_points
-from svimo_core.data.synthetic import VARIED_SIZE, generate_clip, generate_motion, main
+from svimo_core.data.synthetic import VARIED_FILL, VARIED_SIZE, generate_clip, generate_motion, main
 from svimo_core.data.targets import TARGETS
 from svimo_core.data.tools import TOOLS
 from svimo_core.data.words import HELD_OUT, HELD_OUT_SHARE, TEST_SHARE, TRIPLETS, Triplet, triplet_weights
@@ -118,12 +118,9 @@ def test_varied_clips_tell_no_scale():
         extents = [np.ptp(m.objects["target"][0], axis=0).max() for m in (varied, plain)]
         sizes.append(extents[0] / extents[1])
         points = np.concatenate([varied.hands[0].reshape(-1, 3), *(c[0] for c in varied.objects.values())])
-        pixels = varied.camera.project(points)
-        assert (pixels >= 0).all()
-        assert (pixels <= (72, 48)).all()
-        fills.append((np.ptp(pixels, axis=0) / (72, 48)).max())
+        fills.append(np.abs(varied.camera.project(points) / (36, 24) - 1).max())
     assert VARIED_SIZE[0] - 0.1 < min(sizes) < 0.95 < 1.3 < max(sizes) < VARIED_SIZE[1] + 0.1
-    assert min(fills) < 0.78 < 0.85 < max(fills)
+    assert VARIED_FILL[0] - 1e-4 < min(fills) < 0.75 < 0.9 < max(fills) < VARIED_FILL[1] + 1e-4
 
 
 @pytest.mark.parametrize(
