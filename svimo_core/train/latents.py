@@ -16,9 +16,15 @@ from torch import Tensor, nn
 
 from ..files import whole_file
 from ..model.vae import VideoVAE
+from ..pipeline import encode_image
 from ..render import render_motion
+from ..sampler import Denoiser, JointLatents, sample
+from ..schedule import NoiseSchedule
 from .clips import ClipFolder, resize_video
 from .settings import Shape
+
+SAMPLED_STEPS = 6
+"""Of the sampler, behind :class:`SampledLatents`."""
 
 
 class LatentCache:
@@ -61,20 +67,57 @@ class LatentCache:
         if path.is_file():
             stored = np.load(path, allow_pickle=False)
         else:
-            clip = self.clips.clip(index, shape.frames)
-            video = resize_video(clip.video, shape.height, shape.width)
-            drawing = render_motion(clip.motion, shape.width, shape.height)
-            frames = torch.from_numpy(np.stack([video, drawing])).float() / 255
-            unscaled = self.vae.encode(frames).float().cpu() / self.vae.config.scaling_factor
+            unscaled = self._make(index, shape).float().cpu() / self.vae.config.scaling_factor
             stored = unscaled.numpy().astype(np.float16)
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as partial, partial.open("wb") as file:
                 np.save(file, stored)
         return torch.from_numpy(stored).float() * self.vae.config.scaling_factor
 
+    def _make(self, index: int, shape: Shape) -> Tensor:
+        """Video and motion latent, 2 C T h w."""
+        clip = self.clips.clip(index, shape.frames)
+        video = resize_video(clip.video, shape.height, shape.width)
+        drawing = render_motion(clip.motion, shape.width, shape.height)
+        return self.vae.encode(torch.from_numpy(np.stack([video, drawing])).float() / 255)
+
     def _path(self, index: int, shape: Shape) -> Path:
         size = f"{shape.frames}x{shape.height}x{shape.width}"
         return self.root / size / f"{self.clips.names[index]}.npy"
+
+
+class SampledLatents(LatentCache):
+    """Latents that the MM-DiT samples from each clip's first frame and prompt with the loop open, kept likewise.
+
+    Args:
+        features: of every prompt, L text_dim each.
+    """
+
+    def __init__(self, clips: ClipFolder, model: SimpleNamespace, features: dict[str, Tensor]):
+        super().__init__(clips, model)
+        self.backbone = model.parts["backbone"]
+        self.schedule = NoiseSchedule(model.config.schedule)
+        self.features = features
+        self.root = clips.folder / "latents" / f"sampled-{fingerprint(self.backbone)}"
+
+    def _make(self, index: int, shape: Shape) -> Tensor:
+        device, generator = next(self.backbone.parameters()).device, torch.Generator().manual_seed(index)
+        image = torch.from_numpy(np.array(self.clips.video(index)[0])).float() / 255
+        text = self.features[self.clips.motion(index).prompt][None].to(device)
+        denoise = Denoiser(
+            model=self.backbone,
+            schedule=self.schedule,
+            image=encode_image(self.vae, image, shape.width, shape.height, generator=generator),
+            text=text,
+            negative_text=text,
+            guidance_scale=1.0,
+            dynamic=False,
+        )
+        size = self.model.config.latent_shape(shape.frames, shape.height, shape.width)
+        video, motion = (torch.randn(1, *size, generator=generator).to(device) for _ in range(2))
+        timesteps = self.schedule.timesteps(SAMPLED_STEPS)
+        latents, _ = sample(denoise, JointLatents(video, motion), timesteps, generator)
+        return torch.cat([latents.video, latents.motion])
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -59,6 +59,9 @@ class InteractionObjective:
     """Weight of a plain MSE on points that keep their index over time; 0 is the paper's setting."""
     clean_share: float = 0.0
     """Fraction of warm-up samples whose latents are clean, as they are after sampling; 0 is the paper's setting."""
+    sampled_share: float = 0.0
+    """Fraction of warm-up samples whose latents the MM-DiT of `init` has sampled from the clip's first frame and
+    prompt: what VID reads in the end, and where it must not trust every detail. 0 is the paper's setting."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from ..model.vae import VideoVAE, fit_preview
 from ..render import render_motion
 from ..schedule import NoiseSchedule
 from .clips import Clip, ClipFolder
-from .latents import LatentCache
+from .latents import LatentCache, SampledLatents
 from .objectives import denoising_loss, interaction_loss, kl_loss, reconstruction_loss
 from .settings import InteractionObjective, Shape, TrainConfig
 from .text import prompt_features, with_unknown_words
@@ -104,10 +104,17 @@ class InteractionStage(nn.Module):
         self.high_noise = config.high_noise
         self.schedules = noise_schedules(model.config)
         self.latents = LatentCache(clips, model)
+        if self.objective.sampled_share:
+            self.sampled = SampledLatents(clips, model, prompt_features(config, model))
 
     def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
         """Clean latents (B C T h w) and normalised motion (hands B N 42 3, points B N P 3) of these clips."""
-        return self.latents.batch(indices, shape)
+        batch = self.latents.batch(indices, shape)
+        if self.objective.sampled_share:
+            chosen = torch.rand(len(indices), generator=generator) < self.objective.sampled_share
+            for row in chosen.nonzero().flatten().tolist():
+                batch["video"][row], batch["motion"][row] = self.sampled.latents(indices[row], shape)
+        return batch
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         loss, hands, points = warm_up_loss(

@@ -1,6 +1,7 @@
 """The trainer: losses against hand-computed cases, that it learns, resumes bit by bit, and stops cleanly."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from svimo_core.train import ablation
 from svimo_core.train.clips import Clip, ClipFolder, write_clip
 from svimo_core.train.objectives import chamfer, denoising_loss, interaction_loss
 from svimo_core.train.settings import InteractionObjective, JointObjective, Phase, Shape, TrainConfig
-from svimo_core.train.stages import JointStage, draw_timesteps
+from svimo_core.train.stages import InteractionStage, JointStage, draw_timesteps
 from svimo_core.train.text import with_unknown_words
 from svimo_core.train.trainer import (
     CHECKPOINT,
@@ -214,6 +215,31 @@ def test_warm_up_goes_on_beside_the_constraint(settings):
     assert torch.equal(seen[-1][3], truth["motion"])
     assert size_of_gradient(stage.interaction) > 0
     assert size_of_gradient(stage.backbone) == 0
+
+
+def test_vid_learns_from_latents_that_were_sampled(settings):
+    """They are the MM-DiT's for this first frame and prompt, and made only once."""
+    config = replace(
+        settings, stage="interaction", interaction=InteractionObjective(sampled_share=0.5, clean_share=1.0)
+    )
+    folder, shape = ClipFolder(config.clips), phase(1).shapes[0]
+    model = load_model(config, folder)
+    stage = InteractionStage(config, model, folder)
+    true = stage.latents.batch([0, 1] * 4, shape)
+    mixed = stage.load(folder, [0, 1] * 4, shape, step_generator(0, 0, 0, 0))
+    same = [torch.equal(a, b) for a, b in zip(mixed["video"], true["video"], strict=True)]
+    assert 0 < sum(same) < 8
+    assert same == [torch.equal(a, b) for a, b in zip(mixed["motion"], true["motion"], strict=True)]
+    assert torch.equal(mixed["hands"], true["hands"])
+    sampled = stage.sampled.latents(0, shape)
+    assert not torch.allclose(sampled, stage.sampled.latents(1, shape), atol=1e-2)
+
+    with torch.no_grad():  # another MM-DiT has others, this one still has its own
+        model.parts["backbone"].proj_out.weight.mul_(2)
+    assert torch.equal(stage.sampled.latents(0, shape), sampled)
+    other = InteractionStage(config, model, folder).sampled.latents(0, shape)
+    assert not torch.allclose(other, sampled, atol=1e-2)
+    assert math.isfinite(logged(replace(config, output=train(config).parent))[-1])
 
 
 def test_unknown_words_take_the_place_of_some(settings):
