@@ -42,7 +42,7 @@ def from_training(path: str, trained: str, remark: str) -> Path:
     """The checkpoint of a run, in half the bytes."""
     header = read_header(trained)
     parts = {part: load_part(header, part) for part in header.parts}
-    provenance = ({"remark": remark} if remark else {}) | header.provenance
+    provenance = header.provenance | ({"remark": remark} if remark else {})
     return save_checkpoint(
         path, header.config, parts, header.normalizer, header.preview, provenance, torch.float16
     )
