@@ -87,7 +87,8 @@ class LatentCache:
 
 
 class SampledLatents(LatentCache):
-    """Latents that the MM-DiT samples from each clip's first frame and prompt with the loop open, kept likewise.
+    """Latents that the MM-DiT samples from each clip's first frame and prompt with the loop open, kept likewise,
+    apart by the weights of all that makes them.
 
     Args:
         features: of every prompt, L text_dim each.
@@ -98,7 +99,8 @@ class SampledLatents(LatentCache):
         self.backbone = model.parts["backbone"]
         self.schedule = NoiseSchedule(model.config.schedule)
         self.features = features
-        self.root = clips.folder / "latents" / f"sampled-{fingerprint(self.backbone)}"
+        networks = {part: model.parts[part] for part in ("backbone", "text_encoder") if part in model.parts}
+        self.root = self.root / f"sampled-{SAMPLED_STEPS}-{fingerprint(nn.ModuleDict(networks))}"
 
     def _make(self, index: int, shape: Shape) -> Tensor:
         device, generator = next(self.backbone.parameters()).device, torch.Generator().manual_seed(index)

@@ -60,8 +60,8 @@ class InteractionObjective:
     clean_share: float = 0.0
     """Fraction of warm-up samples whose latents are clean, as they are after sampling; 0 is the paper's setting."""
     sampled_share: float = 0.0
-    """Fraction of warm-up samples whose latents the MM-DiT of `init` has sampled from the clip's first frame and
-    prompt: what VID reads in the end, and where it must not trust every detail. 0 is the paper's setting."""
+    """Fraction of the `interaction` stage's samples whose latents the MM-DiT of `init` has sampled from the clip's
+    first frame and prompt: what VID reads in the end, and must not trust in every detail. 0 is the paper's setting."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ class InteractionStage(nn.Module):
             self.sampled = SampledLatents(clips, model, prompt_features(config, model))
 
     def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
-        """Clean latents (B C T h w) and normalised motion (hands B N 42 3, points B N P 3) of these clips."""
+        """Clean latents (B C T h w), true or sampled, and normalised motion (hands B N 42 3, points B N P 3)."""
         batch = self.latents.batch(indices, shape)
         if self.objective.sampled_share:
             chosen = torch.rand(len(indices), generator=generator) < self.objective.sampled_share
@@ -244,12 +244,8 @@ class JointStage(BackboneStage):
 
         # 2. losses
         video, motion = self._denoising_losses(batch, clean, time)
-        constraint, hands, points = interaction_loss(
-            *(x.float() for x in predicted),
-            batch["hands"],
-            batch["points"],
-            len(self.interaction.config.object_names),
-            self.interaction_objective.points,
+        constraint, hands, points = reading_loss(
+            self.interaction, predicted, batch, self.interaction_objective
         )
         loss = settings.denoising * (video + motion) + settings.interaction * constraint
         if settings.warm_up:
@@ -313,7 +309,7 @@ def warm_up_loss(
     high_noise: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """VID's loss on true latents, noisy or clean, and its two terms (paper section 4.1)."""
+    """VID's loss on the latents of a batch, noisy or clean, and its two terms (paper section 4.1)."""
     time = draw_timesteps(len(batch["video"]), schedules["video"], high_noise, generator)
     noisy = noised(batch, JointStage.noised, schedules, time, generator)
     clean = torch.rand(len(time), generator=generator) < objective.clean_share
@@ -322,6 +318,16 @@ def warm_up_loss(
         for name in ("video", "motion")
     )
     predicted = interaction(noisy["hands"], noisy["points"], video, motion, time.to(video.device))
+    return reading_loss(interaction, predicted, batch, objective)
+
+
+def reading_loss(
+    interaction: InteractionModel,
+    predicted: tuple[Tensor, Tensor],
+    batch: Batch,
+    objective: InteractionObjective,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """VID's loss on the hands and points that it predicted for a batch, and its two terms."""
     return interaction_loss(
         *(x.float() for x in predicted),
         batch["hands"],

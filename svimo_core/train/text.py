@@ -57,6 +57,6 @@ def with_unknown_words(prompt: str, share: float, generator: torch.Generator) ->
         letters = torch.randint(26, (length,), generator=generator).tolist()
         return "".join(string.ascii_lowercase[i] for i in letters)
 
-    words = prompt.split(" ")
+    words = prompt.split()
     replaced = (torch.rand(len(words), generator=generator) < share).tolist()
     return " ".join(unknown() if drop else word for word, drop in zip(words, replaced, strict=True))

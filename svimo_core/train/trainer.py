@@ -184,6 +184,10 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
     found = set(header.parts if header is not None else ())
     if config.backbone == "new":
         found.discard("backbone")
+    if config.stage == "interaction" and config.interaction.sampled_share and "backbone" not in found:
+        raise ValueError(
+            "interaction.sampled_share needs a trained MM-DiT to sample with: set init to a checkpoint that has one"
+        )
     parts = {part: load_part(header, part, torch.float32) for part in found}
     if config.backbone == "separate":
         size = replace(size, backbone=replace(size.backbone, separate=True))

@@ -21,11 +21,14 @@ from torch.amp import autocast
 from transformers import PreTrainedTokenizerFast
 
 from svimo_core.checkpoint import load_part, read_header, save_checkpoint
+from svimo_core.config import TINY
+from svimo_core.data.synthetic import generate_motion
 from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion, split_streams
 from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
 from svimo_core.schedule import NoiseSchedule
 from svimo_core.train import ablation
 from svimo_core.train.clips import Clip, ClipFolder, write_clip
+from svimo_core.train.clips import main as write_clips
 from svimo_core.train.objectives import chamfer, denoising_loss, interaction_loss
 from svimo_core.train.settings import InteractionObjective, JointObjective, Phase, Shape, TrainConfig
 from svimo_core.train.stages import InteractionStage, JointStage, draw_timesteps
@@ -239,12 +242,16 @@ def test_vid_learns_from_latents_that_were_sampled(settings):
     assert torch.equal(stage.sampled.latents(0, shape), sampled)
     other = InteractionStage(config, model, folder).sampled.latents(0, shape)
     assert not torch.allclose(other, sampled, atol=1e-2)
-    assert math.isfinite(logged(replace(config, output=train(config).parent))[-1])
+    train(config)
+    assert math.isfinite(logged(config)[-1])
+    with pytest.raises(ValueError, match="sampled_share needs a trained MM-DiT"):
+        load_model(replace(config, init=None), folder)
 
 
 def test_unknown_words_take_the_place_of_some(settings):
     prompt, generator = "use spoon to stir cup", torch.Generator().manual_seed(0)
     assert with_unknown_words(prompt, 0.0, generator) == prompt
+    assert with_unknown_words("", 1.0, generator) == ""
     changed = [with_unknown_words(prompt, 0.3, generator).split() for _ in range(200)]
     share = np.mean([[a != b for a, b in zip(words, prompt.split(), strict=True)] for words in changed])
     assert 0.25 < share < 0.35
@@ -297,6 +304,17 @@ def test_broken_clip_is_named(settings, clips):
 def test_folder_without_clips_says_how_to_fill_it(tmp_path):
     with pytest.raises(ValueError, match=r"python -m svimo_core\.train\.clips"):
         ClipFolder(tmp_path)
+
+
+def test_varied_clips_lie_beside_plain_ones(tmp_path):
+    for options in ([], ["--varied"]):
+        write_clips(["--out", str(tmp_path), "--count", "1", "--first", "3", *options])
+    folder = ClipFolder(tmp_path)
+    assert folder.names == ["train-000003", "train-varied-000003"]
+    size = dict(frames=TINY.frames, height=TINY.height, width=TINY.width, fps=TINY.fps)
+    for index, varied in enumerate((False, True)):
+        expected = generate_motion(3, "train", varied=varied, **size)
+        assert np.array_equal(folder.motion(index).hands, expected.hands)
 
 
 def test_state_of_another_stage_is_refused(settings):
