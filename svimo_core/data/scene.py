@@ -13,7 +13,7 @@ from ..motion import Camera
 from .actions import Style, smoothstep, tool_path, typical_poses
 from .hands import PALM_HALF_THICKNESS, RELAXED, HandPlacement, HandPose, close_hand, hand_joints
 from .shapes import surface_points
-from .targets import TARGETS, Target, resized
+from .targets import TARGETS, Target, stretched
 from .tools import TOOLS, Tool
 from .words import Triplet
 
@@ -86,16 +86,16 @@ def make_scene(
     rng: np.random.Generator,
     time: np.ndarray,
     fps: float,
-    target_size: float = 1.0,
+    stretch: tuple[float, float] = (1.0, 1.0),
 ) -> Scene:
     """Let hands and things move: one generator for the tool's shape, one for the target's, one for everything else.
 
     Args:
         time: of the frames, F, seconds.
-        target_size: factor on the size of the target.
+        stretch: factors on the width and on the height of the target.
     """
     # 1. things, and how this person works
-    tool, target = TOOLS[triplet.tool](tool_rng), resized(TARGETS[triplet.target](target_rng), target_size)
+    tool, target = TOOLS[triplet.tool](tool_rng), stretched(TARGETS[triplet.target](target_rng), *stretch)
     frames = len(time)
     style = Style.draw(rng, frames / fps)
     hand_length = rng.uniform(0.168, 0.19)
@@ -261,14 +261,8 @@ def _strain(
     return float((bend**2 + buried + upturned).mean())
 
 
-def make_view(
-    rng: np.random.Generator, scene: Scene, height: int, width: int, fill: tuple[float, float] = FILL
-) -> View:
-    """A camera before the person's face that just sees the first frame whole.
-
-    Args:
-        fill: range of what :data:`FILL` is by default.
-    """
+def make_view(rng: np.random.Generator, scene: Scene, height: int, width: int) -> View:
+    """A camera before the person's face that just sees the first frame whole."""
     turn, rise = np.radians(rng.uniform(-14, 14)), np.radians(rng.uniform(40, 56))
     back = np.array([np.sin(turn) * np.cos(rise), -np.cos(turn) * np.cos(rise), np.sin(rise)])
     right = np.cross(-back, (0, 0, 1))
@@ -280,7 +274,7 @@ def make_view(
     seen = np.concatenate([joints, clouds["tool"][0], clouds["target"][0]]) @ axes.T
     low, high = seen[:, :2].min(0), seen[:, :2].max(0)
     center = np.append((low + high) / 2, np.median(seen[:, 2])) + rng.uniform(-0.012, 0.012, 3)
-    margin = rng.uniform(*fill)
+    margin = rng.uniform(*FILL)
     spread = np.abs(seen - center)[:, :2] * (camera.fx, camera.fy) / (np.array([width, height]) * margin / 2)
     distance = (spread.max(1) - (seen - center)[:, 2]).max()
     return View(axes=axes, eye=center @ axes + distance * back, camera=camera)

@@ -15,6 +15,7 @@ import argparse
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 
 import cv2
 import numpy as np
@@ -22,16 +23,16 @@ import numpy as np
 from ..motion import HandObjectMotion
 from ..render import render_motion
 from .film import film
-from .scene import FILL, Scene, View, make_scene, make_view
+from .scene import Scene, View, make_scene, make_view
 from .targets import TARGETS
 from .tools import TOOLS
 from .words import ACTIONS, SPLITS, Triplet, check_split, draw_triplet
 
 log = logging.getLogger(__name__)
 
-VARIED_SIZE, VARIED_FILL = (0.85, 1.45), (0.68, 0.97)
-"""Of varied clips: factor on the target's size, and how much of the image everything takes up. The fingers do not reach
-around a large box."""
+VARIED_SIZE, VARIED_SHAPE = (0.85, 1.45), (0.75, 1.35)
+"""Of varied clips: factor on the target's width, and on its height beside that. The fingers do not reach around a large
+box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +69,14 @@ def generate_clip(
         split: "train" or "test"; see :func:`triplet_weights`.
         points: per object, sampled from its surface; index k is the same spot in all frames.
         triplet: these words instead of drawn ones; the rest of the clip is still drawn from the seed.
-        varied: another size of the target, from a camera farther away: a model that learns from some such clips has to
-            measure by the hands, since neither the target nor the picture as a whole tells its scale.
+        varied: a target of a size and shape that no word has, under a made-up name in the prompt: from such clips a
+            model learns what to do with a thing it does not know, which is to measure by the hands.
 
     Raises:
         ValueError: an unknown split, unknown words, or an empty size.
     """
     scene, view, rng = _stage(seed, split, frames, height, width, fps, triplet, varied)
-    motion = _motion(scene, view, points, seed, split)
+    motion = _motion(scene, view, points, seed, split, varied)
     return Clip(video=film(scene, view, rng), motion=motion, triplet=scene.triplet, seed=seed, split=split)
 
 
@@ -93,16 +94,17 @@ def generate_motion(
 ) -> HandObjectMotion:
     """The motion of :func:`generate_clip` without drawing its video, which is most of the work."""
     scene, view, _ = _stage(seed, split, frames, height, width, fps, triplet, varied)
-    return _motion(scene, view, points, seed, split)
+    return _motion(scene, view, points, seed, split, varied)
 
 
-def _motion(scene: Scene, view: View, points: int, seed: int, split: str) -> HandObjectMotion:
+def _motion(scene: Scene, view: View, points: int, seed: int, split: str, varied: bool) -> HandObjectMotion:
+    named = scene.triplet._replace(target=_made_up_word(seed)) if varied else scene.triplet
     return HandObjectMotion(
         hands=view.look(scene.joints()),
         objects={name: view.look(cloud) for name, cloud in scene.points(points).items()},
         camera=view.camera,
         fps=scene.fps,
-        prompt=scene.triplet.prompt,
+        prompt=named.prompt,
         metadata={
             **scene.triplet._asdict(),
             "seed": str(seed),
@@ -110,6 +112,12 @@ def _motion(scene: Scene, view: View, points: int, seed: int, split: str) -> Han
             "source": "svimo synthetic world",
         },
     )
+
+
+def _made_up_word(seed: int) -> str:
+    """Four to seven letters, so that it is neither "pot" nor "dip", which training must not have."""
+    rng = np.random.default_rng(seed)
+    return "".join(rng.choice(list(ascii_lowercase), rng.integers(4, 8)))
 
 
 def _stage(
@@ -140,10 +148,11 @@ def _stage(
     drawn = draw_triplet(rng, split)
     # of its own each, so that another tool does not change the table
     tool_rng, target_rng, motion_rng, view_rng, look_rng, size_rng = rng.spawn(6)
-    size = size_rng.uniform(*VARIED_SIZE) if varied else 1.0
+    across = size_rng.uniform(*VARIED_SIZE) if varied else 1.0
+    up = across * size_rng.uniform(*VARIED_SHAPE) if varied else 1.0
     time = np.arange(frames) / fps
-    scene = make_scene(triplet or drawn, tool_rng, target_rng, motion_rng, time, fps, size)
-    view = make_view(view_rng, scene, height, width, VARIED_FILL if varied else FILL)
+    scene = make_scene(triplet or drawn, tool_rng, target_rng, motion_rng, time, fps, (across, up))
+    view = make_view(view_rng, scene, height, width)
     return scene, view, look_rng
 
 
@@ -156,7 +165,7 @@ def contact_sheet(clips: list[Clip], columns: int = 5) -> np.ndarray:
         drawn = render_motion(clip.motion, width, height)
         strip = [np.concatenate(list(frames[chosen]), 1) for frames in (clip.video, drawn)]
         banner = np.full((22, strip[0].shape[1], 3), 245, np.uint8)
-        text = f"{clip.split} {clip.seed}: {clip.triplet.prompt}"
+        text = f"{clip.split} {clip.seed}: {clip.motion.prompt}"
         cv2.putText(banner, text, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (20, 20, 20), 1, cv2.LINE_AA)
         rows.append(np.concatenate([banner, *strip]))
     return np.concatenate(rows)

@@ -53,18 +53,25 @@ class Target:
     """A wrapping hand with a fixed place has its palm face this direction, radians from x around z; None is free."""
 
 
-def resized(target: Target, factor: float) -> Target:
-    """The same thing, so many times as large."""
+def stretched(target: Target, across: float, up: float) -> Target:
+    """The same thing, so many times as wide and deep, and so many times as high."""
+    factors = np.array([across, across, up])
+    normals = target.mesh.normals / factors
     return replace(
         target,
-        mesh=replace(target.mesh, vertices=factor * target.mesh.vertices),
-        surface=factor * target.surface,
-        rim=factor * target.rim,
-        reach=(factor * target.reach[0], factor * target.reach[1]),
-        distance=lambda point: factor * target.distance(point / factor),
-        hold_point=factor * target.hold_point,
-        hold_radius=factor * target.hold_radius,
-        cut_depth=factor * target.cut_depth,
+        mesh=replace(
+            target.mesh,
+            vertices=factors * target.mesh.vertices,
+            normals=normals / np.linalg.norm(normals, axis=-1, keepdims=True),
+        ),
+        surface=up * target.surface,
+        rim=up * target.rim,
+        reach=(across * target.reach[0], across * target.reach[1]),
+        # exact to the sides, where a wrapping hand is
+        distance=lambda point: across * target.distance(point / factors),
+        hold_point=factors * target.hold_point,
+        hold_radius=across * target.hold_radius,
+        cut_depth=up * target.cut_depth,
     )
 
 

@@ -13,6 +13,7 @@ from ..config import PRESETS
 
 STAGES = ("vae", "interaction", "backbone", "joint")
 PRECISIONS = ("auto", "no", "bf16")
+READING_ERRORS = ("squared", "distance")
 WEIGHTINGS = ("v", "x0")
 GUIDANCE_SOURCES = ("noisy", "clean")
 BACKBONES = ("init", "new", "separate")
@@ -53,10 +54,14 @@ class VAEObjective:
 
 @dataclass(frozen=True, kw_only=True)
 class InteractionObjective:
-    """VID's loss: MSE of hands + Chamfer of objects (paper equation 5)."""
+    """VID's loss: MSE of hands + Chamfer of objects (paper equation 5), or distances."""
 
+    error: str = "squared"
+    """"squared": the paper's, on normalised motion. "distance": mean distance of hands and of points (which keep their
+    index over time) in units of 5 cm, so that what counts is what MPJPE counts: depth as much as the sides, and a clip
+    that is hard to read not more than others."""
     points: float = 0.0
-    """Weight of a plain MSE on points that keep their index over time; 0 is the paper's setting."""
+    """Weight of a plain MSE on points that keep their index over time, beside "squared"; 0 is the paper's setting."""
     clean_share: float = 0.0
     """Fraction of warm-up samples whose latents are clean, as they are after sampling; 0 is the paper's setting."""
     sampled_share: float = 0.0
@@ -77,8 +82,9 @@ class JointObjective:
     gradient_constraint: bool = True
     """Let VID's loss reach the MM-DiT through its clean latents."""
     guidance_from: str = "noisy"
-    """What VID reads for the guidance: "noisy" latents (paper), or the "clean" ones of a pass of the MM-DiT without
-    guidance, as the sampler does; one pass without gradient more."""
+    """What VID reads for the guidance: "noisy" latents beside noisy true motion (paper), or, as in the sampler,
+    nothing but the "clean" latents of a pass of the MM-DiT without guidance; one pass without gradient more. Noisy true
+    motion tells of the truth, so guidance is better in training than it will ever be again, and gets too much trust."""
     warm_up: float = 0.0
     """Weight of VID's warm-up loss on true latents, which goes on beside the constraint; 0 is the paper's setting.
     Without it VID and the MM-DiT may agree on latents that no true clip has."""
@@ -158,6 +164,7 @@ class TrainConfig:
         for name, value, choices in (
             ("stage", self.stage, STAGES),
             ("precision", self.precision, PRECISIONS),
+            ("interaction.error", self.interaction.error, READING_ERRORS),
             ("joint.weighting", self.joint.weighting, WEIGHTINGS),
             ("joint.guidance_from", self.joint.guidance_from, GUIDANCE_SOURCES),
             ("backbone", self.backbone, BACKBONES),

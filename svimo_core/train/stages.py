@@ -7,7 +7,7 @@ batch comes from its generator, so a step can be repeated exactly.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +23,12 @@ from ..feedback import InteractionFeedback
 from ..model.interaction import InteractionModel
 from ..model.text import TextEncoder
 from ..model.vae import VideoVAE, fit_preview
+from ..normalization import MotionNormalizer
 from ..render import render_motion
 from ..schedule import NoiseSchedule
 from .clips import Clip, ClipFolder
 from .latents import LatentCache, SampledLatents
-from .objectives import denoising_loss, interaction_loss, kl_loss, reconstruction_loss
+from .objectives import denoising_loss, distance_loss, interaction_loss, kl_loss, reconstruction_loss
 from .settings import InteractionObjective, Shape, TrainConfig
 from .text import prompt_features, with_unknown_words
 
@@ -101,6 +102,7 @@ class InteractionStage(nn.Module):
         self.trained = ("interaction",)
         self.interaction = model.parts["interaction"]
         self.objective = config.interaction
+        self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
         self.high_noise = config.high_noise
         self.schedules = noise_schedules(model.config)
         self.latents = LatentCache(clips, model)
@@ -118,7 +120,7 @@ class InteractionStage(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         loss, hands, points = warm_up_loss(
-            self.interaction, batch, self.schedules, self.objective, self.high_noise, generator
+            self.interaction, batch, self.schedules, self.reading_loss, self.high_noise, generator
         )
         return loss, {"hands_mse": hands, "chamfer": points}
 
@@ -230,7 +232,7 @@ class JointStage(BackboneStage):
         super().__init__(config, model, clips)
         self.trained = (*self.trained, "interaction")
         self.interaction = model.parts["interaction"]
-        self.interaction_objective = config.interaction
+        self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.objective
@@ -244,16 +246,14 @@ class JointStage(BackboneStage):
 
         # 2. losses
         video, motion = self._denoising_losses(batch, clean, time)
-        constraint, hands, points = reading_loss(
-            self.interaction, predicted, batch, self.interaction_objective
-        )
+        constraint, hands, points = self.reading_loss(predicted, batch)
         loss = settings.denoising * (video + motion) + settings.interaction * constraint
         if settings.warm_up:
             warm_up, _, _ = warm_up_loss(
                 self.interaction,
                 batch,
                 self.schedules,
-                self.interaction_objective,
+                self.reading_loss,
                 self.high_noise,
                 generator,
             )
@@ -274,21 +274,21 @@ class JointStage(BackboneStage):
         if not self.objective.guidance or not kept.any():
             return guidance
         height, width = size
-        read = noisy["video"], noisy["motion"]
+        feedback = InteractionFeedback(
+            self.interaction,
+            self.frozen.vae,
+            self.frozen.normalizer,
+            self.schedules["hands"],
+            width,
+            height,
+        )
         if self.objective.guidance_from == "clean":
-            read = denoise(guidance)
-        inputs = (x[kept] for x in (noisy["hands"], noisy["points"], *read))
-        hands, points = (x.float() for x in self.interaction(*inputs, steps[kept]))
+            hands, points = feedback.read(*(x[kept] for x in denoise(guidance)))
+        else:
+            inputs = (noisy[name][kept] for name in ("hands", "points", "video", "motion"))
+            hands, points = (x.float() for x in self.interaction(*inputs, steps[kept]))
         # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
         if hands.isfinite().all() and points.isfinite().all():
-            feedback = InteractionFeedback(
-                self.interaction,
-                self.frozen.vae,
-                self.frozen.normalizer,
-                self.schedules["hands"],
-                width,
-                height,
-            )
             guidance[kept] = feedback.guidance(hands, points)
         return guidance
 
@@ -301,40 +301,40 @@ STAGE_MODULES = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class ReadingLoss:
+    """VID's loss on the hands and points that it predicted for a batch, and its two terms."""
+
+    objective: InteractionObjective
+    normalizer: MotionNormalizer
+
+    def __call__(self, predicted: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        hands, points = (x.float() for x in predicted)
+        inputs, objects = (hands, points, batch["hands"], batch["points"]), len(self.normalizer.object_names)
+        if self.objective.error == "squared":
+            return interaction_loss(*inputs, objects, self.objective.points)
+        points_std = self.normalizer.objects_std.repeat_interleave(points.shape[2] // objects, dim=0)
+        return distance_loss(*inputs, self.normalizer.hands_std.to(hands), points_std.to(points))
+
+
 def warm_up_loss(
     interaction: InteractionModel,
     batch: Batch,
     schedules: dict[str, NoiseSchedule],
-    objective: InteractionObjective,
+    reading_loss: ReadingLoss,
     high_noise: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """VID's loss on the latents of a batch, noisy or clean, and its two terms (paper section 4.1)."""
     time = draw_timesteps(len(batch["video"]), schedules["video"], high_noise, generator)
     noisy = noised(batch, JointStage.noised, schedules, time, generator)
-    clean = torch.rand(len(time), generator=generator) < objective.clean_share
+    clean = torch.rand(len(time), generator=generator) < reading_loss.objective.clean_share
     video, motion = (
         torch.where(clean.to(noisy[name].device)[:, None, None, None, None], batch[name], noisy[name])
         for name in ("video", "motion")
     )
     predicted = interaction(noisy["hands"], noisy["points"], video, motion, time.to(video.device))
-    return reading_loss(interaction, predicted, batch, objective)
-
-
-def reading_loss(
-    interaction: InteractionModel,
-    predicted: tuple[Tensor, Tensor],
-    batch: Batch,
-    objective: InteractionObjective,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """VID's loss on the hands and points that it predicted for a batch, and its two terms."""
-    return interaction_loss(
-        *(x.float() for x in predicted),
-        batch["hands"],
-        batch["points"],
-        len(interaction.config.object_names),
-        objective.points,
-    )
+    return reading_loss(predicted, batch)
 
 
 def noise_schedules(config: SViMoConfig) -> dict[str, NoiseSchedule]:

@@ -29,7 +29,13 @@ from svimo_core.schedule import NoiseSchedule
 from svimo_core.train import ablation
 from svimo_core.train.clips import Clip, ClipFolder, write_clip
 from svimo_core.train.clips import main as write_clips
-from svimo_core.train.objectives import chamfer, denoising_loss, interaction_loss
+from svimo_core.train.objectives import (
+    DISTANCE_UNIT,
+    chamfer,
+    denoising_loss,
+    distance_loss,
+    interaction_loss,
+)
 from svimo_core.train.settings import InteractionObjective, JointObjective, Phase, Shape, TrainConfig
 from svimo_core.train.stages import InteractionStage, JointStage, draw_timesteps
 from svimo_core.train.text import with_unknown_words
@@ -98,6 +104,22 @@ def test_chamfer_is_squared_and_two_sided():
     far = torch.tensor([100.0, 0, 0])  # where bf16 cannot tell neighbours apart
     with autocast("cpu", torch.bfloat16):
         assert chamfer(clouds + far, others + far) == pytest.approx(expected.item(), rel=0.02)
+
+
+def test_distance_loss_is_in_metres_and_by_index():
+    hands, points = torch.zeros(1, 2, 42, 3), torch.zeros(1, 2, 4, 3)
+    std = torch.tensor([0.01, 0.02, 0.1])
+    off = torch.tensor([3.0, 2.0, 1.2])  # 3, 4 and 12 cm: 13 cm
+    moved = points.clone()
+    moved[:, :, 1] = off  # one of four points
+    total, of_hands, of_points = distance_loss(
+        hands + off, moved, hands, points, std.expand(42, 3), std.expand(4, 3)
+    )
+    assert of_hands.item() == pytest.approx(0.13 / DISTANCE_UNIT, rel=1e-3)
+    assert of_points.item() == pytest.approx(0.13 / DISTANCE_UNIT / 4, rel=0.05)  # smooth at 0
+    assert total == of_hands + of_points
+    # index k is the same spot: a cloud in another order is another motion
+    assert distance_loss(hands, moved.flip(2), hands, moved, std.expand(42, 3), std.expand(4, 3))[2] > 1
 
 
 def test_interaction_loss_compares_each_object_with_its_own():
@@ -194,14 +216,17 @@ def test_guidance_reads_what_was_asked_for(settings, config, source):
 
     def prepare(stage):
         stage.backbone.patch_embed.motion_proj.weight.data[:, config.backbone.latent_channels :] = 0
-        stage.interaction.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2:4]))
+        stage.interaction.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
 
     stage, _ = gradients(settings, JointObjective(guidance_from=source, guidance_dropout=0.0), prepare)
     guiding, constraining = seen
-    for one, other in zip(guiding, constraining, strict=True):
+    for one, other in zip(guiding[2:4], constraining[2:4], strict=True):
         assert torch.allclose(one, other, atol=1e-5) == (source == "clean")
         assert not one.requires_grad
         assert other.requires_grad
+    # noisy true motion would tell what the sampler never knows
+    assert torch.equal(guiding[0], constraining[0]) == (source == "noisy")
+    assert (guiding[4] == 999).all() or source == "noisy"
     assert size_of_gradient(stage.backbone) > 0
 
 
