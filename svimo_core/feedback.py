@@ -3,7 +3,7 @@
 guidance:  (h, o) = VID((h_t, o_t), (zV, zM), t);  zG = VAE.encode(render(project(h, o)))
 
 In training, as in the paper, the latents are the noisy ones. The sampler has better: the clean latents of the step
-before, read on their own (docs/results.md has the difference).
+before, whose reading it needs anyway (docs/results.md has the difference).
 """
 
 from __future__ import annotations
