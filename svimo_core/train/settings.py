@@ -82,9 +82,9 @@ class JointObjective:
     gradient_constraint: bool = True
     """Let VID's loss reach the MM-DiT through its clean latents."""
     guidance_from: str = "noisy"
-    """What VID reads for the guidance: "noisy" latents beside noisy true motion (paper), or nothing
-    but the "clean" latents of a pass of the MM-DiT without guidance; one pass without gradient more. Noisy true
-    motion tells of the truth, so guidance is better in training than it will ever be again, and gets too much trust."""
+    """What VID reads for the guidance: "noisy" latents beside noisy true motion (paper), or nothing but
+    the "clean" latents of a pass of the MM-DiT without guidance; one pass without gradient more. Noisy true motion
+    tells of the truth, so that guidance is better in training than it will ever be again."""
     warm_up: float = 0.0
     """Weight of VID's warm-up loss on true latents, which goes on beside the constraint; 0 is the paper's setting.
     Without it VID and the MM-DiT may agree on latents that no true clip has."""

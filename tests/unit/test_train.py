@@ -37,7 +37,7 @@ from svimo_core.train.objectives import (
     interaction_loss,
 )
 from svimo_core.train.settings import InteractionObjective, JointObjective, Phase, Shape, TrainConfig
-from svimo_core.train.stages import InteractionStage, JointStage, draw_timesteps
+from svimo_core.train.stages import InteractionStage, JointStage, ReadingLoss, draw_timesteps
 from svimo_core.train.text import with_unknown_words
 from svimo_core.train.trainer import (
     CHECKPOINT,
@@ -271,6 +271,24 @@ def test_vid_learns_from_latents_that_were_sampled(settings):
     assert math.isfinite(logged(config)[-1])
     with pytest.raises(ValueError, match="sampled_share needs a trained MM-DiT"):
         load_model(replace(config, init=None), folder)
+
+
+def test_vid_may_learn_from_distances(settings):
+    folder = ClipFolder(settings.clips)
+    normalizer = load_model(settings, folder).normalizer
+    hands, points = normalizer.normalize(folder.motion(0), points_per_object=8)
+    metres = torch.tensor([0.03, 0.0, 0.04])
+    per_point = normalizer.objects_std.repeat_interleave(8, dim=0)
+    moved = hands + metres / normalizer.hands_std, points + metres / per_point
+    loss = ReadingLoss(InteractionObjective(error="distance"), normalizer)
+    batch = {"hands": hands[None], "points": points[None]}
+    for index in (0, 1):
+        predicted = [(moved if i == index else (hands, points))[i][None] for i in (0, 1)]
+        terms = loss(predicted, batch)[1:]
+        assert terms[index].item() == pytest.approx(0.05 / DISTANCE_UNIT, rel=1e-3)
+        assert terms[1 - index].item() < 0.04
+    with pytest.raises(ValueError, match=r"interaction\.error must be one of squared, distance"):
+        replace(settings, interaction=InteractionObjective(error="metres"))
 
 
 def test_unknown_words_take_the_place_of_some(settings):
