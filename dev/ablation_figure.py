@@ -22,7 +22,7 @@ from svimo_core.train.trainer import LOG
 LOSSES = {
     "video": "error of the video latent",
     "motion": "error of the motion latent",
-    "hands_mse": "hand error of VID's reading",
+    "hands": "hand error of VID's reading",
 }
 WINDOW = 31
 """Steps of the moving average: a step sees few clips, at noise levels of all kinds."""

@@ -122,7 +122,7 @@ class InteractionStage(nn.Module):
         loss, hands, points = warm_up_loss(
             self.interaction, batch, self.schedules, self.reading_loss, self.high_noise, generator
         )
-        return loss, {"hands_mse": hands, "chamfer": points}
+        return loss, {"hands": hands, "points": points}
 
 
 class BackboneStage(nn.Module):
@@ -258,7 +258,7 @@ class JointStage(BackboneStage):
                 generator,
             )
             loss = loss + settings.warm_up * warm_up
-        return loss, {"video": video, "motion": motion, "hands_mse": hands, "chamfer": points}
+        return loss, {"video": video, "motion": motion, "hands": hands, "points": points}
 
     @torch.no_grad()
     def _guidance(
