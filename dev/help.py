@@ -85,7 +85,8 @@ ADVICE = {
 """,
     "SViMoDecodeMotion": """
 - Axes: x right, y down, z forward from the camera, in metres. The left hand comes first.
-- `refine` costs one more pass of the interaction model and is worth it nearly always.
+- Leave `refine` off unless something changed the latent after sampling: the sampler has read the motion at every step,
+  and the mean of many readings is better than the last one.
 """,
     "SViMoSplitLatent": """
 - For core's *Save Latent*, *VAE Decode (Tiled)* and other nodes that expect one plain latent.

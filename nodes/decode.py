@@ -72,14 +72,14 @@ class SViMoDecodeMotion(io.ComfyNode):
             node_id="SViMoDecodeMotion",
             display_name="SViMo Decode Motion",
             category=f"{CATEGORY}/decode",
-            description="Read the 3D motion of both hands and all objects out of the sampled latent.",
+            description="Take the 3D motion of both hands and all objects out of the sampled latent.",
             inputs=[
                 Interaction.Input("interaction", tooltip="3D interaction model (VID)."),
                 io.Latent.Input("latent", tooltip="From a SViMo Sampler with feedback connected."),
                 io.Boolean.Input(
                     "refine",
-                    default=True,
-                    tooltip="Let the interaction model read the motion off the finished latents. Off: the motion as the sampler left it, less exact.",
+                    default=False,
+                    tooltip="Let the interaction model read the motion anew, off the finished latents alone: for latents that were changed after sampling. Off: the sampler's motion, the mean of what was read at every step, which is more exact.",
                 ),
             ],
             outputs=[

@@ -76,8 +76,9 @@ class InteractionConfig:
     timestep. Thousands of coordinates say where one hand is: at the latents' own ratio their noise averages out, and a
     model that trains on the truth with noise learns to believe them rather than the latents."""
     read_grid: tuple[int, int] = (8, 12)
-    """Rows and columns, pooled, of the finest pyramid level that a frame reads place by place; halved at each level
-    after."""
+    """Rows and columns, pooled, that the reader sees of each latent frame."""
+    read_channels: tuple[int, int, int] = (32, 16, 128)
+    """Widths of the reader: of its convolutions, of what it keeps of each place, and of its perceptron."""
 
     def __post_init__(self):
         if len(self.pyramid_channels) != len(self.denoiser_channels):
@@ -90,11 +91,15 @@ class InteractionConfig:
             raise ValueError(f"snr_shift must be above 0 and finite, got {self.snr_shift}")
         if min(self.read_grid) < 1:
             raise ValueError(f"read_grid must have at least one row and column, got {self.read_grid}")
-
-    def read_grid_at(self, level: int) -> tuple[int, int]:
-        """Rows and columns that a frame reads of one level of the pyramid."""
-        rows, columns = (math.ceil(size / 2**level) for size in self.read_grid)
-        return rows, columns
+        if (
+            len(self.read_channels) != 3
+            or min(self.read_channels) < 1
+            or self.read_channels[0] % self.norm_groups
+        ):
+            raise ValueError(
+                "read_channels must be three widths from 1, the first divisible by norm_groups "
+                f"({self.norm_groups}), got {self.read_channels}"
+            )
 
     @property
     def num_points(self) -> int:
@@ -264,9 +269,7 @@ TINY = SViMoConfig(
     backbone=BackboneConfig(
         num_layers=6, num_heads=6, head_dim=32, time_embed_dim=32, text_dim=128, text_length=16
     ),
-    interaction=InteractionConfig(
-        pyramid_channels=(16, 24, 24, 16), denoiser_channels=(64, 56, 40, 32), num_heads=4
-    ),
+    interaction=InteractionConfig(pyramid_channels=(16, 24, 24), denoiser_channels=(64, 56, 40), num_heads=4),
     vae=VAEConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, norm_groups=8),
     text=TextConfig(
         vocab_size=640, dim=128, ff_dim=256, num_layers=2, num_heads=4, head_dim=32, text_length=16
@@ -286,6 +289,7 @@ COGVIDEOX_5B_I2V = SViMoConfig(
         num_heads=8,
         norm_groups=32,
         read_grid=(16, 24),
+        read_channels=(128, 32, 1024),
     ),
     vae=VAEConfig(block_out_channels=(128, 256, 256, 512), layers_per_block=3, norm_groups=32),
     text=None,

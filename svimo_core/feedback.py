@@ -2,8 +2,8 @@
 
 guidance:  (h, o) = VID((h_t, o_t), (zV, zM), t);  zG = VAE.encode(render(project(h, o)))
 
-In training, as in the paper, the latents are the noisy ones. The sampler has better: the clean latents of the step
-before, whose reading it needs anyway (docs/results.md has the difference).
+In the paper the latents are the noisy ones. The sampler has better: the clean latents of the steps before, whose
+readings it needs anyway (docs/results.md has the difference).
 """
 
 from __future__ import annotations
@@ -95,29 +95,24 @@ class InteractionFeedback:
         self.on_work = on_work
         self.tiled = tiled
 
-    def predict(
-        self, hands: Tensor, points: Tensor, video: Tensor, motion: Tensor, timestep: int
-    ) -> tuple[Tensor, Tensor]:
-        """VID's clean motion: hands (B N 42 3) and points (B N P 3), normalised, float32, on the inputs' device."""
+    def read(self, video: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+        """VID's motion of latents (B C T h w each): hands (B N 42 3) and points (B N P 3), normalised, float32.
+
+        From nothing but the latents: VID hears pure noise, the same in every call, in place of noisy motion. In the
+        sampler that could only be its own earlier guesses, made when the latents showed little.
+        """
         if self.on_work is not None:
             self.on_work()
-        time = torch.full((len(hands),), timestep, device=hands.device)
-        inputs = (x.to(self.dtype) for x in (hands, points, video, motion))
-        return tuple(x.float() for x in self.interaction(*inputs, time))
-
-    def read(self, video: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-        """The motion that finished latents (B C T h w each) show: as :meth:`predict`, from nothing but them.
-
-        On its way through the sampler VID hears its own earlier guesses, made when the latents showed little.
-        """
         config = self.interaction.config
         frames = (video.shape[2] - 1) * TEMPORAL_COMPRESSION + 1
         shape = 1, frames, config.num_joints + config.num_points, 3
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(video.device)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(video.device, self.dtype)
         hands, points = noise.expand(len(video), -1, -1, -1).split(
             [config.num_joints, config.num_points], dim=2
         )
-        return self.predict(hands, points, video, motion, len(self.schedule.abar) - 1)
+        time = torch.full((len(video),), len(self.schedule.abar) - 1, device=video.device)
+        read = self.interaction(hands, points, video.to(self.dtype), motion.to(self.dtype), time)
+        return tuple(x.float() for x in read)
 
     def guidance(self, hands: Tensor, points: Tensor) -> Tensor:
         """Draw normalised motion (B N 42 3, B N P 3) and encode the drawing: zG, B C T h w float32."""

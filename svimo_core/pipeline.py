@@ -127,12 +127,11 @@ def generate(
     )
 
     # 4. decode
-    hands, points = feedback.read(latents.video, latents.motion)
     return Generation(
         video=model.vae.decode(latents.video)[0],
         motion_video=model.vae.decode(latents.motion)[0],
         motion=model.normalizer.to_motion(
-            hands[0], points[0], config.width, config.height, config.fps, prompt
+            latents.hands[0], latents.points[0], config.width, config.height, config.fps, prompt
         ),
         report=report,
     )

@@ -168,12 +168,12 @@ def sample(
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
     options = options or FeedbackOptions()
     steps, clock, passes = len(timesteps), _Clock(start.video.device), 0
-    state, clean_before, looped, motion = start, None, None, None
+    state, clean_before, looped, readings = start, None, None, _Mean()
     began = time.perf_counter()
 
     for i, timestep in enumerate(timesteps):
         # 1. guidance: given, or from the loop (fresh, or held until its next turn), or none. What the loop draws is the
-        #    motion read off the last clean latents, which show more than noisy ones; at first there are only those.
+        #    mean of all readings of clean latents, which show more than noisy ones; at first there are only those.
         closed = feedback is not None and options.active(i, steps)
         refresh = closed and (looped is None or options.refreshes(i, steps))
         if state.motion is None:
@@ -181,27 +181,27 @@ def sample(
         elif given is not None and given.active(i, steps):
             refresh, guidance = False, given.latent
         elif refresh:
-            if motion is None:
-                with clock("interaction"):
-                    motion = feedback.predict(state.hands, state.points, state.video, state.motion, timestep)
+            with clock("interaction"):
+                motion = readings.mean or feedback.read(state.video, state.motion)
             with clock("guidance"):
                 guidance = looped = options.strength * feedback.guidance(*motion)
             passes += 1
         else:
             guidance = looped if closed else torch.zeros_like(state.motion)
 
-        # 2. clean latents, then clean 3D motion from them; more passes close the loop again at this step
+        # 2. clean latents, then clean 3D motion: the mean of what VID has read off them so far, as each reading is one
+        #    noisy view of the same motion. More passes close the loop again at this step.
         for iteration in range(options.iterations if refresh else 1):
             if iteration:
                 with clock("guidance"):
-                    guidance = looped = options.strength * feedback.guidance(*motion)
+                    guidance = looped = options.strength * feedback.guidance(*readings.mean)
                 passes += 1
             with clock("denoise"):
                 clean = JointLatents(*denoise(state.video, state.motion, guidance, timestep, i, steps))
             if feedback is not None:
                 with clock("interaction"):
-                    motion = feedback.predict(state.hands, state.points, clean.video, clean.motion, timestep)
-                clean = clean._replace(hands=motion[0], points=motion[1])
+                    readings.add(feedback.read(clean.video, clean.motion))
+                clean = clean._replace(hands=readings.mean[0], points=readings.mean[1])
 
         # 3. everything steps together
         levels = [step_levels(denoise.schedule, timesteps, i)] * 2
@@ -260,6 +260,19 @@ def noise_like(latents: JointLatents, generator: torch.Generator) -> JointLatent
             for x in latents
         )
     )
+
+
+class _Mean:
+    """Running mean of VID's readings; None before the first."""
+
+    def __init__(self):
+        self.mean: tuple[Tensor, Tensor] | None = None
+        self.count = 0
+
+    def add(self, reading: tuple[Tensor, Tensor]) -> None:
+        self.count += 1
+        before = self.mean or reading
+        self.mean = tuple(x + (new - x) / self.count for x, new in zip(before, reading, strict=True))
 
 
 class _Clock:

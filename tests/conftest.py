@@ -33,6 +33,7 @@ def config() -> SViMoConfig:
             num_heads=2,
             points_per_object=6,
             norm_groups=4,
+            read_channels=(8, 4, 16),
         ),
         vae=VAEConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4),
         text=TextConfig(

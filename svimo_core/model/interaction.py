@@ -29,6 +29,8 @@ TEMPORAL_COMPRESSION = 4
 """Frames per latent frame, after the first."""
 COORDINATE_CHANNELS = 10
 """Of :func:`cell_coordinates`: row and column, and two sines and cosines of each."""
+READER_BLOCKS = 3
+"""Residual blocks of :class:`LatentReader`."""
 
 
 class ResBlock3D(nn.Module):
@@ -104,6 +106,57 @@ class LatentPyramid(nn.Module):
         return features
 
 
+class ResBlock2D(nn.Module):
+    """Two normalised 3 x 3 convolutions with a shortcut."""
+
+    def __init__(self, channels: int, groups: int, operations: Operations):
+        super().__init__()
+        self.norm1 = operations.GroupNorm(groups, channels)
+        self.conv1 = operations.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = operations.GroupNorm(groups, channels)
+        self.conv2 = operations.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class LatentReader(nn.Module):
+    """What each frame shows, read place by place: a small image network over one latent frame of both streams beside
+    the first, which the video has almost exactly from the reference image, and a perceptron over all its places.
+
+    Attention over places, which the denoiser has, learns to read a scene far more slowly (docs/results.md).
+    """
+
+    def __init__(self, config: InteractionConfig, channels: int, operations: Operations):
+        super().__init__()
+        width, places, hidden = config.read_channels
+        self.grid = config.read_grid
+        inputs = 4 * config.latent_channels + COORDINATE_CHANNELS
+        self.stem = operations.Conv2d(inputs, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            ResBlock2D(width, config.norm_groups, operations) for _ in range(READER_BLOCKS)
+        )
+        self.norm = operations.GroupNorm(config.norm_groups, width)
+        self.places = operations.Conv2d(width, places, 1)
+        self.hidden = operations.Linear(places * self.grid[0] * self.grid[1], hidden)
+        self.out = operations.Linear(hidden, TEMPORAL_COMPRESSION * channels)
+
+    def forward(self, video: Tensor, motion: Tensor) -> Tensor:
+        """Latents (B C T h w each) to features of every frame, B channels N."""
+        latents = torch.cat([video, motion], dim=1)
+        first = latents[:, :, :1].expand_as(latents)
+        x = rearrange(torch.cat([latents, first, cell_coordinates(video)], dim=1), "b c t h w -> (b t) c h w")
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        x = F.adaptive_avg_pool2d(self.places(F.silu(self.norm(x))), self.grid)
+        x = self.out(F.silu(self.hidden(x.flatten(1))))
+        # a latent frame tells of four frames, the first one only of its last
+        frames = rearrange(x, "(b t) (k c) -> b c (t k)", b=len(video), k=TEMPORAL_COMPRESSION)
+        return frames[:, :, TEMPORAL_COMPRESSION - 1 :]
+
+
 class TemporalBlock(nn.Module):
     """Convolution over frames, then attention over frames and to one level of the pyramid, then feed-forward."""
 
@@ -113,7 +166,6 @@ class TemporalBlock(nn.Module):
         channels: int,
         context_channels: int,
         time_dim: int,
-        grid: tuple[int, int],
         config: InteractionConfig,
         operations: Operations,
         attention: AttentionFunction,
@@ -133,8 +185,6 @@ class TemporalBlock(nn.Module):
         self.cross_attention = CrossAttention(
             channels, context_channels, config.num_heads, operations, attention
         )
-        self.grid = grid
-        self.read = operations.Linear(context_channels * grid[0] * grid[1], channels)
         self.ff_norm = operations.LayerNorm(channels)
         self.ff = FeedForward(channels, operations, expansion=2)
 
@@ -148,10 +198,6 @@ class TemporalBlock(nn.Module):
 
         where = timestep_embedding(frames, x.shape[-1], POSITION_PERIOD).to(x)
         x = x + self.self_attention(self.attention_norm(x) + where)
-        # what this frame's latents show, place by place, and then what of all latents matters
-        latent_frames = (frames + TEMPORAL_COMPRESSION - 1) // TEMPORAL_COMPRESSION
-        places = F.adaptive_avg_pool3d(features, (features.shape[2], *self.grid))
-        x = x + self.read(rearrange(places[:, :, latent_frames], "b c n h w -> b n (c h w)"))
         context, positions = tokens_with_positions(features)
         x = x + self.cross_attention(self.cross_norm(x) + where, self.context_norm(context) + positions)
         x = x + self.ff(self.ff_norm(x))
@@ -179,13 +225,13 @@ class InteractionModel(nn.Module):
                 widths[level],
                 contexts[level],
                 time_dim,
-                config.read_grid_at(level),
                 config,
                 operations,
                 attention,
             )
 
         levels = range(len(widths))
+        self.reader = LatentReader(config, widths[0], operations)
         self.pyramid = LatentPyramid(config, operations)
         self.time_embedding = TimestepMLP(widths[0], time_dim, operations)
         self.stem = operations.Conv1d(coordinates, widths[0], 1)
@@ -220,11 +266,11 @@ class InteractionModel(nn.Module):
         time = self.time_embedding(
             timestep_embedding(timestep, self.config.denoiser_channels[0]).to(hands.dtype)
         )
-        pyramid = self.pyramid(video, motion)
+        read, pyramid = self.reader(video, motion)[:, :, :num_frames], self.pyramid(video, motion)
         frames = torch.arange(num_frames, device=hands.device)
 
         x = self.stem(rearrange(torch.cat([hands, points], dim=2), "b n p xyz -> b (p xyz) n"))
-        x = x * self.trust(F.silu(time))[..., None]  # the noisier the motion, the less it counts
+        x = x * self.trust(F.silu(time))[..., None] + read  # the noisier the motion, the less it counts
         skips = []
         for i, block in enumerate(self.encoder):
             if i:
@@ -236,7 +282,9 @@ class InteractionModel(nn.Module):
             skip, frames = skips[i]
             x = self.up[i](F.interpolate(x, size=skip.shape[-1], mode="nearest"))
             x = self.decoder[i](torch.cat([x, skip], dim=1), time, frames, pyramid[i])
-        out = rearrange(self.proj_out(F.silu(self.norm_out(x))), "b (p xyz) n -> b n p xyz", xyz=3)
+        # what was read is a first estimate that the denoiser only has to correct
+        out = self.proj_out(F.silu(self.norm_out(x)) + read)
+        out = rearrange(out, "b (p xyz) n -> b n p xyz", xyz=3)
         return out[:, :, : hands.shape[2]], out[:, :, hands.shape[2] :]
 
 

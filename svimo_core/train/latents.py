@@ -23,9 +23,6 @@ from ..schedule import NoiseSchedule
 from .clips import ClipFolder, resize_video
 from .settings import Shape
 
-SAMPLED_STEPS = 6
-"""Of the sampler, behind :class:`SampledLatents`."""
-
 
 class LatentCache:
     """Video and motion latents of a folder's clips under one VAE, filled as clips are asked for.
@@ -92,15 +89,17 @@ class SampledLatents(LatentCache):
 
     Args:
         features: of every prompt, L text_dim each.
+        steps: of the sampler.
     """
 
-    def __init__(self, clips: ClipFolder, model: SimpleNamespace, features: dict[str, Tensor]):
+    def __init__(self, clips: ClipFolder, model: SimpleNamespace, features: dict[str, Tensor], steps: int):
         super().__init__(clips, model)
         self.backbone = model.parts["backbone"]
         self.schedule = NoiseSchedule(model.config.schedule)
         self.features = features
+        self.steps = steps
         networks = {part: model.parts[part] for part in ("backbone", "text_encoder") if part in model.parts}
-        self.root = self.root / f"sampled-{SAMPLED_STEPS}-{fingerprint(nn.ModuleDict(networks))}"
+        self.root = self.root / f"sampled-{steps}-{fingerprint(nn.ModuleDict(networks))}"
 
     def _make(self, index: int, shape: Shape) -> Tensor:
         device, generator = next(self.backbone.parameters()).device, torch.Generator().manual_seed(index)
@@ -117,7 +116,7 @@ class SampledLatents(LatentCache):
         )
         size = self.model.config.latent_shape(shape.frames, shape.height, shape.width)
         video, motion = (torch.randn(1, *size, generator=generator).to(device) for _ in range(2))
-        timesteps = self.schedule.timesteps(SAMPLED_STEPS)
+        timesteps = self.schedule.timesteps(self.steps)
         latents, _ = sample(denoise, JointLatents(video, motion), timesteps, generator)
         return torch.cat([latents.video, latents.motion])
 

@@ -74,26 +74,25 @@ def interaction_loss(
     return total, hand_error, distance
 
 
-def distance_loss(
+def distances(
     hands: Tensor,
     points: Tensor,
     target_hands: Tensor,
     target_points: Tensor,
     hands_std: Tensor,
     points_std: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean distance of hands + mean distance of points in units of 5 cm, and the two: what the paper's squares are not.
+) -> tuple[Tensor, Tensor]:
+    """Mean distance of hands and mean distance of points in units of 5 cm, which the paper's squares are not.
 
     Args:
         hands, points: as of :func:`interaction_loss`; points are compared with those of the same index.
         hands_std, points_std: spread that the motion was divided by, 42 x 3 and P x 3, metres.
     """
-    distances = [
+    return tuple(
         # smooth where it vanishes, within 2 mm
         (((x - target) * std / DISTANCE_UNIT).square().sum(dim=-1) + 1e-3).sqrt().mean()
         for x, target, std in ((hands, target_hands, hands_std), (points, target_points, points_std))
-    ]
-    return sum(distances), *distances
+    )
 
 
 DISTANCE_UNIT = 0.05

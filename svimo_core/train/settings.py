@@ -57,16 +57,24 @@ class InteractionObjective:
     """VID's loss: MSE of hands + Chamfer of objects (paper equation 5), or distances."""
 
     error: str = "squared"
-    """"squared": the paper's, on normalised motion. "distance": mean distance of hands and of points (which keep their
-    index over time) in units of 5 cm, so that what counts is what MPJPE counts: depth as much as the sides, and a clip
-    that is hard to read not more than others."""
+    """"squared": the paper's, on normalised motion. "distance": in place of the hands' squares their mean distance in
+    units of 5 cm, so that what counts is what MPJPE counts, depth as much as the sides, and a clip that is hard to read
+    not more than others; and mean distances of points beside their squares."""
     points: float = 0.0
-    """Weight of a plain MSE on points that keep their index over time, beside "squared"; 0 is the paper's setting."""
+    """Weight of a plain MSE on points that keep their index over time; 0 is the paper's setting."""
     clean_share: float = 0.0
     """Fraction of warm-up samples whose latents are clean, as they are after sampling; 0 is the paper's setting."""
     sampled_share: float = 0.0
     """Fraction of the `interaction` stage's samples whose latents the MM-DiT of `init` has sampled from the clip's
     first frame and prompt: what VID reads in the end, and must not trust in every detail. 0 is the paper's setting."""
+    sampled_steps: int = 6
+    """Of the sampler, behind `sampled_share`. One step gives the blurred first guess that the loop starts from."""
+    reading_share: float = 0.0
+    """Fraction of warm-up samples whose hands and points are pure noise, at whatever timestep: how the sampler reads
+    latents (`InteractionFeedback.read`). 0 is the paper's setting."""
+    motion_dropout: float = 0.0
+    """Chance of a warm-up sample to lose its motion latent, so that VID learns to see hands and things in the video as
+    well, which is nearer to the reference image. 0 is the paper's setting."""
 
 
 @dataclass(frozen=True, kw_only=True)

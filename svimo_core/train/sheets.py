@@ -115,8 +115,9 @@ def generations(
         to_uint8(vae.decode(latents.motion)[0]),
     ]
     if feedback is not None:
-        hands, points = feedback.read(latents.video, latents.motion)
-        motion = model.normalizer.to_motion(hands[0], points[0], shape.width, shape.height, config.fps)
+        motion = model.normalizer.to_motion(
+            latents.hands[0], latents.points[0], shape.width, shape.height, config.fps
+        )
         rows.append(render_motion(motion, shape.width, shape.height))
     return rows
 

@@ -28,7 +28,7 @@ from ..render import render_motion
 from ..schedule import NoiseSchedule
 from .clips import Clip, ClipFolder
 from .latents import LatentCache, SampledLatents
-from .objectives import denoising_loss, distance_loss, interaction_loss, kl_loss, reconstruction_loss
+from .objectives import denoising_loss, distances, interaction_loss, kl_loss, reconstruction_loss
 from .settings import InteractionObjective, Shape, TrainConfig
 from .text import prompt_features, with_unknown_words
 
@@ -107,7 +107,8 @@ class InteractionStage(nn.Module):
         self.schedules = noise_schedules(model.config)
         self.latents = LatentCache(clips, model)
         if self.objective.sampled_share:
-            self.sampled = SampledLatents(clips, model, prompt_features(config, model))
+            features = prompt_features(config, model)
+            self.sampled = SampledLatents(clips, model, features, self.objective.sampled_steps)
 
     def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
         """Clean latents (B C T h w), true or sampled, and normalised motion (hands B N 42 3, points B N P 3)."""
@@ -311,10 +312,13 @@ class ReadingLoss:
     def __call__(self, predicted: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         hands, points = (x.float() for x in predicted)
         inputs, objects = (hands, points, batch["hands"], batch["points"]), len(self.normalizer.object_names)
+        squared = interaction_loss(*inputs, objects, self.objective.points)
         if self.objective.error == "squared":
-            return interaction_loss(*inputs, objects, self.objective.points)
+            return squared
         points_std = self.normalizer.objects_std.repeat_interleave(points.shape[2] // objects, dim=0)
-        return distance_loss(*inputs, self.normalizer.hands_std.to(hands), points_std.to(points))
+        of_hands, of_points = distances(*inputs, self.normalizer.hands_std.to(hands), points_std.to(points))
+        total, hands_squared, _ = squared
+        return of_hands + of_points / 2 + 2 * (total - hands_squared), of_hands, of_points
 
 
 def warm_up_loss(
@@ -326,13 +330,19 @@ def warm_up_loss(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """VID's loss on the latents of a batch, noisy or clean, and its two terms (paper section 4.1)."""
-    time = draw_timesteps(len(batch["video"]), schedules["video"], high_noise, generator)
+    objective, count = reading_loss.objective, len(batch["video"])
+    reading, clean, blind = (
+        torch.rand(count, generator=generator) < share
+        for share in (objective.reading_share, objective.clean_share, objective.motion_dropout)
+    )
+    time = draw_timesteps(count, schedules["video"], high_noise, generator)
+    time[reading] = len(schedules["video"].abar) - 1
     noisy = noised(batch, JointStage.noised, schedules, time, generator)
-    clean = torch.rand(len(time), generator=generator) < reading_loss.objective.clean_share
     video, motion = (
         torch.where(clean.to(noisy[name].device)[:, None, None, None, None], batch[name], noisy[name])
         for name in ("video", "motion")
     )
+    motion = motion * ~blind.to(motion.device)[:, None, None, None, None]
     predicted = interaction(noisy["hands"], noisy["points"], video, motion, time.to(video.device))
     return reading_loss(predicted, batch)
 

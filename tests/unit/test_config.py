@@ -71,6 +71,9 @@ def test_rotary_needs_a_head_it_can_split():
         ({"snr_shift": 0.0}, "snr_shift must be above 0"),
         ({"snr_shift": float("nan")}, "snr_shift must be above 0"),
         ({"read_grid": (0, 6)}, "read_grid must have"),
+        ({"read_channels": (32, 16)}, "read_channels must be three"),
+        ({"read_channels": (32, 0, 64)}, "read_channels must be three"),
+        ({"read_channels": (33, 16, 64)}, "divisible by norm_groups"),
     ],
 )
 def test_an_interaction_model_that_cannot_be_is_refused(change, message):

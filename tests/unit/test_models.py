@@ -119,20 +119,34 @@ def test_vid_takes_any_length(model, config, frames):
     assert model.interaction(hands, points, z, z, torch.tensor([3]))[0].shape == hands.shape
 
 
-def test_a_frame_reads_the_places_of_its_own_latent_frame(config):
+@pytest.mark.parametrize("stream", ["video", "motion"])
+def test_a_frame_reads_the_places_of_its_own_latent_frame_and_the_first(config, stream):
     torch.manual_seed(0)
-    network = InteractionModel(config.interaction)
-    block, frames = network.encoder[0], torch.arange(9)
-    for other in (block.self_attention.to_out[0], block.cross_attention.to_out, block.conv1, block.conv2):
-        torch.nn.init.zeros_(other.weight)  # nothing but the reading is left
-    x, time = noise(1, block.shortcut.in_channels, 9), noise(1, block.time.in_features)
-    features = noise(1, config.interaction.pyramid_channels[0], 3, 8, 12).requires_grad_()
-    out = block(x, time, frames, features)
+    reader = InteractionModel(config.interaction).reader
+    latents = {
+        name: noise(1, 16, 3, 8, 12, seed=i).requires_grad_() for i, name in enumerate(("video", "motion"))
+    }
+    out = reader(**latents)
     for frame, latent_frame in zip(range(9), (0, 1, 1, 1, 1, 2, 2, 2, 2), strict=True):
-        (gradient,) = torch.autograd.grad(out[0, :, frame].sum(), features, retain_graph=True)
+        (gradient,) = torch.autograd.grad(out[0, :, frame].sum(), latents[stream], retain_graph=True)
         heard = gradient[0].abs().amax(dim=(0, 2, 3)) > 0
-        assert heard.tolist() == [i == latent_frame for i in range(3)]
-    assert not torch.allclose(out, block(x, time, frames, features.flip(-1)))  # where it is matters
+        assert heard.tolist() == [i in (0, latent_frame) for i in range(3)]
+    mirrored = reader(*(x.flip(-1) for x in latents.values()))
+    assert not torch.allclose(out, mirrored, atol=1e-4)  # where it is matters
+
+
+@torch.no_grad()
+def test_what_is_read_is_the_first_estimate(config):
+    """Without the denoiser's last layer the output is the reading alone; noise and time no longer matter."""
+    network = InteractionModel(config.interaction)
+    network.norm_out.weight.zero_()
+    network.norm_out.bias.zero_()
+    z = noise(1, *config.latent_shape(config.frames, config.height, config.width))
+    motion = [noise(1, config.frames, count, 3) for count in (42, config.interaction.num_points)]
+    out = network(*motion, z, -z, torch.tensor([7]))[0]
+    assert torch.equal(out, network(*(-x for x in motion), z, -z, torch.tensor([900]))[0])
+    read = network.proj_out(network.reader(z, -z))
+    torch.testing.assert_close(out[0].flatten(1).T, read[0, : out[0, 0].numel()])
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from svimo_core.feedback import FeedbackOptions, InteractionFeedback
 from svimo_core.pipeline import add_motion, empty_latents, encode_image, fit_image, generate
 from svimo_core.sampler import Denoiser, Guidance, JointLatents, noise_like, noised, sample
-from svimo_core.schedule import SOLVERS, NoiseSchedule, StepLevels
+from svimo_core.schedule import SOLVERS, NoiseSchedule
 
 STEPS = 4
 ALWAYS = FeedbackOptions(start=0)
@@ -68,23 +68,24 @@ def test_a_seed_gives_the_same_bytes(denoiser, start, feedback, solver):
     assert all(torch.isfinite(x).all() for x in runs[0])
 
 
-def test_hands_and_points_take_their_own_schedule(denoiser, start, feedback, monkeypatch):
-    calls, predict = [], feedback.predict
+def recorded(feedback, monkeypatch):
+    """What VID reads in a run, in order."""
+    readings, read = [], feedback.read
+    monkeypatch.setattr(feedback, "read", lambda *latents: readings.append(read(*latents)) or readings[-1])
+    return readings
 
-    def recorded(*state):
-        calls.append((state, predict(*state)))
-        return calls[-1][1]
 
-    monkeypatch.setattr(feedback, "predict", recorded)
-    run(denoiser, start, feedback=feedback, options=OFF)
-    ((hands, points, _, _, first), clean), ((next_hands, next_points, _, _, second), _) = calls[:2]
-    levels = StepLevels(before=None, now=0.0, after=feedback.schedule.level(second))
-    assert (first, levels.now) == (999, feedback.schedule.level(first))
-    assert torch.equal(next_hands, SOLVERS["ddim"](hands, clean[0], None, levels, None))
-    assert torch.equal(next_points, SOLVERS["ddim"](points, clean[1], None, levels, None))
-    # the same timestep tells much less of them than of the latents
-    ratios = [abar / (1 - abar) for abar in (levels.after, denoiser.schedule.level(second))]
-    assert ratios[0] < ratios[1] / 50
+@pytest.mark.parametrize("options", [OFF, ALWAYS], ids=["open", "closed"])
+def test_3d_motion_is_the_mean_of_what_is_read_off_clean_latents(
+    denoiser, start, feedback, monkeypatch, options
+):
+    readings = recorded(feedback, monkeypatch)
+    latents, _ = run(denoiser, start, feedback=feedback, options=options)
+    clean = readings[-STEPS:]  # a closed loop reads noise before its first step
+    assert len(readings) == STEPS + options.enabled
+    assert not torch.allclose(clean[0][0], clean[-1][0], atol=1e-4)
+    for made, each in zip((latents.hands, latents.points), zip(*clean, strict=True), strict=True):
+        torch.testing.assert_close(made, torch.stack(each).mean(dim=0), atol=1e-5, rtol=0)
 
 
 def test_noise_is_added_by_two_schedules(denoiser, start, feedback):
@@ -179,16 +180,15 @@ def guidance_seen(denoiser, start, **options):
     return spy.guidance, latents, report
 
 
-def test_guidance_is_the_drawn_reading_of_the_step_before(denoiser, start, feedback, monkeypatch):
-    readings, predict = [], feedback.predict
-    monkeypatch.setattr(feedback, "predict", lambda *state: readings.append(predict(*state)) or readings[-1])
+def test_guidance_is_the_drawn_mean_of_the_readings_before(denoiser, start, feedback, monkeypatch):
+    readings = recorded(feedback, monkeypatch)
     seen, _, report = guidance_seen(denoiser, start, feedback=feedback, options=ALWAYS)
+    noise, *clean = readings  # at first there are no clean latents
+    means = [[torch.stack(x).mean(dim=0) for x in zip(*clean[:i], strict=True)] for i in range(1, STEPS)]
     with torch.inference_mode():
-        first = predict(start.hands, start.points, start.video, start.motion, 999)  # there is no step before
-        assert torch.equal(seen[0], feedback.guidance(*first))
-        for guidance, reading in zip(seen[1:], readings[1:], strict=False):
-            assert torch.equal(guidance, feedback.guidance(*reading))
-    assert len(readings) == 1 + STEPS
+        assert torch.equal(noise[0], InteractionFeedback.read(feedback, start.video, start.motion)[0])
+        for guidance, mean in zip(seen, [noise, *means], strict=True):
+            torch.testing.assert_close(guidance, feedback.guidance(*mean), atol=3e-2, rtol=0)
     assert report.feedback_passes == STEPS
     assert len({float(g.sum()) for g in seen}) == STEPS  # every step has its own
 

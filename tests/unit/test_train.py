@@ -33,7 +33,7 @@ from svimo_core.train.objectives import (
     DISTANCE_UNIT,
     chamfer,
     denoising_loss,
-    distance_loss,
+    distances,
     interaction_loss,
 )
 from svimo_core.train.settings import InteractionObjective, JointObjective, Phase, Shape, TrainConfig
@@ -106,20 +106,17 @@ def test_chamfer_is_squared_and_two_sided():
         assert chamfer(clouds + far, others + far) == pytest.approx(expected.item(), rel=0.02)
 
 
-def test_distance_loss_is_in_metres_and_by_index():
+def test_distances_are_in_metres_and_by_index():
     hands, points = torch.zeros(1, 2, 42, 3), torch.zeros(1, 2, 4, 3)
     std = torch.tensor([0.01, 0.02, 0.1])
     off = torch.tensor([3.0, 2.0, 1.2])  # 3, 4 and 12 cm: 13 cm
     moved = points.clone()
     moved[:, :, 1] = off  # one of four points
-    total, of_hands, of_points = distance_loss(
-        hands + off, moved, hands, points, std.expand(42, 3), std.expand(4, 3)
-    )
+    of_hands, of_points = distances(hands + off, moved, hands, points, std.expand(42, 3), std.expand(4, 3))
     assert of_hands.item() == pytest.approx(0.13 / DISTANCE_UNIT, rel=1e-3)
     assert of_points.item() == pytest.approx(0.13 / DISTANCE_UNIT / 4, rel=0.05)  # smooth at 0
-    assert total == of_hands + of_points
     # index k is the same spot: a cloud in another order is another motion
-    assert distance_loss(hands, moved.flip(2), hands, moved, std.expand(42, 3), std.expand(4, 3))[2] > 1
+    assert distances(hands, moved.flip(2), hands, moved, std.expand(42, 3), std.expand(4, 3))[1] > 1
 
 
 def test_interaction_loss_compares_each_object_with_its_own():
@@ -284,11 +281,37 @@ def test_vid_may_learn_from_distances(settings):
     batch = {"hands": hands[None], "points": points[None]}
     for index in (0, 1):
         predicted = [(moved if i == index else (hands, points))[i][None] for i in (0, 1)]
-        terms = loss(predicted, batch)[1:]
+        total, *terms = loss(predicted, batch)
         assert terms[index].item() == pytest.approx(0.05 / DISTANCE_UNIT, rel=1e-3)
         assert terms[1 - index].item() < 0.04
+        # clouds are held together by their squares as well
+        assert (total > terms[0] + terms[1] / 2 + 0.01) == (index == 1)
     with pytest.raises(ValueError, match=r"interaction\.error must be one of squared, distance"):
         replace(settings, interaction=InteractionObjective(error="metres"))
+
+
+def test_warm_up_as_in_sampling(settings):
+    """VID hears pure noise in place of motion, and sometimes has to do without the motion latent."""
+    config = replace(
+        settings,
+        stage="interaction",
+        interaction=InteractionObjective(clean_share=1.0, reading_share=0.5, motion_dropout=0.5),
+    )
+    folder = ClipFolder(config.clips)
+    stage, seen = InteractionStage(config, load_model(config, folder), folder), []
+    stage.interaction.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    generator = step_generator(0, 0, 0, 0)
+    batch = stage.load(folder, [0, 1] * 8, phase(1).shapes[0], generator)
+    stage(batch, generator)
+    hands, _, video, motion, time = seen[0]
+    assert torch.equal(video, batch["video"])
+    blind = [not x.any() for x in motion]
+    assert 0 < sum(blind) < 16
+    assert all(b or torch.equal(x, true) for b, x, true in zip(blind, motion, batch["motion"], strict=True))
+    last = time == 999
+    assert 0 < last.sum() < 16
+    alike = (hands * batch["hands"]).mean(dim=(1, 2, 3)).abs()  # noise knows nothing of the motion
+    assert alike[last].max() < 0.1
 
 
 def test_unknown_words_take_the_place_of_some(settings):
