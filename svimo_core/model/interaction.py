@@ -1,7 +1,7 @@
 """VID, the vision-aware 3D interaction diffusion model (paper section 3.2).
 
 It denoises explicit 3D motion while looking at the two latents: `(h_0, o_0) = VID((h_t, o_t), (zV, zM), t)`. The
-latents may be noisy (interaction guidance) or clean (gradient constraint, final refinement).
+latents may be noisy (interaction guidance in training) or clean (gradient constraint, sampling).
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class InteractionObjective:
     sampled_steps: int = 6
     """Of the sampler, behind `sampled_share`. One step gives the blurred first guess that the loop starts from."""
     reading_share: float = 0.0
-    """Fraction of warm-up samples whose hands and points are pure noise, at whatever timestep: how the sampler reads
+    """Fraction of warm-up samples at the last timestep, where hands and points are pure noise: how the sampler reads
     latents (`InteractionFeedback.read`). 0 is the paper's setting."""
     motion_dropout: float = 0.0
     """Chance of a warm-up sample to lose its motion latent, so that VID learns to see hands and things in the video as
