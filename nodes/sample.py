@@ -13,7 +13,6 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..svimo_core.feedback import FeedbackOptions, InteractionFeedback
-from ..svimo_core.pipeline import add_motion
 from ..svimo_core.sampler import Denoiser, Guidance, JointLatents, noise_like, noised, sample
 from ..svimo_core.schedule import SOLVERS, NoiseSchedule
 from .types import (
@@ -29,7 +28,6 @@ from .types import (
     SViMoVAE,
     backbone_of,
     check_choice,
-    check_points,
     pack_latents,
     svimo_vae,
     throw_if_interrupted,
@@ -113,7 +111,7 @@ class SViMoFeedback(io.ComfyNode):
 
 
 class SViMoSampler(io.ComfyNode):
-    """Video, motion, hands and objects denoised in one synchronized process."""
+    """Video and motion denoised in one synchronized process, with hands and objects read off both at every step."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -121,7 +119,7 @@ class SViMoSampler(io.ComfyNode):
             node_id="SViMoSampler",
             display_name="SViMo Sampler",
             category=f"{CATEGORY}/sampling",
-            description="Denoise the video, the rendered motion, both hands and all objects together, step by step.",
+            description="Denoise the video and the rendered motion together, and read both hands and all objects off them at every step.",
             inputs=[
                 io.Model.Input("model", tooltip="SViMo's video and motion transformer."),
                 io.Conditioning.Input(
@@ -237,7 +235,7 @@ class SViMoSampler(io.ComfyNode):
         generator = torch.Generator("cpu").manual_seed(seed)
         noise = noise_like(start, generator)
         loop = working_feedback(feedback, width, height)
-        noisy = noised(start, noise, timesteps[0], schedule, loop.schedule if loop is not None else None)
+        noisy = noised(start, noise, timesteps[0], schedule)
         latents, report = sample(
             Denoiser(
                 model=backbone.diffusion_model,
@@ -268,7 +266,7 @@ class SViMoSampler(io.ComfyNode):
 def joint_start(
     latents: JointLatents, backbone: BackboneModel, feedback: FeedbackHandle | None
 ) -> JointLatents:
-    """Complete a LATENT to what this model denoises together.
+    """Of a LATENT what this model denoises together: video and motion. Hands and objects are read anew.
 
     Raises:
         ValueError: not one clip of video latents that this model can patch.
@@ -279,21 +277,14 @@ def joint_start(
             f"latent_image must be one clip, 1 x {config.vae.latent_channels} x frames x height x width, got "
             f"{' x '.join(map(str, video.shape))}: connect the latent of SViMo Image Encode"
         )
-    frames, _, _ = clip_size(latents, backbone)
+    clip_size(latents, backbone)
     if not config.backbone.motion:
         if feedback is not None:
             raise ValueError(
                 "this model makes video only, without motion: disconnect feedback, or load a SViMo model"
             )
         return JointLatents(video)
-    motion = latents.motion if latents.motion is not None else torch.zeros_like(video)
-    if feedback is None:
-        return JointLatents(video, motion)
-    vid = feedback.interaction.config
-    if latents.hands is None:
-        return add_motion(video, vid, frames)._replace(motion=motion)
-    check_points(latents, vid)
-    return latents
+    return JointLatents(video, latents.motion if latents.motion is not None else torch.zeros_like(video))
 
 
 def clip_size(latents: JointLatents, backbone: BackboneModel) -> tuple[int, int, int]:

@@ -16,14 +16,14 @@ from einops import rearrange
 from torch import Tensor
 
 from .checkpoint import load_part, read_header
-from .config import InteractionConfig, SViMoConfig
+from .config import SViMoConfig
 from .feedback import FeedbackOptions, InteractionFeedback
 from .model.interaction import InteractionModel
 from .model.mmdit import MMDiT
 from .model.text import TextEncoder
 from .model.vae import VideoVAE
 from .motion import HandObjectMotion
-from .normalization import NUM_JOINTS, MotionNormalizer
+from .normalization import MotionNormalizer
 from .sampler import Denoiser, JointLatents, SamplerReport, noise_like, sample
 from .schedule import NoiseSchedule
 
@@ -97,9 +97,9 @@ def generate(
     text, negative_text = model.text_encoder.encode([prompt, ""]).chunk(2)
     image_latent = encode_image(model.vae, image, config.width, config.height, generator=generator)
 
-    # 2. noise for video, motion, hands and objects
+    # 2. noise for video and motion
     empty = empty_latents(config, config.frames, config.height, config.width)
-    noise = noise_like(add_motion(empty, config.interaction, config.frames), generator).to(weight.device)
+    noise = noise_like(JointLatents(empty, empty), generator).to(weight.device)
 
     # 3. denoise them together, with the loop closed
     denoise = Denoiser(
@@ -190,14 +190,3 @@ def empty_latents(config: SViMoConfig, frames: int, height: int, width: int) -> 
         ValueError: a size that the model cannot represent.
     """
     return torch.zeros(1, *config.latent_shape(frames, height, width))
-
-
-def add_motion(video: Tensor, config: InteractionConfig, frames: int) -> JointLatents:
-    """Zero motion beside video latents (B C T h w): what the joint process carries for a clip of so many frames."""
-    batch = len(video)
-    return JointLatents(
-        video=video,
-        motion=torch.zeros_like(video),
-        hands=torch.zeros(batch, frames, NUM_JOINTS, 3),
-        points=torch.zeros(batch, frames, config.num_points, 3),
-    )

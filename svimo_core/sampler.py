@@ -1,4 +1,5 @@
-"""The synchronized sampler: video, motion, hands and objects take every step together (method, section 5)."""
+"""The synchronized sampler: the latents of video and motion take every step together, and VID reads hands and objects
+off both at every step (method, section 5)."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ from .schedule import SOLVERS, STOCHASTIC_SOLVERS, NoiseSchedule, StepLevels
 
 
 class JointLatents(NamedTuple):
-    """What one diffusion process carries. In video-only mode everything but the video is None."""
+    """What one diffusion process makes. In video-only mode everything but the video is None."""
 
     video: Tensor
     """B C T h w."""
     motion: Tensor | None = None
     """B C T h w, the latent of the rendered motion."""
     hands: Tensor | None = None
-    """B N 42 3, normalised."""
+    """B N 42 3, normalised; None before VID has read them."""
     points: Tensor | None = None
     """B N P 3, normalised, all objects in order."""
 
@@ -153,7 +154,7 @@ def sample(
     """Run the synchronized reverse process.
 
     Args:
-        start: state at the first timestep; pure noise, or noised latents to start further down.
+        start: video and motion at the first timestep; pure noise, or noised latents to start further down.
         timesteps: descending training timesteps (:meth:`NoiseSchedule.timesteps`).
         generator: CPU generator of the noise that stochastic solvers add.
         feedback: VID with renderer and VAE; None leaves hands and points out.
@@ -168,7 +169,7 @@ def sample(
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
     options = options or FeedbackOptions()
     steps, clock, passes = len(timesteps), _Clock(start.video.device), 0
-    state, clean_before, looped, readings = start, None, None, _Mean()
+    state, clean_before, looped, readings = JointLatents(start.video, start.motion), None, None, _Mean()
     began = time.perf_counter()
 
     for i, timestep in enumerate(timesteps):
@@ -189,8 +190,8 @@ def sample(
         else:
             guidance = looped if closed else torch.zeros_like(state.motion)
 
-        # 2. clean latents, then clean 3D motion: the mean of what VID has read off them so far, as each reading is one
-        #    noisy view of the same motion. More passes close the loop again at this step.
+        # 2. clean latents, and VID's reading of them: one more noisy view of the same 3D motion. More passes close the
+        #    loop again at this step.
         for iteration in range(options.iterations if refresh else 1):
             if iteration:
                 with clock("guidance"):
@@ -201,11 +202,9 @@ def sample(
             if feedback is not None:
                 with clock("interaction"):
                     readings.add(feedback.read(clean.video, clean.motion))
-                clean = clean._replace(hands=readings.mean[0], points=readings.mean[1])
 
-        # 3. everything steps together
-        levels = [step_levels(denoise.schedule, timesteps, i)] * 2
-        levels += [step_levels(feedback.schedule, timesteps, i) if feedback is not None else None] * 2
+        # 3. both latents step together
+        levels = step_levels(denoise.schedule, timesteps, i)
         fresh = (
             noise_like(state, generator)
             if solver in STOCHASTIC_SOLVERS and i + 1 < steps
@@ -214,8 +213,8 @@ def sample(
         before = clean_before or JointLatents(None)
         state = JointLatents(
             *(
-                x if x is None or x0 is None else SOLVERS[solver](x, x0, x0_before, level, noise)
-                for x, x0, x0_before, level, noise in zip(state, clean, before, levels, fresh, strict=True)
+                x if x is None else SOLVERS[solver](x, x0, x0_before, levels, noise)
+                for x, x0, x0_before, noise in zip(state, clean, before, fresh, strict=True)
             )
         )
         clean_before = clean
@@ -223,7 +222,9 @@ def sample(
             on_step(i, clean.video)
 
     seconds = {**clock.seconds, "total": time.perf_counter() - began}
-    return state, SamplerReport(steps=steps, feedback_passes=passes, seconds=seconds)
+    hands, points = readings.mean or (None, None)
+    report = SamplerReport(steps=steps, feedback_passes=passes, seconds=seconds)
+    return state._replace(hands=hands, points=points), report
 
 
 def step_levels(schedule: NoiseSchedule, timesteps: list[int], i: int) -> StepLevels:
@@ -236,19 +237,11 @@ def step_levels(schedule: NoiseSchedule, timesteps: list[int], i: int) -> StepLe
 
 
 def noised(
-    latents: JointLatents,
-    noise: JointLatents,
-    timestep: int,
-    schedule: NoiseSchedule,
-    motion_schedule: NoiseSchedule | None = None,
+    latents: JointLatents, noise: JointLatents, timestep: int, schedule: NoiseSchedule
 ) -> JointLatents:
-    """Every member at the noise level of a timestep: latents by one schedule, hands and points by the other."""
-    schedules = schedule, schedule, motion_schedule, motion_schedule
+    """Every member at the noise level of a timestep."""
     return JointLatents(
-        *(
-            x if x is None else s.add_noise(x, n, timestep)
-            for x, n, s in zip(latents, noise, schedules, strict=True)
-        )
+        *(x if x is None else schedule.add_noise(x, n, timestep) for x, n in zip(latents, noise, strict=True))
     )
 
 

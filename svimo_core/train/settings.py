@@ -15,7 +15,7 @@ STAGES = ("vae", "interaction", "backbone", "joint")
 PRECISIONS = ("auto", "no", "bf16")
 READING_ERRORS = ("squared", "distance")
 WEIGHTINGS = ("v", "x0")
-GUIDANCE_SOURCES = ("noisy", "clean")
+GUIDANCE_SOURCES = ("noisy", "clean", "first")
 BACKBONES = ("init", "new", "separate")
 
 
@@ -70,8 +70,8 @@ class InteractionObjective:
     sampled_steps: int = 6
     """Of the sampler, behind `sampled_share`. One step gives the blurred first guess that the loop starts from."""
     reading_share: float = 0.0
-    """Fraction of warm-up samples at the last timestep, where hands and points are pure noise: how the sampler reads
-    latents (`InteractionFeedback.read`). 0 is the paper's setting."""
+    """Fraction of samples, in warm-up and constraint, whose hands and points are at the last timestep, pure noise: how
+    the sampler reads latents (`InteractionFeedback.read`). 0 is the paper's setting."""
     motion_dropout: float = 0.0
     """Chance of a warm-up sample to lose its motion latent, so that VID learns to see hands and things in the video as
     well, which is nearer to the reference image. 0 is the paper's setting."""
@@ -91,15 +91,19 @@ class JointObjective:
     """Let VID's loss reach the MM-DiT through its clean latents."""
     guidance_from: str = "noisy"
     """What VID reads for the guidance: "noisy" latents beside noisy true motion (paper), or nothing but
-    the "clean" latents of a pass of the MM-DiT without guidance; one pass without gradient more. Noisy true motion
-    tells of the truth, so that guidance is better in training than it will ever be again."""
+    the "clean" latents of a pass of the MM-DiT without guidance, or those of a pass from pure noise, with which the
+    sampler's loop starts ("first"); one pass without gradient more. Whatever was noised tells of the truth, so that
+    guidance is better in training than it will ever be again."""
     warm_up: float = 0.0
     """Weight of VID's warm-up loss on true latents, which goes on beside the constraint; 0 is the paper's setting.
     Without it VID and the MM-DiT may agree on latents that no true clip has."""
+    start_share: float = 0.0
+    """Fraction of samples at the last timestep, where the sampler starts and its first readings count as much as later
+    ones; 0 is the paper's setting."""
     text_dropout: float = 0.1
     word_dropout: float = 0.0
     """Chance of each word of a prompt to become letters that mean nothing, so that a word that training never had
-    leaves the rest to the image. Needs `train_text`; 0 is CogVideoX's setting."""
+    leaves the rest to the image. Not with `text_model`; 0 is CogVideoX's setting."""
     image_dropout: float = 0.1
     guidance_dropout: float = 0.1
     image_noise: tuple[float, float] = (-3.0, 0.5)
@@ -183,9 +187,9 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         if not self.phases or not all(phase.shapes and phase.steps > 0 for phase in self.phases):
             raise ValueError("a run needs at least one phase, each with steps above 0 and at least one shape")
-        if self.joint.word_dropout and not self.train_text:
+        if self.joint.word_dropout and self.text_model is not None:
             raise ValueError(
-                "joint.word_dropout needs train_text: a text model from elsewhere has its features computed once"
+                "joint.word_dropout needs the model's own text encoder: features of text_model are computed once"
             )
         for shape in (shape for phase in self.phases for shape in phase.shapes):
             if self.stage == "vae" and shape.frames % 8 != 1:  # its decoder works in pairs of latent frames

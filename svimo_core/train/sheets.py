@@ -13,9 +13,9 @@ from torch import nn
 from ..feedback import InteractionFeedback
 from ..files import whole_file
 from ..model.vae import VideoVAE
-from ..pipeline import add_motion, empty_latents, encode_image, to_uint8
+from ..pipeline import empty_latents, encode_image, to_uint8
 from ..render import render_motion
-from ..sampler import Denoiser, noise_like, sample
+from ..sampler import Denoiser, JointLatents, noise_like, sample
 from .clips import ClipFolder, resize_video
 from .latents import LatentCache
 from .settings import Shape, TrainConfig
@@ -98,15 +98,13 @@ def generations(
         text=text,
         negative_text=negative_text,
     )
-    empty = add_motion(
-        empty_latents(config, shape.frames, shape.height, shape.width), config.interaction, shape.frames
-    )
+    empty = empty_latents(config, shape.frames, shape.height, shape.width)
     feedback = None
     if isinstance(stage, JointStage):
         feedback = InteractionFeedback(
             stage.interaction, vae, model.normalizer, stage.schedules["hands"], shape.width, shape.height
         )
-    start = noise_like(empty, generator).to(device)
+    start = noise_like(JointLatents(empty, empty), generator).to(device)
     latents, _ = sample(denoise, start, schedule.timesteps(SAMPLING_STEPS), generator, feedback=feedback)
     rows = [
         video,

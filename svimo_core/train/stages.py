@@ -129,9 +129,6 @@ class InteractionStage(nn.Module):
 class BackboneStage(nn.Module):
     """The MM-DiT without VID, to begin with. At full size CogVideoX's weights take the place of this stage."""
 
-    noised: tuple[str, ...] = ("video", "motion")
-    """Members of a batch that diffuse, in the order in which their noise is drawn."""
-
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
         super().__init__()
         self.trained = ("backbone",) + ("text_encoder",) * config.train_text
@@ -143,9 +140,11 @@ class BackboneStage(nn.Module):
         self.frozen = SimpleNamespace(
             vae=VideoVAE(model.parts["vae"], model.config.vae), normalizer=model.normalizer
         )
-        if config.train_text:
-            self.text_encoder = model.parts["text_encoder"]
-            self.encode_prompts = TextEncoder(self.text_encoder, model.config.text).encode
+        if "text_encoder" in model.parts:
+            encoder = model.parts["text_encoder"]
+            self.encode_prompts = TextEncoder(encoder, model.config.text).encode
+            if config.train_text:
+                self.text_encoder = encoder
         else:
             features = prompt_features(config, model)
             self.encode_prompts = lambda prompts: torch.stack([features[prompt] for prompt in prompts])
@@ -157,23 +156,22 @@ class BackboneStage(nn.Module):
         return self.latents.batch(indices, shape, with_images=True)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        time, noisy = self._noised(batch, generator)
-        clean = self._denoised(batch, noisy, time, generator)
-        video, motion = self._denoising_losses(batch, clean, time)
+        noisy = self._noised(batch, generator)
+        clean = self._denoised(batch, noisy, generator)
+        video, motion = self._denoising_losses(batch, clean, noisy["time"])
         return video + motion, {"video": video, "motion": motion}
 
-    def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """One noise level per sample (B,), and what diffuses, noised to it."""
-        time = draw_timesteps(len(batch["video"]), self.schedules["video"], self.high_noise, generator)
-        return time, noised(batch, self.noised, self.schedules, time, generator)
+    def _noised(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Noisy video and motion latents, and their timesteps `time` (B,)."""
+        schedule, share = self.schedules["video"], self.objective.start_share
+        time = draw_timesteps(len(batch["video"]), schedule, self.high_noise, share, generator)
+        return noised(batch, ("video", "motion"), self.schedules, time, generator) | {"time": time}
 
-    def _denoised(
-        self, batch: Batch, noisy: dict[str, Tensor], time: Tensor, generator: torch.Generator
-    ) -> list[Tensor]:
+    def _denoised(self, batch: Batch, noisy: dict[str, Tensor], generator: torch.Generator) -> list[Tensor]:
         """The MM-DiT's clean video and motion latents, under conditions that are each left out at times."""
-        settings, device, steps = self.objective, batch["video"].device, time.to(batch["video"].device)
+        settings, device = self.objective, batch["video"].device
         kept = {
-            name: torch.rand(len(time), generator=generator) >= share
+            name: torch.rand(len(batch["video"]), generator=generator) >= share
             for name, share in (
                 ("text", settings.text_dropout),
                 ("image", settings.image_dropout),
@@ -187,15 +185,17 @@ class BackboneStage(nn.Module):
         image = image * kept["image"].to(device)[:, None, None, None]
         condition = self.backbone.image_condition(image, noisy["video"].shape[2])
 
-        def denoise(guidance: Tensor) -> list[Tensor]:
-            velocities = self.backbone(noisy["video"], condition, text, steps, noisy["motion"], guidance)
+        def denoise(noisy: dict[str, Tensor], guidance: Tensor) -> list[Tensor]:
+            video, motion, time = (noisy[name] for name in ("video", "motion", "time"))
+            velocities = self.backbone(video, condition, text, time.to(device), motion, guidance)
             return [
-                self.schedules["video"].clean_from_velocity(noisy[name], v.float(), time)
-                for name, v in zip(("video", "motion"), velocities, strict=True)
+                self.schedules["video"].clean_from_velocity(x, v.float(), time)
+                for x, v in zip((video, motion), velocities, strict=True)
             ]
 
         size = batch["images"].shape[1:3]
-        return denoise(self._guidance(noisy, steps, kept["guidance"].to(device), size, denoise))
+        guidance = self._guidance(noisy, kept["guidance"].to(device), size, denoise, generator)
+        return denoise(noisy, guidance)
 
     def _denoising_losses(self, batch: Batch, clean: list[Tensor], time: Tensor) -> list[Tensor]:
         abar = self.schedules["video"].abar[time].to(batch["video"].device, torch.float32)
@@ -216,18 +216,16 @@ class BackboneStage(nn.Module):
     def _guidance(
         self,
         noisy: dict[str, Tensor],
-        steps: Tensor,
         kept: Tensor,
         size: tuple[int, int],
-        denoise: Callable[[Tensor], list[Tensor]],
+        denoise: Callable[[dict[str, Tensor], Tensor], list[Tensor]],
+        generator: torch.Generator,
     ) -> Tensor:
         return torch.zeros_like(noisy["motion"])
 
 
 class JointStage(BackboneStage):
     """MM-DiT and VID together, with guidance into and a gradient out of the loop (paper section 3.3)."""
-
-    noised = ("hands", "points", "video", "motion")
 
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
         super().__init__(config, model, clips)
@@ -239,14 +237,14 @@ class JointStage(BackboneStage):
         settings = self.objective
 
         # 1. clean latents from the MM-DiT, clean motion from VID on them
-        time, noisy = self._noised(batch, generator)
-        clean = self._denoised(batch, noisy, time, generator)
+        noisy = self._noised(batch, generator)
+        clean = self._denoised(batch, noisy, generator)
         read = clean if settings.gradient_constraint else [x.detach() for x in clean]
-        steps = time.to(clean[0].device)
+        steps = noisy["motion_time"].to(clean[0].device)
         predicted = self.interaction(noisy["hands"], noisy["points"], *read, steps)
 
         # 2. losses
-        video, motion = self._denoising_losses(batch, clean, time)
+        video, motion = self._denoising_losses(batch, clean, noisy["time"])
         constraint, hands, points = self.reading_loss(predicted, batch)
         loss = settings.denoising * (video + motion) + settings.interaction * constraint
         if settings.warm_up:
@@ -261,14 +259,24 @@ class JointStage(BackboneStage):
             loss = loss + settings.warm_up * warm_up
         return loss, {"video": video, "motion": motion, "hands": hands, "points": points}
 
+    def _noised(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """As of :class:`BackboneStage`; and noisy hands and points, with their timesteps `motion_time` (B,), which are
+        those of the latents or the last one."""
+        noisy = super()._noised(batch, generator)
+        share, schedule = self.reading_loss.objective.reading_share, self.schedules["hands"]
+        reading = torch.rand(len(noisy["time"]), generator=generator) < share
+        time = noisy["time"].masked_fill(reading, len(schedule.abar) - 1)
+        motion = noised(batch, ("hands", "points"), self.schedules, time, generator)
+        return noisy | motion | {"motion_time": time}
+
     @torch.no_grad()
     def _guidance(
         self,
         noisy: dict[str, Tensor],
-        steps: Tensor,
         kept: Tensor,
         size: tuple[int, int],
-        denoise: Callable[[Tensor], list[Tensor]],
+        denoise: Callable[[dict[str, Tensor], Tensor], list[Tensor]],
+        generator: torch.Generator,
     ) -> Tensor:
         """Interaction guidance (B C T h w) of the samples that keep it, zero for the others; no gradient."""
         guidance = torch.zeros_like(noisy["motion"])
@@ -283,11 +291,17 @@ class JointStage(BackboneStage):
             width,
             height,
         )
-        if self.objective.guidance_from == "clean":
-            hands, points = feedback.read(*(x[kept] for x in denoise(guidance)))
-        else:
+        if self.objective.guidance_from == "noisy":
             inputs = (noisy[name][kept] for name in ("hands", "points", "video", "motion"))
+            steps = noisy["motion_time"].to(kept.device)
             hands, points = (x.float() for x in self.interaction(*inputs, steps[kept]))
+        else:
+            if self.objective.guidance_from == "first":
+                noisy = {
+                    name: torch.randn(guidance.shape, generator=generator).to(guidance)
+                    for name in ("video", "motion")
+                } | {"time": torch.full_like(noisy["time"], len(self.schedules["video"].abar) - 1)}
+            hands, points = feedback.read(*(x[kept] for x in denoise(noisy, guidance)))
         # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
         if hands.isfinite().all() and points.isfinite().all():
             guidance[kept] = feedback.guidance(hands, points)
@@ -331,13 +345,12 @@ def warm_up_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """VID's loss on the latents of a batch, noisy or clean, and its two terms (paper section 4.1)."""
     objective, count = reading_loss.objective, len(batch["video"])
-    reading, clean, blind = (
+    clean, blind = (
         torch.rand(count, generator=generator) < share
-        for share in (objective.reading_share, objective.clean_share, objective.motion_dropout)
+        for share in (objective.clean_share, objective.motion_dropout)
     )
-    time = draw_timesteps(count, schedules["video"], high_noise, generator)
-    time[reading] = len(schedules["video"].abar) - 1
-    noisy = noised(batch, JointStage.noised, schedules, time, generator)
+    time = draw_timesteps(count, schedules["video"], high_noise, objective.reading_share, generator)
+    noisy = noised(batch, ("hands", "points", "video", "motion"), schedules, time, generator)
     video, motion = (
         torch.where(clean.to(noisy[name].device)[:, None, None, None, None], batch[name], noisy[name])
         for name in ("video", "motion")
@@ -369,11 +382,12 @@ def noised(
 
 
 def draw_timesteps(
-    count: int, schedule: NoiseSchedule, high_noise: float, generator: torch.Generator
+    count: int, schedule: NoiseSchedule, high_noise: float, last_share: float, generator: torch.Generator
 ) -> Tensor:
-    """Training timesteps (count,) on the CPU; see `TrainConfig.high_noise`."""
+    """Training timesteps (count,) on the CPU; see `TrainConfig.high_noise`. This share of them is the last one."""
     share = torch.rand(count, generator=generator, dtype=torch.float64) ** (1 / high_noise)
-    return (share * len(schedule.abar)).long()
+    last = torch.rand(count, generator=generator) < last_share
+    return (share * len(schedule.abar)).long().masked_fill(last, len(schedule.abar) - 1)
 
 
 def checkpoint_blocks(backbone: nn.Module) -> None:

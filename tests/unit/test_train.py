@@ -206,12 +206,13 @@ def test_guidance_acts_but_carries_no_gradient(settings):
     assert loss != gradients(settings, JointObjective(interaction=0.0, guidance=False))[1]
 
 
-@pytest.mark.parametrize("source", ["noisy", "clean"])
+@pytest.mark.parametrize("source", ["noisy", "clean", "first"])
 def test_guidance_reads_what_was_asked_for(settings, config, source):
     """With a motion kernel that hears no guidance, clean latents are the same before it and with it."""
-    seen = []
+    seen, denoised = [], []
 
     def prepare(stage):
+        stage.backbone.register_forward_pre_hook(lambda _, inputs: denoised.append(inputs))
         stage.backbone.patch_embed.motion_proj.weight.data[:, config.backbone.latent_channels :] = 0
         stage.interaction.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
 
@@ -225,6 +226,28 @@ def test_guidance_reads_what_was_asked_for(settings, config, source):
     assert torch.equal(guiding[0], constraining[0]) == (source == "noisy")
     assert (guiding[4] == 999).all() or source == "noisy"
     assert size_of_gradient(stage.backbone) > 0
+    before, after = denoised if source != "noisy" else denoised * 2
+    assert torch.equal(before[0], after[0]) == (source != "first")
+    assert (before[3] == 999).all() == (source == "first")
+
+
+def test_joint_training_as_in_sampling(settings):
+    """Some samples start at the last timestep, and VID reads some latents from pure noise."""
+    denoised, read = [], []
+
+    def prepare(stage):
+        stage.backbone.register_forward_pre_hook(lambda _, inputs: denoised.append(inputs[3]))
+        stage.interaction.register_forward_pre_hook(lambda _, inputs: read.append(inputs[4]))
+
+    for share in (0.0, 1.0):
+        objective = InteractionObjective(reading_share=share)
+        joint = JointObjective(guidance=False, start_share=1 - share)
+        gradients(replace(settings, interaction=objective), joint, prepare)
+        (time,), (motion_time,) = denoised, read
+        assert (time == 999).all() == (share == 0)
+        assert (motion_time == 999).all()
+        denoised.clear()
+        read.clear()
 
 
 def test_warm_up_goes_on_beside_the_constraint(settings):
@@ -331,7 +354,7 @@ def test_unknown_words_take_the_place_of_some(settings):
 
     known = {clip.prompt for clip in map(ClipFolder(settings.clips).motion, (0, 1))}
     joint = JointObjective(word_dropout=1.0, text_dropout=0.0)
-    gradients(replace(settings, train_text=True, joint=joint), joint, listen)
+    gradients(settings, joint, listen)
     assert len(asked) == 2
     assert known.isdisjoint(asked)
 
@@ -446,7 +469,9 @@ def test_separate_networks_start_from_the_joint_ones_streams(config):
 def test_high_noise_is_preferred_when_asked_for(config):
     schedule, generator = NoiseSchedule(config.schedule), torch.Generator().manual_seed(0)
     for power in (1.0, 2.0):
-        time = draw_timesteps(20_000, schedule, power, generator)
+        last = draw_timesteps(20_000, schedule, power, 0.25, generator) == len(schedule.abar) - 1
+        assert last.float().mean().item() == pytest.approx(0.25, rel=0.05)
+        time = draw_timesteps(20_000, schedule, power, 0.0, generator)
         assert 0 <= time.min() < 50
         assert time.max() == len(schedule.abar) - 1
         assert time.float().mean().item() == pytest.approx(1000 * power / (power + 1), rel=0.02)
@@ -567,8 +592,8 @@ def test_configuration_mistakes_are_named(tmp_path, settings):
         replace(settings, stage="all")
     with pytest.raises(ValueError, match="guidance_from must be one of"):
         replace(settings, joint=JointObjective(guidance_from="nowhere"))
-    with pytest.raises(ValueError, match="word_dropout needs train_text"):
-        replace(settings, joint=JointObjective(word_dropout=0.1))
+    with pytest.raises(ValueError, match="word_dropout needs the model's own text encoder"):
+        replace(settings, text_model=settings.clips, joint=JointObjective(word_dropout=0.1))
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"stage": "vae", "phases": [{"steps": 1, "shapes": [{"frame": 1}]}]}))
     with pytest.raises(ValueError, match=r"config\.json is not a training configuration.*frame"):
