@@ -64,9 +64,17 @@ class Style:
         )
 
 
-def tool_path(action: str, tool: Tool, target: Target, style: Style, time: np.ndarray) -> ToolPath:
-    """The tool's path at the given times (F,) in seconds from the clip's start."""
-    work = _ACTIONS[action](tool, target, style)
+def tool_path(
+    action: str | None,
+    tool: Tool,
+    target: Target,
+    style: Style,
+    time: np.ndarray,
+    rng: np.random.Generator | None = None,
+) -> ToolPath:
+    """The tool's path at the given times (F,) in seconds from the clip's start. Where the action is None it is one that
+    has no word, drawn from `rng`."""
+    work = _nameless(tool, target, style, rng) if action is None else _ACTIONS[action](tool, target, style)
     since = time - style.start
     worked = np.maximum(since - style.approach, 0)
     point, axis = work(worked)
@@ -259,6 +267,37 @@ def _dip(tool: Tool, target: Target, style: Style) -> Work:
         point = np.zeros((len(time), 3))
         point[:, 2] = low + (high - low) * raised
         return point, np.tile(_pointing(tool, style, np.radians(58)), (len(time), 1))
+
+    return work
+
+
+def _nameless(tool: Tool, target: Target, style: Style, rng: np.random.Generator) -> Work:
+    """Any round of any size, tilt, rate and lean, at, over or beside the target as the tool allows."""
+    room = max(target.reach[0] - 0.6 * tool.head, 0.014)
+    angle, rate = rng.uniform(0, np.pi), rng.uniform(0.35, 1.4)
+    axes = np.array([[np.cos(angle), np.sin(angle), 0], [-np.sin(angle), np.cos(angle), 0]])
+    radii = room * rng.uniform(0, 0.9, 2) * (rng.random(2) < 0.7)
+    lift = rng.uniform(0, 0.05) * (rng.random() < 0.6)
+    phases = rng.uniform(0, 2 * np.pi, 4)
+    sharp = rng.uniform(-0.5, 0.5)
+    deep = target.hollow and not tool.upright
+    lean = np.radians(rng.uniform(48, 60) if deep else rng.uniform(8, 45))
+    nod = np.radians(rng.uniform(0, 12))
+    tipped_most, pour_room = rng.uniform(0.15, 1), target.mesh.vertices[:, 0].max() + 0.4 * tool.head
+
+    def work(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        turn = 2 * np.pi * rate * style.tempo * time
+        turn = turn + sharp * np.sin(turn)
+        point = (radii * np.stack([np.cos(turn + phases[0]), np.sin(turn + phases[1])], 1)) @ axes
+        raised = lift * (1 + np.cos(turn + phases[2])) / 2
+        if not tool.upright:
+            point[:, 2] = target.surface + 0.003 + raised
+            return point, _pointing(tool, style, lean + nod * np.sin(turn + phases[3]))
+        tipped = tipped_most * (1 + np.sin(turn + phases[3])) / 2
+        point[:, 2] = np.maximum(target.rim + 0.04, (1 - tipped) * (_standing(tool) + 0.02)) + raised
+        tilt = np.radians(68) * tipped
+        axis = np.cos(tilt)[:, None] * np.array([0, 0, 1.0]) + np.sin(tilt)[:, None] * _heading(tool, style)
+        return point - (1 - tipped)[:, None] * pour_room * _heading(tool, style), axis
 
     return work
 

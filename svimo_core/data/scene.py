@@ -13,8 +13,10 @@ from ..motion import Camera
 from .actions import Style, smoothstep, tool_path, typical_poses
 from .hands import PALM_HALF_THICKNESS, RELAXED, HandPlacement, HandPose, close_hand, hand_joints
 from .shapes import surface_points
-from .targets import TARGETS, Target, stretched
+from .targets import TARGETS, Target
+from .targets import stretched as stretched_target
 from .tools import TOOLS, Tool
+from .tools import stretched as stretched_tool
 from .words import Triplet
 
 HORIZONTAL_FOV = (49.0, 51.0)
@@ -23,6 +25,18 @@ FILL = (0.88, 0.97)
 """Share of the image, in the wider direction, that hands and things take up in the first frame."""
 ELBOWS = np.array([[-0.26, -0.28, 0.07], [0.27, -0.27, 0.1]])
 """Of a person who sits in front of the target: left and right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a clip has that no word names; nothing by default."""
+
+    tool: tuple[float, float] = (1.0, 1.0)
+    """Factors on the length and on the width of its head."""
+    target: tuple[float, float] = (1.0, 1.0)
+    """Factors on its width and on its height."""
+    action: bool = False
+    """Another motion than any word's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +100,19 @@ def make_scene(
     rng: np.random.Generator,
     time: np.ndarray,
     fps: float,
-    stretch: tuple[float, float] = (1.0, 1.0),
+    change: Change | None = None,
 ) -> Scene:
     """Let hands and things move: one generator for the tool's shape, one for the target's, one for everything else.
 
     Args:
         time: of the frames, F, seconds.
-        stretch: factors on the width and on the height of the target.
+        change: what of it has no word.
     """
     # 1. things, and how this person works
-    tool, target = TOOLS[triplet.tool](tool_rng), stretched(TARGETS[triplet.target](target_rng), *stretch)
+    change = change or Change()
+    tool = stretched_tool(TOOLS[triplet.tool](tool_rng), *change.tool)
+    target = stretched_target(TARGETS[triplet.target](target_rng), *change.target)
+    action = None if change.action else triplet.action
     frames = len(time)
     style = Style.draw(rng, frames / fps)
     hand_length = rng.uniform(0.168, 0.19)
@@ -103,8 +120,8 @@ def make_scene(
     left_elbow, right_elbow = ELBOWS + rng.uniform(-0.03, 0.03, (2, 3))
 
     # 2. the tool's path, and how the target gives way to it
-    target_rotation, target_position = _target_motion(triplet.action, target, style, time, yaw)
-    path = tool_path(triplet.action, tool, target, style, time)
+    target_rotation, target_position = _target_motion(action, target, style, time, yaw)
+    path = tool_path(action, tool, target, style, time, rng.spawn(1)[0])
     tool_rotation = target_rotation @ path.rotation
     tool_position = _apply(target_rotation, path.point) + target_position - tool_rotation @ tool.work
 
@@ -159,7 +176,7 @@ def _carried(placement: HandPlacement, rotation: np.ndarray, position: np.ndarra
 
 
 def _target_motion(
-    action: str, target: Target, style: Style, time: np.ndarray, yaw: float
+    action: str | None, target: Target, style: Style, time: np.ndarray, yaw: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The left hand holds a container towards the tool, and turns a flat thing under it."""
     weight = smoothstep((time - style.start - style.approach) / 0.6)

@@ -23,16 +23,19 @@ import numpy as np
 from ..motion import HandObjectMotion
 from ..render import render_motion
 from .film import film
-from .scene import Scene, View, make_scene, make_view
+from .scene import Change, Scene, View, make_scene, make_view
 from .targets import TARGETS
 from .tools import TOOLS
 from .words import ACTIONS, SPLITS, Triplet, check_split, draw_triplet
 
 log = logging.getLogger(__name__)
 
-VARIED_SIZE, VARIED_SHAPE = (0.85, 1.45), (0.75, 1.35)
-"""Of varied clips: factor on the target's width, and on its height beside that. The fingers do not reach around a large
-box."""
+VARIED_SHARE = 0.45
+"""Chance of each of tool, action and target of a varied clip to have no word; one of them always has none."""
+VARIED_TARGET = (0.85, 1.45), (0.75, 1.35)
+"""Factor on a target's width, and on its height beside that. The fingers do not reach around a large box."""
+VARIED_TOOL, VARIED_VESSEL = ((0.7, 1.45), (0.75, 1.3)), ((0.85, 1.2), (0.85, 1.15))
+"""Factors on the length and on the width of a tool's head, and of one that is carried upright as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +72,15 @@ def generate_clip(
         split: "train" or "test"; see :func:`triplet_weights`.
         points: per object, sampled from its surface; index k is the same spot in all frames.
         triplet: these words instead of drawn ones; the rest of the clip is still drawn from the seed.
-        varied: a target of a size and shape that no word has, under a made-up name in the prompt: from such clips a
-            model learns what to do with a thing it does not know, which is to measure by the hands.
+        varied: a tool or target of a size and shape that no word has, or a motion that no word has, or several of
+            these, under made-up words in the prompt: from such clips a model learns what to do with what it does not
+            know, which is to measure by the hands, and to expect no certain motion.
 
     Raises:
         ValueError: an unknown split, unknown words, or an empty size.
     """
-    scene, view, rng = _stage(seed, split, frames, height, width, fps, triplet, varied)
-    motion = _motion(scene, view, points, seed, split, varied)
+    scene, view, prompt, rng = _stage(seed, split, frames, height, width, fps, triplet, varied)
+    motion = _motion(scene, view, prompt, points, seed, split)
     return Clip(video=film(scene, view, rng), motion=motion, triplet=scene.triplet, seed=seed, split=split)
 
 
@@ -93,18 +97,17 @@ def generate_motion(
     varied: bool = False,
 ) -> HandObjectMotion:
     """The motion of :func:`generate_clip` without drawing its video, which is most of the work."""
-    scene, view, _ = _stage(seed, split, frames, height, width, fps, triplet, varied)
-    return _motion(scene, view, points, seed, split, varied)
+    scene, view, prompt, _ = _stage(seed, split, frames, height, width, fps, triplet, varied)
+    return _motion(scene, view, prompt, points, seed, split)
 
 
-def _motion(scene: Scene, view: View, points: int, seed: int, split: str, varied: bool) -> HandObjectMotion:
-    named = scene.triplet._replace(target=_made_up_word(seed)) if varied else scene.triplet
+def _motion(scene: Scene, view: View, prompt: str, points: int, seed: int, split: str) -> HandObjectMotion:
     return HandObjectMotion(
         hands=view.look(scene.joints()),
         objects={name: view.look(cloud) for name, cloud in scene.points(points).items()},
         camera=view.camera,
         fps=scene.fps,
-        prompt=named.prompt,
+        prompt=prompt,
         metadata={
             **scene.triplet._asdict(),
             "seed": str(seed),
@@ -114,9 +117,8 @@ def _motion(scene: Scene, view: View, points: int, seed: int, split: str, varied
     )
 
 
-def _made_up_word(seed: int) -> str:
+def _made_up_word(rng: np.random.Generator) -> str:
     """Four to seven letters, so that it is neither "pot" nor "dip", which training must not have."""
-    rng = np.random.default_rng(seed)
     return "".join(rng.choice(list(ascii_lowercase), rng.integers(4, 8)))
 
 
@@ -129,8 +131,8 @@ def _stage(
     fps: float,
     triplet: Triplet | None,
     varied: bool,
-) -> tuple[Scene, View, np.random.Generator]:
-    """Everything the seed decides about motion and view, and the generator for how it looks."""
+) -> tuple[Scene, View, str, np.random.Generator]:
+    """Everything the seed decides about motion, view and prompt, and the generator for how it looks."""
     check_split(split)
     if min(frames, height, width, fps) <= 0 or seed < 0:
         raise ValueError(
@@ -147,13 +149,36 @@ def _stage(
     rng = np.random.default_rng([SPLITS.index(split), seed])
     drawn = draw_triplet(rng, split)
     # of its own each, so that another tool does not change the table
-    tool_rng, target_rng, motion_rng, view_rng, look_rng, size_rng = rng.spawn(6)
-    across = size_rng.uniform(*VARIED_SIZE) if varied else 1.0
-    up = across * size_rng.uniform(*VARIED_SHAPE) if varied else 1.0
+    tool_rng, target_rng, motion_rng, view_rng, look_rng, change_rng = rng.spawn(6)
+    words, change = triplet or drawn, Change()
+    named = words
+    if varied:
+        change, named = _without_words(words, change_rng)
     time = np.arange(frames) / fps
-    scene = make_scene(triplet or drawn, tool_rng, target_rng, motion_rng, time, fps, (across, up))
+    scene = make_scene(words, tool_rng, target_rng, motion_rng, time, fps, change)
     view = make_view(view_rng, scene, height, width)
-    return scene, view, look_rng
+    return scene, view, named.prompt, look_rng
+
+
+def _without_words(triplet: Triplet, rng: np.random.Generator) -> tuple[Change, Triplet]:
+    """What of a clip becomes something without a word, and the words of its prompt."""
+    tool, action, target = rng.random(3) < VARIED_SHARE
+    target |= not (tool or action)
+    across, up = (rng.uniform(*limits) for limits in VARIED_TARGET)
+    length, width = (
+        rng.uniform(*limits) for limits in (VARIED_VESSEL if triplet.action == "pour" else VARIED_TOOL)
+    )
+    change = Change(
+        tool=(length, width) if tool else (1.0, 1.0),
+        target=(across, across * up) if target else (1.0, 1.0),
+        action=bool(action),
+    )
+    made_up = {
+        part: _made_up_word(rng)
+        for part, changed in zip(Triplet._fields, (tool, action, target), strict=True)
+        if changed
+    }
+    return change, triplet._replace(**made_up)
 
 
 def contact_sheet(clips: list[Clip], columns: int = 5) -> np.ndarray:

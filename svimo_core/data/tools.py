@@ -6,7 +6,7 @@ A tool's axes: x along the handle towards its head, z its back (what faces up at
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,39 @@ class Tool:
     """Carried handle-up and tilted to pour, rather than pointed at the target."""
     spout: np.ndarray | None = None
     """Colour of the liquid that runs out."""
+
+
+HANDLE_END = 0.05
+"""Where along x the hand's part of a tool ends, metres."""
+NECK = 0.02
+"""Metres over which a stretched tool widens from there."""
+
+
+def stretched(tool: Tool, along: float, across: float) -> Tool:
+    """The same tool with a head so many times as long, from where the hand ends, and so many times as wide; one that is
+    carried upright grows as a whole."""
+    factors = np.array([along, across, across])
+
+    def stretch(points: np.ndarray) -> np.ndarray:
+        if tool.upright:
+            return factors * points
+        beyond = np.maximum(points[:, :1] - HANDLE_END, 0)
+        wide = 1 + (across - 1) * np.minimum(beyond / NECK, 1)
+        return np.concatenate([points[:, :1] + (along - 1) * beyond, wide * points[:, 1:]], axis=1)
+
+    normals = tool.mesh.normals / factors
+    return replace(
+        tool,
+        mesh=replace(
+            tool.mesh,
+            vertices=stretch(tool.mesh.vertices),
+            normals=normals / np.linalg.norm(normals, axis=-1, keepdims=True),
+        ),
+        work=stretch(tool.work[None])[0],
+        distance=(lambda point: across * tool.distance(point / factors)) if tool.upright else tool.distance,
+        grip_radius=(across if tool.upright else 1.0) * tool.grip_radius,
+        head=across * tool.head,
+    )
 
 
 def _handle(rng: np.random.Generator, radius: float, back: float, front: float, color: np.ndarray) -> Mesh:

@@ -130,7 +130,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=0, help="seed of the first clip")
     parser.add_argument("--split", choices=("train", "test"), default="train")
     parser.add_argument(
-        "--varied", action="store_true", help="unknown targets: other sizes, shapes and names (synthetic.py)"
+        "--varied",
+        action="store_true",
+        help="unknown tools, motions and targets under made-up words (synthetic.py)",
     )
     parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="whose clip size to use")
     args = parser.parse_args(arguments)

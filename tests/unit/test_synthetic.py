@@ -15,9 +15,16 @@ from svimo_core.data.hands import (
     skin_faces,
 )
 from svimo_core.data.raster import coverage, draw_meshes
-from svimo_core.data.scene import make_scene
+from svimo_core.data.scene import Change, make_scene
 from svimo_core.data.shapes import surface_points
-from svimo_core.data.synthetic import VARIED_SHAPE, VARIED_SIZE, generate_clip, generate_motion, main
+from svimo_core.data.synthetic import (
+    VARIED_TARGET,
+    VARIED_TOOL,
+    VARIED_VESSEL,
+    generate_clip,
+    generate_motion,
+    main,
+)
 from svimo_core.data.targets import TARGETS
 from svimo_core.data.tools import TOOLS
 from svimo_core.data.words import HELD_OUT, HELD_OUT_SHARE, TEST_SHARE, TRIPLETS, Triplet, triplet_weights
@@ -26,9 +33,9 @@ from svimo_core.motion import HAND_BONES, HandObjectMotion
 SMALL = dict(frames=5, height=48, width=72)
 
 
-def one_scene(triplet: Triplet, seed: int = 0, frames: int = 17, stretch: tuple[float, float] = (1, 1)):
+def one_scene(triplet: Triplet, seed: int = 0, frames: int = 17, change: Change | None = None):
     rngs = np.random.default_rng(seed).spawn(3)
-    return make_scene(triplet, *rngs, time=np.arange(frames) / 8, fps=8.0, stretch=stretch)
+    return make_scene(triplet, *rngs, time=np.arange(frames) / 8, fps=8.0, change=change)
 
 
 def one_of_each(position: int) -> list[Triplet]:
@@ -109,25 +116,44 @@ def test_the_whole_of_the_first_frame_is_in_view():
         assert np.ptp(pixels[:, 0]) > 0.7 * 72
 
 
-def test_varied_clips_have_unknown_targets():
-    """Another width, another shape, and a name that is no word of the world."""
-    widths, shapes, names = [], [], set()
-    for seed in range(24):
+def test_varied_clips_have_things_and_motions_without_words():
+    """A made-up word in the prompt stands for a tool or target of another shape, or for another motion; what keeps its
+    word is as it was."""
+    made_up, changes = set(), {"tool": [], "target": []}
+    for seed in range(40):
         plain, varied = (generate_motion(seed, varied=v, **SMALL) for v in (False, True))
-        *rest, name = varied.prompt.split()
-        assert rest == plain.prompt.split()[:-1]
-        assert name not in TARGETS
-        names.add(name)
+        _, tool, _, action, target = varied.prompt.split()
+        new = {
+            p: w
+            for p, w in zip(Triplet._fields, (tool, action, target), strict=True)
+            if w != plain.metadata[p]
+        }
+        assert new
+        assert not {*TOOLS, *TARGETS, *TEMPO} & set(new.values())
         assert varied.metadata == plain.metadata
-        clouds = (motion.objects["target"][0] for motion in (varied, plain))
-        # extents along the cloud's own axes, whatever the view
-        wide, known = (np.linalg.svd(cloud - cloud.mean(axis=0), compute_uv=False) for cloud in clouds)
-        widths.append(np.median(wide / known))
-        shapes.append((wide / known).max() / (wide / known).min())
-    assert len(names) == 24
-    assert VARIED_SIZE[0] * VARIED_SHAPE[0] < min(widths) < 0.95
-    assert 1.3 < max(widths) < VARIED_SIZE[1] * VARIED_SHAPE[1]
-    assert max(shapes) > 1.15
+        made_up |= set(new.items())
+        for name in ("tool", "target"):
+            # extents along the cloud's own axes, whatever the view
+            extents = [
+                np.linalg.svd(cloud - cloud.mean(axis=0), compute_uv=False)
+                for cloud in (motion.objects[name][0] for motion in (varied, plain))
+            ]
+            if name in new:
+                changes[name].append(extents[0] / extents[1])
+            else:
+                np.testing.assert_allclose(*extents, rtol=1e-3)
+        if new.keys() == {"action"}:  # which the first frame does not tell
+            np.testing.assert_allclose(varied.hands[0], plain.hands[0], atol=1e-6)
+            assert np.abs(varied.hands[-1] - plain.hands[-1]).max() > 0.01
+    assert {part for part, _ in made_up} == set(Triplet._fields)
+    assert len({word for _, word in made_up}) == len(made_up) > 40
+    (low, high), (flat, tall) = VARIED_TARGET
+    factors = np.median(changes["target"], axis=1)
+    assert low * flat < factors.min() < 0.95
+    assert 1.3 < factors.max() < high * tall
+    lengths = np.array(changes["tool"])[:, 0]
+    assert lengths.min() < 0.9 < 1.15 < lengths.max()
+    assert max(np.ptp(change) for change in changes["tool"]) > 0.1  # another shape, not only another size
 
 
 @pytest.mark.parametrize(
@@ -179,18 +205,26 @@ def test_enough_of_everything():
 
 
 @pytest.mark.parametrize(
-    ("triplet", "stretch"),
+    ("triplet", "change"),
     [
-        (triplet, (across, across * up))
-        for triplet in one_of_each(0) + one_of_each(2)
-        for across in (VARIED_SIZE[0], 1.0, VARIED_SIZE[1])
-        for up in (VARIED_SHAPE[0], 1.0, VARIED_SHAPE[1])
+        (triplet, Change(target=(across, across * up)))
+        for triplet in one_of_each(2)
+        for across in (VARIED_TARGET[0][0], 1.0, VARIED_TARGET[0][1])
+        for up in (VARIED_TARGET[1][0], 1.0, VARIED_TARGET[1][1])
         if not (triplet.target == "box" and across > 1)  # too wide for fingers
+    ]
+    + [
+        (triplet, Change(tool=(along, across), action=action))
+        for triplet in one_of_each(0)
+        for limits in [VARIED_VESSEL if triplet.action == "pour" else VARIED_TOOL]
+        for along in (limits[0][0], 1.0, limits[0][1])
+        for across in (limits[1][0], 1.0, limits[1][1])
+        for action in (False, True)
     ],
     ids=str,
 )
-def test_hands_touch_what_they_hold(triplet, stretch):
-    scene = one_scene(triplet, stretch=stretch)
+def test_hands_touch_what_they_hold(triplet, change):
+    scene = one_scene(triplet, change=change)
     joints = scene.joints()[-1]
     for hand, distance, rotation, position in (
         (0, scene.target.distance, scene.target_rotation, scene.target_position),
