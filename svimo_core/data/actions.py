@@ -276,7 +276,8 @@ def _nameless(tool: Tool, target: Target, style: Style, rng: np.random.Generator
     room = max(target.reach[0] - 0.6 * tool.head, 0.014)
     angle, rate = rng.uniform(0, np.pi), rng.uniform(0.35, 1.4)
     axes = np.array([[np.cos(angle), np.sin(angle), 0], [-np.sin(angle), np.cos(angle), 0]])
-    radii = room * rng.uniform(0, 0.9, 2) * (rng.random(2) < 0.7)
+    flat = rng.uniform(0, np.pi / 2)  # from a stroke one way over a circle to a stroke the other way
+    radii = room * rng.uniform(0, 0.9) * np.array([np.cos(flat), np.sin(flat)])
     lift = rng.uniform(0, 0.05) * (rng.random() < 0.6)
     phases = rng.uniform(0, 2 * np.pi, 4)
     sharp = rng.uniform(-0.5, 0.5)
@@ -294,8 +295,9 @@ def _nameless(tool: Tool, target: Target, style: Style, rng: np.random.Generator
             point[:, 2] = target.surface + 0.003 + raised
             return point, _pointing(tool, style, lean + nod * np.sin(turn + phases[3]))
         tipped = tipped_most * (1 + np.sin(turn + phases[3])) / 2
-        point[:, 2] = np.maximum(target.rim + 0.04, (1 - tipped) * (_standing(tool) + 0.02)) + raised
         tilt = np.radians(68) * tipped
+        clear = np.cos(tilt) * _standing(tool) + np.sin(tilt) * tool.head + 0.01  # of the table
+        point[:, 2] = np.maximum(target.rim + 0.04, clear) + raised
         axis = np.cos(tilt)[:, None] * np.array([0, 0, 1.0]) + np.sin(tilt)[:, None] * _heading(tool, style)
         return point - (1 - tipped)[:, None] * pour_room * _heading(tool, style), axis
 

@@ -4,6 +4,9 @@ The video is N x H x W x 3 uint8 RGB and the motion is :class:`~svimo_core.motio
 clip's. Any data set in this form can be trained on. Fill a folder from the synthetic world:
 
     python -m svimo_core.train.clips --out FOLDER --count 600
+
+A clip may have its first frame only, as a video of one frame beside the whole motion: a tenth of the work, and enough
+for `tiny-loop.json`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..config import PRESETS
-from ..data.synthetic import generate_clip
+from ..data.synthetic import generate_clip, generate_motion
 from ..files import whole_file
 from ..motion import HandObjectMotion
 
@@ -82,13 +85,22 @@ class ClipFolder:
             raise ValueError(f"clip {path} must hold N x H x W x 3 uint8, got {video.shape} {video.dtype}")
         return video
 
+    def has_video(self, index: int) -> bool:
+        """Whether a clip has more than the first frame of its motion."""
+        return len(self.video(index)) > 1
+
     def clip(self, index: int, frames: int | None = None, start: int = 0) -> Clip:
         """One clip, or so many frames of it.
 
         Raises:
-            ValueError: it is broken or too short; the message names the file.
+            ValueError: it is broken, too short or without video; the message names the file.
         """
         video, motion = self.video(index), self.motion(index)
+        if len(video) == 1 < len(motion):
+            raise ValueError(
+                f"clip {self.folder / self.names[index]} has only its first frame, which serves only a joint "
+                'stage with joint.guidance_from "first" and without joint.warm_up: train on another folder'
+            )
         if len(video) != len(motion):
             raise ValueError(
                 f"clip {self.folder / self.names[index]} has {len(video)} frames of video and "
@@ -134,23 +146,20 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="unknown tools, motions and targets under made-up words (synthetic.py)",
     )
+    parser.add_argument("--first-frames", action="store_true", help="no video but the first frame")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="whose clip size to use")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
-    size = PRESETS[args.preset]
+    preset = PRESETS[args.preset]
+    size = dict(height=preset.height, width=preset.width, fps=preset.fps, varied=args.varied)
+    kind = "varied-" * args.varied + "first-" * args.first_frames
     for seed in tqdm(range(args.first, args.first + args.count), unit="clip"):
-        name = f"{args.split}-{'varied-' * args.varied}{seed:06d}"
+        name = f"{args.split}-{kind}{seed:06d}"
         if not (args.out / f"{name}.npz").is_file():
-            made = generate_clip(
-                seed,
-                args.split,
-                frames=size.frames,
-                height=size.height,
-                width=size.width,
-                fps=size.fps,
-                varied=args.varied,
-            )
-            write_clip(args.out, name, Clip(made.video, made.motion))
+            drawn = 1 if args.first_frames else preset.frames
+            made = generate_clip(seed, args.split, frames=drawn, **size)
+            motion = generate_motion(seed, args.split, frames=preset.frames, **size)
+            write_clip(args.out, name, Clip(made.video, motion))
 
 
 if __name__ == "__main__":

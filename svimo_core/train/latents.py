@@ -36,16 +36,30 @@ class LatentCache:
         self.vae = VideoVAE(model.parts["vae"], model.config.vae)
         self.root = clips.folder / "latents" / fingerprint(model.parts["vae"])
 
-    def batch(self, indices: list[int], shape: Shape, with_images: bool = False) -> dict[str, Any]:
+    def batch(
+        self, indices: list[int], shape: Shape, with_images: bool = False, first_frames: bool = False
+    ) -> dict[str, Any]:
         """Clips as tensors.
 
+        Args:
+            first_frames: take clips that have only their first frame as well.
+
         Returns:
-            video, motion: latents, B C T h w float32.
+            video, motion: latents, B C T h w float32; zero where the clip has no video.
+            whole: which clips have one, B.
             hands, points: normalised motion, B N 42 3 and B N P 3.
             prompts; and images with `with_images`: first frames, B H W 3 in [0, 1].
         """
-        latents = torch.stack([self.latents(index, shape) for index in indices])
+        whole = [not first_frames or self.clips.has_video(index) for index in indices]
+        size = self.model.config.latent_shape(shape.frames, shape.height, shape.width)
+        latents = torch.stack(
+            [
+                self.latents(index, shape) if has_video else torch.zeros(2, *size)
+                for index, has_video in zip(indices, whole, strict=True)
+            ]
+        )
         batch: dict[str, Any] = {"video": latents[:, 0], "motion": latents[:, 1]}
+        batch["whole"] = torch.tensor(whole)
         motions = [self.clips.motion(index, shape.frames) for index in indices]
         points = self.model.config.interaction.points_per_object
         normalized = [self.model.normalizer.normalize(motion, points) for motion in motions]

@@ -100,6 +100,10 @@ class JointObjective:
     start_share: float = 0.0
     """Fraction of samples at the last timestep, where the sampler starts and its first readings count as much as later
     ones; 0 is the paper's setting."""
+    guess_share: float = 0.0
+    """Fraction of samples whose noisy latents are not those of the truth but of the clean latents of the pass from pure
+    noise, which is what the sampler's later steps look like; with `guidance_from` "first". VID's loss is all they
+    learn from. Clips that have only a first frame are always such samples. 0 is the paper's setting."""
     text_dropout: float = 0.1
     word_dropout: float = 0.0
     """Chance of each word of a prompt to become letters that mean nothing, so that a word that training never had
@@ -190,6 +194,11 @@ class TrainConfig:
         if self.joint.word_dropout and self.text_model is not None:
             raise ValueError(
                 "joint.word_dropout needs the model's own text encoder: features of text_model are computed once"
+            )
+        if self.joint.guess_share and self.joint.guidance_from != "first":
+            raise ValueError(
+                'joint.guess_share needs joint.guidance_from "first", whose first pass makes the guess, '
+                f"got {self.joint.guidance_from!r}"
             )
         for shape in (shape for phase in self.phases for shape in phase.shapes):
             if self.stage == "vae" and shape.frames % 8 != 1:  # its decoder works in pairs of latent frames

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,12 +29,14 @@ SAMPLING_STEPS = 20
 
 @torch.inference_mode()
 def write_sheet(path: Path, config: TrainConfig, model: SimpleNamespace, stage: nn.Module) -> None:
-    """Draw the first held-out (or training) clips and the stage's work on them as a PNG."""
+    """Draw the first held-out (or training) clips that have video and the stage's work on them as a PNG."""
     clips = ClipFolder(config.held_out or config.clips)
     shape = config.phases[-1].shapes[0]
     rows = []
-    for index in range(min(SHEET_CLIPS, len(clips))):
+    for index in itertools.islice(filter(clips.has_video, range(len(clips))), SHEET_CLIPS):
         rows += SHEETS[config.stage](clips, index, shape, model, stage)
+    if not rows:
+        return
     sheet = np.concatenate([np.concatenate(list(row[_columns(len(row))]), axis=1) for row in rows])
     done, data = cv2.imencode(".png", sheet[..., ::-1])
     assert done

@@ -33,6 +33,8 @@ from .settings import InteractionObjective, Shape, TrainConfig
 from .text import prompt_features, with_unknown_words
 
 Batch = dict[str, Any]
+Denoise = Callable[[dict[str, Tensor], Tensor], list[Tensor]]
+"""Noisy latents with their timesteps, and guidance, to clean latents of video and motion."""
 
 
 class VAEStage(nn.Module):
@@ -157,8 +159,9 @@ class BackboneStage(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noised(batch, generator)
-        clean = self._denoised(batch, noisy, generator)
-        video, motion = self._denoising_losses(batch, clean, noisy["time"])
+        denoise, _ = self._conditioned(batch, generator)
+        clean = denoise(noisy, torch.zeros_like(noisy["motion"]))
+        video, motion = self._denoising_losses(batch, clean, noisy["time"], batch["whole"])
         return video + motion, {"video": video, "motion": motion}
 
     def _noised(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -167,8 +170,9 @@ class BackboneStage(nn.Module):
         time = draw_timesteps(len(batch["video"]), schedule, self.high_noise, share, generator)
         return noised(batch, ("video", "motion"), self.schedules, time, generator) | {"time": time}
 
-    def _denoised(self, batch: Batch, noisy: dict[str, Tensor], generator: torch.Generator) -> list[Tensor]:
-        """The MM-DiT's clean video and motion latents, under conditions that are each left out at times."""
+    def _conditioned(self, batch: Batch, generator: torch.Generator) -> tuple[Denoise, Tensor]:
+        """The MM-DiT under conditions that are each left out at times, from noisy latents and guidance to clean latents
+        of video and motion; and which samples keep their guidance (B,)."""
         settings, device = self.objective, batch["video"].device
         kept = {
             name: torch.rand(len(batch["video"]), generator=generator) >= share
@@ -183,7 +187,7 @@ class BackboneStage(nn.Module):
         text = self.encode_prompts(prompts).to(device)
         image = self._image_latents(batch["images"], generator)
         image = image * kept["image"].to(device)[:, None, None, None]
-        condition = self.backbone.image_condition(image, noisy["video"].shape[2])
+        condition = self.backbone.image_condition(image, batch["video"].shape[2])
 
         def denoise(noisy: dict[str, Tensor], guidance: Tensor) -> list[Tensor]:
             video, motion, time = (noisy[name] for name in ("video", "motion", "time"))
@@ -193,14 +197,17 @@ class BackboneStage(nn.Module):
                 for x, v in zip((video, motion), velocities, strict=True)
             ]
 
-        size = batch["images"].shape[1:3]
-        guidance = self._guidance(noisy, kept["guidance"].to(device), size, denoise, generator)
-        return denoise(noisy, guidance)
+        return denoise, kept["guidance"].to(device)
 
-    def _denoising_losses(self, batch: Batch, clean: list[Tensor], time: Tensor) -> list[Tensor]:
-        abar = self.schedules["video"].abar[time].to(batch["video"].device, torch.float32)
+    def _denoising_losses(
+        self, batch: Batch, clean: list[Tensor], time: Tensor, true: Tensor
+    ) -> list[Tensor]:
+        """Of video and motion, over the samples whose latents are the truth's (`true`, B)."""
+        if not true.any():
+            return [0 * x.sum() for x in clean]
+        abar = self.schedules["video"].abar[time].to(batch["video"].device, torch.float32)[true]
         return [
-            denoising_loss(x, batch[name], abar, self.objective.weighting)
+            denoising_loss(x[true], batch[name][true], abar, self.objective.weighting)
             for name, x in zip(("video", "motion"), clean, strict=True)
         ]
 
@@ -213,16 +220,6 @@ class BackboneStage(nn.Module):
         noisy = images + noise.to(images) / 2  # levels are in [-1, 1] space, which is twice as wide
         return self.frozen.vae.encode(noisy[:, None])[:, :, 0].float()
 
-    def _guidance(
-        self,
-        noisy: dict[str, Tensor],
-        kept: Tensor,
-        size: tuple[int, int],
-        denoise: Callable[[dict[str, Tensor], Tensor], list[Tensor]],
-        generator: torch.Generator,
-    ) -> Tensor:
-        return torch.zeros_like(noisy["motion"])
-
 
 class JointStage(BackboneStage):
     """MM-DiT and VID together, with guidance into and a gradient out of the loop (paper section 3.3)."""
@@ -233,18 +230,37 @@ class JointStage(BackboneStage):
         self.interaction = model.parts["interaction"]
         self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
 
+    def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
+        """As of :class:`BackboneStage`; where the latents may be guessed, clips may have only their first frame."""
+        guessing = self.objective.guidance_from == "first" and not self.objective.warm_up
+        return self.latents.batch(indices, shape, with_images=True, first_frames=guessing)
+
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.objective
 
-        # 1. clean latents from the MM-DiT, clean motion from VID on them
+        # 1. noisy latents, of the truth or of what a first pass makes of pure noise
         noisy = self._noised(batch, generator)
-        clean = self._denoised(batch, noisy, generator)
+        denoise, kept = self._conditioned(batch, generator)
+        guess, true = None, batch["whole"]
+        if settings.guidance_from == "first":
+            guess = self._first_guess(noisy, denoise, generator)
+            if settings.guess_share:
+                true = true & (torch.rand(len(true), generator=generator) >= settings.guess_share).to(
+                    true.device
+                )
+            signal = self.schedules["video"].abar[noisy["time"]].sqrt().to(guess[0]) * ~true
+            for name, x in zip(("video", "motion"), guess, strict=True):
+                noisy[name] = noisy[name] + signal[:, None, None, None, None] * (x - batch[name])
+
+        # 2. clean latents from the MM-DiT, clean motion from VID on them
+        guidance = self._guidance(noisy, guess, kept, batch["images"].shape[1:3], denoise)
+        clean = denoise(noisy, guidance)
         read = clean if settings.gradient_constraint else [x.detach() for x in clean]
         steps = noisy["motion_time"].to(clean[0].device)
         predicted = self.interaction(noisy["hands"], noisy["points"], *read, steps)
 
-        # 2. losses
-        video, motion = self._denoising_losses(batch, clean, noisy["time"])
+        # 3. losses
+        video, motion = self._denoising_losses(batch, clean, noisy["time"], true)
         constraint, hands, points = self.reading_loss(predicted, batch)
         loss = settings.denoising * (video + motion) + settings.interaction * constraint
         if settings.warm_up:
@@ -270,13 +286,26 @@ class JointStage(BackboneStage):
         return noisy | motion | {"motion_time": time}
 
     @torch.no_grad()
+    def _first_guess(
+        self, noisy: dict[str, Tensor], denoise: Denoise, generator: torch.Generator
+    ) -> list[Tensor]:
+        """Clean video and motion latents of a pass from pure noise without guidance: the sampler's first step."""
+        shape, last = noisy["motion"].shape, len(self.schedules["video"].abar) - 1
+        start = {
+            name: torch.randn(shape, generator=generator).to(noisy["motion"]) for name in ("video", "motion")
+        }
+        return denoise(
+            start | {"time": torch.full_like(noisy["time"], last)}, torch.zeros_like(noisy["motion"])
+        )
+
+    @torch.no_grad()
     def _guidance(
         self,
         noisy: dict[str, Tensor],
+        guess: list[Tensor] | None,
         kept: Tensor,
         size: tuple[int, int],
-        denoise: Callable[[dict[str, Tensor], Tensor], list[Tensor]],
-        generator: torch.Generator,
+        denoise: Denoise,
     ) -> Tensor:
         """Interaction guidance (B C T h w) of the samples that keep it, zero for the others; no gradient."""
         guidance = torch.zeros_like(noisy["motion"])
@@ -296,12 +325,8 @@ class JointStage(BackboneStage):
             steps = noisy["motion_time"].to(kept.device)
             hands, points = (x.float() for x in self.interaction(*inputs, steps[kept]))
         else:
-            if self.objective.guidance_from == "first":
-                noisy = {
-                    name: torch.randn(guidance.shape, generator=generator).to(guidance)
-                    for name in ("video", "motion")
-                } | {"time": torch.full_like(noisy["time"], len(self.schedules["video"].abar) - 1)}
-            hands, points = feedback.read(*(x[kept] for x in denoise(noisy, guidance)))
+            clean = denoise(noisy, guidance) if guess is None else guess
+            hands, points = feedback.read(*(x[kept] for x in clean))
         # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
         if hands.isfinite().all() and points.isfinite().all():
             guidance[kept] = feedback.guidance(hands, points)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from svimo_core.data.hands import (
     skin_faces,
 )
 from svimo_core.data.raster import coverage, draw_meshes
-from svimo_core.data.scene import Change, make_scene
+from svimo_core.data.scene import Change, Scene, make_scene
 from svimo_core.data.shapes import surface_points
 from svimo_core.data.synthetic import (
     VARIED_TARGET,
@@ -26,7 +27,7 @@ from svimo_core.data.synthetic import (
     main,
 )
 from svimo_core.data.targets import TARGETS
-from svimo_core.data.tools import TOOLS
+from svimo_core.data.tools import TOOLS, stretched
 from svimo_core.data.words import HELD_OUT, HELD_OUT_SHARE, TEST_SHARE, TRIPLETS, Triplet, triplet_weights
 from svimo_core.motion import HAND_BONES, HandObjectMotion
 
@@ -282,6 +283,47 @@ def test_things_are_whole(build):
     assert 0 <= mesh.colors.min() <= mesh.colors.max() <= 1
     points = surface_points(mesh, 128)
     assert np.ptp(points, axis=0).max() > 0.85 * np.ptp(mesh.vertices, axis=0).max()
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_stretched_tool_keeps_its_handle(name):
+    tool = TOOLS[name](np.random.default_rng(0))
+    other = stretched(tool, 1.3, 0.8)
+    grown = np.ptp(other.mesh.vertices, axis=0) / np.ptp(tool.mesh.vertices, axis=0)
+    if tool.upright:
+        np.testing.assert_allclose(grown, (1.3, 0.8, 0.8))
+        return
+    handle = tool.mesh.vertices[:, 0] <= 0.05
+    np.testing.assert_array_equal(other.mesh.vertices[handle], tool.mesh.vertices[handle])
+    assert other.work[0] - 0.05 == pytest.approx(1.3 * (tool.work[0] - 0.05))
+    assert other.mesh.vertices[:, 0].max() - 0.05 == pytest.approx(
+        1.3 * (tool.mesh.vertices[:, 0].max() - 0.05)
+    )
+
+
+@pytest.mark.parametrize("triplet", one_of_each(0) + one_of_each(2), ids=str)
+def test_motions_without_a_word_stay_about_the_target(triplet):
+    ways = []
+    for seed in range(6):
+        scene = one_scene(triplet, seed, 33, Change(action=True))
+        place = np.einsum("fij,j->fi", scene.tool_rotation, scene.tool.work) + scene.tool_position
+        place = (place - scene.target_position)[12:] @ scene.target_rotation[0]  # it has come in by then
+        target = scene.target
+        assert place[:, 2].min() > target.surface
+        assert place[:, 2].max() < target.rim + (0.3 if scene.tool.upright else 0.09)
+        if not scene.tool.upright:
+            assert np.hypot(*place[:, :2].T).max() < max(*target.reach, 0.02)
+        # no deeper in the table than the motion that has a word
+        assert lowest(scene) > min(lowest(one_scene(triplet, seed, 33)), 0) - 0.03
+        ways.append(place - place.mean(axis=0))
+    spread = [np.linalg.norm(a - b, axis=1).mean() for a, b in itertools.pairwise(ways)]
+    assert np.mean(spread) > 0.008
+
+
+def lowest(scene: Scene) -> float:
+    """Height of the lowest point of the tool in all frames, metres."""
+    heights = (scene.tool.mesh.vertices @ scene.tool_rotation.transpose(0, 2, 1))[..., 2]
+    return (heights + scene.tool_position[:, 2:]).min()
 
 
 def test_surface_points_keep_their_index():

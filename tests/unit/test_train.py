@@ -231,6 +231,75 @@ def test_guidance_reads_what_was_asked_for(settings, config, source):
     assert (before[3] == 999).all() == (source == "first")
 
 
+def test_latents_may_be_those_of_a_first_guess(settings, config):
+    """Then the noisy latents hold the guess in place of the truth, and VID's loss alone reaches the MM-DiT."""
+    schedule, seen = NoiseSchedule(config.schedule), {}
+    for share in (0.0, 1.0):
+        passes = []
+
+        def prepare(stage, passes=passes):
+            stage.backbone.register_forward_hook(lambda _, *seen: passes.append(seen))
+
+        joint = JointObjective(guidance_from="first", guess_share=share, image_dropout=0.0, text_dropout=0.0)
+        stage, loss = gradients(settings, joint, prepare)
+        batch = stage.load(ClipFolder(settings.clips), [0, 1], phase(1).shapes[0], step_generator(0, 0, 0, 0))
+        (_, velocities), (inputs, _) = passes
+        signal = schedule.abar[inputs[3]].sqrt().float()[:, None, None, None, None]
+        clean = [-v for v in velocities] if share else [batch["video"], batch["motion"]]
+        # what is left is the noise, the same in both
+        seen[share] = [x - signal * c for x, c in zip((inputs[0], inputs[4]), clean, strict=True)]
+        assert size_of_gradient(stage.backbone) > 0
+        if share:
+            assert (
+                loss < joint.interaction * 10
+            )  # two denoising losses of untrained networks would be above it
+    for one, other in zip(seen[0.0], seen[1.0], strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+    with pytest.raises(ValueError, match=r'guess_share needs joint\.guidance_from "first"'):
+        replace(settings, joint=JointObjective(guess_share=0.5))
+
+
+def test_clips_with_a_first_frame_only(settings, clips):
+    """They teach 3D in the last stage, beside whole clips; other stages refuse them by name."""
+    (clips / "clip-1.npy").unlink()
+    first = ClipFolder(clips).video(0)[:1]
+    np.save(clips / "clip-1.npy", first)
+    joint = JointObjective(guidance_from="first")
+    stage, _ = gradients(replace(settings, joint=joint), joint)
+    batch = stage.load(ClipFolder(clips), [1, 0], phase(1).shapes[0], step_generator(0, 0, 0, 0))
+    assert batch["whole"].tolist() == [False, True]
+    assert torch.equal(batch["images"][0], batch["images"][1])
+    assert not torch.equal(batch["hands"][0], batch["hands"][1])
+
+    passes = []
+    stage.backbone.register_forward_hook(lambda _, *seen: passes.append(seen))
+
+    def terms(indices):
+        batch = stage.load(ClipFolder(clips), indices, phase(1).shapes[0], step_generator(0, 0, 0, 0))
+        return batch, stage(batch, step_generator(0, 0, 0, 0))[1]
+
+    _, without = terms([1, 1])
+    assert without["video"] == without["motion"] == 0
+    assert without["hands"] > 0
+    batch, losses = terms([1, 0])
+    inputs, (velocity, _) = passes[-1]
+    clean = stage.schedules["video"].clean_from_velocity(inputs[0], velocity, inputs[3])
+    abar = stage.schedules["video"].abar[inputs[3]].float()
+    expected = denoising_loss(clean[1:], batch["video"][1:], abar[1:], joint.weighting)
+    assert losses["video"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+    config = replace(settings, joint=joint, phases=(phase(2, 2),), sheet_every=2, save_every=2)
+    train(config)
+    assert all(math.isfinite(loss) for loss in logged(config))
+    for change in (
+        dict(stage="backbone"),
+        dict(joint=JointObjective()),
+        dict(joint=JointObjective(guidance_from="first", warm_up=1.0)),
+    ):
+        with pytest.raises(ValueError, match=r"clip-1 has only its first frame.*guidance_from"):
+            train(replace(config, output=settings.output / "other", **change))
+
+
 def test_joint_training_as_in_sampling(settings):
     """Some samples start at the last timestep, and VID reads some latents from pure noise."""
     denoised, read = [], []
@@ -393,6 +462,16 @@ def test_broken_clip_is_named(settings, clips):
 def test_folder_without_clips_says_how_to_fill_it(tmp_path):
     with pytest.raises(ValueError, match=r"python -m svimo_core\.train\.clips"):
         ClipFolder(tmp_path)
+
+
+def test_first_frames_are_those_of_whole_clips(tmp_path):
+    for options in ([], ["--first-frames"]):
+        write_clips(["--out", str(tmp_path), "--count", "1", "--first", "5", *options])
+    folder = ClipFolder(tmp_path)
+    assert folder.names == ["train-000005", "train-first-000005"]
+    assert [folder.has_video(i) for i in range(2)] == [True, False]
+    np.testing.assert_array_equal(folder.video(1), folder.video(0)[:1])
+    np.testing.assert_array_equal(folder.motion(1).hands, folder.motion(0).hands)
 
 
 def test_varied_clips_lie_beside_plain_ones(tmp_path):
