@@ -201,7 +201,8 @@ def sample(
                 clean = JointLatents(*denoise(state.video, state.motion, guidance, timestep, i, steps))
             if feedback is not None:
                 with clock("interaction"):
-                    readings.add(feedback.read(clean.video, clean.motion))
+                    noise = 1 - denoise.schedule.level(timestep)
+                    readings.add(feedback.read(clean.video, clean.motion), weight=noise)
 
         # 3. both latents step together
         levels = step_levels(denoise.schedule, timesteps, i)
@@ -256,16 +257,17 @@ def noise_like(latents: JointLatents, generator: torch.Generator) -> JointLatent
 
 
 class _Mean:
-    """Running mean of VID's readings; None before the first."""
+    """Running mean of VID's readings, None before the first. The noisier the latents of a step, the nearer are the
+    clean ones predicted from them to the mean of what may follow, and the more their reading weighs."""
 
     def __init__(self):
         self.mean: tuple[Tensor, Tensor] | None = None
-        self.count = 0
+        self.total = 0.0
 
-    def add(self, reading: tuple[Tensor, Tensor]) -> None:
-        self.count += 1
+    def add(self, reading: tuple[Tensor, Tensor], weight: float) -> None:
+        self.total += weight
         before = self.mean or reading
-        self.mean = tuple(x + (new - x) / self.count for x, new in zip(before, reading, strict=True))
+        self.mean = tuple(x + weight / self.total * (new - x) for x, new in zip(before, reading, strict=True))
 
 
 class _Clock:

@@ -66,6 +66,14 @@ def test_a_seed_gives_the_same_bytes(denoiser, start, feedback, solver):
     assert all(torch.isfinite(x).all() for x in runs[0])
 
 
+def weighted_mean(readings, schedule):
+    """By the share of noise in the latents of each step."""
+    noise = 1 - schedule.abar[schedule.timesteps(STEPS)[: len(readings)]].float()
+    weights = noise / noise.sum()
+    assert len(readings) < STEPS or weights[0] > 1.5 * weights[-1]
+    return [torch.einsum("s,s...->...", weights, torch.stack(x)) for x in zip(*readings, strict=True)]
+
+
 def recorded(feedback, monkeypatch):
     """What VID reads in a run, in order."""
     readings, read = [], feedback.read
@@ -74,7 +82,7 @@ def recorded(feedback, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [OFF, ALWAYS], ids=["open", "closed"])
-def test_3d_motion_is_the_mean_of_what_is_read_off_clean_latents(
+def test_3d_motion_is_the_weighted_mean_of_what_is_read_off_clean_latents(
     denoiser, start, feedback, monkeypatch, options
 ):
     readings = recorded(feedback, monkeypatch)
@@ -82,8 +90,9 @@ def test_3d_motion_is_the_mean_of_what_is_read_off_clean_latents(
     clean = readings[-STEPS:]  # a closed loop reads noise before its first step
     assert len(readings) == STEPS + options.enabled
     assert not torch.allclose(clean[0][0], clean[-1][0], atol=1e-4)
-    for made, each in zip((latents.hands, latents.points), zip(*clean, strict=True), strict=True):
-        torch.testing.assert_close(made, torch.stack(each).mean(dim=0), atol=1e-5, rtol=0)
+    expected = weighted_mean(clean, denoiser.schedule)
+    for made, mean in zip((latents.hands, latents.points), expected, strict=True):
+        torch.testing.assert_close(made, mean, atol=1e-5, rtol=0)
 
 
 def test_noise_is_added_to_all_there_is(denoiser, start):
@@ -186,11 +195,11 @@ def guidance_seen(denoiser, start, **options):
     return spy.guidance, latents, report
 
 
-def test_guidance_is_the_drawn_mean_of_the_readings_before(denoiser, start, feedback, monkeypatch):
+def test_guidance_is_the_drawn_weighted_mean_of_the_readings_before(denoiser, start, feedback, monkeypatch):
     readings = recorded(feedback, monkeypatch)
     seen, _, report = guidance_seen(denoiser, start, feedback=feedback, options=ALWAYS)
     noise, *clean = readings  # at first there are no clean latents
-    means = [[torch.stack(x).mean(dim=0) for x in zip(*clean[:i], strict=True)] for i in range(1, STEPS)]
+    means = [weighted_mean(clean[:i], denoiser.schedule) for i in range(1, STEPS)]
     with torch.inference_mode():
         assert torch.equal(noise[0], InteractionFeedback.read(feedback, start.video, start.motion)[0])
         for guidance, mean in zip(seen, [noise, *means], strict=True):
