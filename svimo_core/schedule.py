@@ -64,6 +64,11 @@ class NoiseSchedule:
         signal, sigma = self._coefficients(timestep, x_t)
         return signal * x_t - sigma * v
 
+    def noise_from_clean(self, x_t: Tensor, x0: Tensor, timestep: Tensor | int) -> Tensor:
+        """The noise that takes x0 to x_t: the inverse of :meth:`add_noise`."""
+        signal, sigma = self._coefficients(timestep, x_t)
+        return (x_t - signal * x0) / sigma
+
     def _coefficients(self, timestep: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
         timestep = torch.as_tensor(timestep, device=self.abar.device).cpu().reshape(-1)
         abar = self.abar[timestep].reshape(-1, *[1] * (like.ndim - 1))

@@ -100,10 +100,13 @@ class JointObjective:
     start_share: float = 0.0
     """Fraction of samples at the last timestep, where the sampler starts and its first readings count as much as later
     ones; 0 is the paper's setting."""
-    guess_share: float = 0.0
-    """Fraction of samples whose noisy latents are not those of the truth but of the clean latents of the pass from pure
-    noise, which is what the sampler's later steps look like; with `guidance_from` "first". VID's loss is all they
-    learn from. Clips that have only a first frame are always such samples. 0 is the paper's setting."""
+    sampled_share: float = 0.0
+    """Fraction of samples whose noisy latents are not the truth's but those that the sampler has by then, starting with
+    the pass from pure noise; with `guidance_from` "first". VID's loss is all they learn from. Clips that have only a
+    first frame are always such samples. 0 is the paper's setting."""
+    sampled_steps: int = 1
+    """Steps of the sampler from pure noise to the timestep of such a sample; each after the first is one pass without
+    gradient more."""
     text_dropout: float = 0.1
     word_dropout: float = 0.0
     """Chance of each word of a prompt to become letters that mean nothing, so that a word that training never had
@@ -195,11 +198,13 @@ class TrainConfig:
             raise ValueError(
                 "joint.word_dropout needs the model's own text encoder: features of text_model are computed once"
             )
-        if self.joint.guess_share and self.joint.guidance_from != "first":
+        if self.joint.sampled_share and self.joint.guidance_from != "first":
             raise ValueError(
-                'joint.guess_share needs joint.guidance_from "first", whose first pass makes the guess, '
+                'joint.sampled_share needs joint.guidance_from "first", whose first pass the sampler goes on from, '
                 f"got {self.joint.guidance_from!r}"
             )
+        if self.joint.sampled_steps < 1:
+            raise ValueError(f"joint.sampled_steps must be at least 1, got {self.joint.sampled_steps}")
         for shape in (shape for phase in self.phases for shape in phase.shapes):
             if self.stage == "vae" and shape.frames % 8 != 1:  # its decoder works in pairs of latent frames
                 raise ValueError(f"the VAE trains on 8k + 1 frames (1, 9, 17, ...), got {shape.frames}")

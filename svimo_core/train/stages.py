@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -221,6 +221,15 @@ class BackboneStage(nn.Module):
         return self.frozen.vae.encode(noisy[:, None])[:, :, 0].float()
 
 
+class FirstPass(NamedTuple):
+    """The sampler's first step."""
+
+    noise: dict[str, Tensor]
+    """It starts from this, `video` and `motion`, B C T h w."""
+    clean: list[Tensor]
+    """And takes it for this, video and motion."""
+
+
 class JointStage(BackboneStage):
     """MM-DiT and VID together, with guidance into and a gradient out of the loop (paper section 3.3)."""
 
@@ -231,29 +240,29 @@ class JointStage(BackboneStage):
         self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
 
     def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
-        """As of :class:`BackboneStage`; where the latents may be guessed, clips may have only their first frame."""
-        guessing = self.objective.guidance_from == "first" and not self.objective.warm_up
-        return self.latents.batch(indices, shape, with_images=True, first_frames=guessing)
+        """As of :class:`BackboneStage`; where nothing needs true latents, clips may have only their first frame."""
+        first_frames = self.objective.guidance_from == "first" and not self.objective.warm_up
+        return self.latents.batch(indices, shape, with_images=True, first_frames=first_frames)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.objective
 
-        # 1. noisy latents, of the truth or of what a first pass makes of pure noise
+        # 1. guidance, and noisy latents: of the truth, or as the sampler would have them by then
         noisy = self._noised(batch, generator)
         denoise, kept = self._conditioned(batch, generator)
-        guess, true = None, batch["whole"]
+        first, true = None, batch["whole"]
         if settings.guidance_from == "first":
-            guess = self._first_guess(noisy, denoise, generator)
-            if settings.guess_share:
-                true = true & (torch.rand(len(true), generator=generator) >= settings.guess_share).to(
-                    true.device
-                )
-            signal = self.schedules["video"].abar[noisy["time"]].sqrt().to(guess[0]) * ~true
-            for name, x in zip(("video", "motion"), guess, strict=True):
-                noisy[name] = noisy[name] + signal[:, None, None, None, None] * (x - batch[name])
+            first = self._first_pass(noisy, denoise, generator)
+            if settings.sampled_share:
+                told = torch.rand(len(true), generator=generator) >= settings.sampled_share
+                true = true & told.to(true.device)
+        guidance = self._guidance(noisy, first, kept, batch["images"].shape[1:3], denoise)
+        if first is not None and not true.all():
+            sampled = self._sampled(first, noisy["time"], guidance, denoise)
+            for name in ("video", "motion"):
+                noisy[name] = torch.where(true[:, None, None, None, None], noisy[name], sampled[name])
 
         # 2. clean latents from the MM-DiT, clean motion from VID on them
-        guidance = self._guidance(noisy, guess, kept, batch["images"].shape[1:3], denoise)
         clean = denoise(noisy, guidance)
         read = clean if settings.gradient_constraint else [x.detach() for x in clean]
         steps = noisy["motion_time"].to(clean[0].device)
@@ -286,23 +295,45 @@ class JointStage(BackboneStage):
         return noisy | motion | {"motion_time": time}
 
     @torch.no_grad()
-    def _first_guess(
+    def _first_pass(
         self, noisy: dict[str, Tensor], denoise: Denoise, generator: torch.Generator
-    ) -> list[Tensor]:
-        """Clean video and motion latents of a pass from pure noise without guidance: the sampler's first step."""
+    ) -> FirstPass:
+        """The sampler's first step: from pure noise, without guidance."""
         shape, last = noisy["motion"].shape, len(self.schedules["video"].abar) - 1
-        start = {
+        noise = {
             name: torch.randn(shape, generator=generator).to(noisy["motion"]) for name in ("video", "motion")
         }
-        return denoise(
-            start | {"time": torch.full_like(noisy["time"], last)}, torch.zeros_like(noisy["motion"])
-        )
+        start = noise | {"time": torch.full_like(noisy["time"], last)}
+        return FirstPass(noise, denoise(start, torch.zeros_like(noisy["motion"])))
+
+    @torch.no_grad()
+    def _sampled(
+        self, first: FirstPass, time: Tensor, guidance: Tensor, denoise: Denoise
+    ) -> dict[str, Tensor]:
+        """Noisy latents at these timesteps (B,), as DDIM takes them there from the first pass on in `sampled_steps`
+        steps of equal length; all but the first with guidance."""
+        schedule, steps = self.schedules["video"], self.objective.sampled_steps
+        last = len(schedule.abar) - 1
+        noise, clean = first
+        for step in range(1, steps + 1):
+            now = last + (time - last) * step // steps
+            x = {
+                name: schedule.add_noise(x0, noise[name], now)
+                for name, x0 in zip(("video", "motion"), clean, strict=True)
+            }
+            if step < steps:
+                clean = denoise(x | {"time": now}, guidance)
+                noise = {
+                    name: schedule.noise_from_clean(x[name], x0, now)
+                    for name, x0 in zip(("video", "motion"), clean, strict=True)
+                }
+        return x
 
     @torch.no_grad()
     def _guidance(
         self,
         noisy: dict[str, Tensor],
-        guess: list[Tensor] | None,
+        first: FirstPass | None,
         kept: Tensor,
         size: tuple[int, int],
         denoise: Denoise,
@@ -325,7 +356,7 @@ class JointStage(BackboneStage):
             steps = noisy["motion_time"].to(kept.device)
             hands, points = (x.float() for x in self.interaction(*inputs, steps[kept]))
         else:
-            clean = denoise(noisy, guidance) if guess is None else guess
+            clean = denoise(noisy, guidance) if first is None else first.clean
             hands, points = feedback.read(*(x[kept] for x in clean))
         # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
         if hands.isfinite().all() and points.isfinite().all():

@@ -1,5 +1,6 @@
 """The trainer: losses against hand-computed cases, that it learns, resumes bit by bit, and stops cleanly."""
 
+import itertools
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from svimo_core.config import TINY
 from svimo_core.data.synthetic import generate_motion
 from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion, split_streams
 from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
-from svimo_core.schedule import NoiseSchedule
+from svimo_core.schedule import NoiseSchedule, StepLevels, ddim_step
 from svimo_core.train import ablation
 from svimo_core.train.clips import Clip, ClipFolder, write_clip
 from svimo_core.train.clips import main as write_clips
@@ -231,32 +232,44 @@ def test_guidance_reads_what_was_asked_for(settings, config, source):
     assert (before[3] == 999).all() == (source == "first")
 
 
-def test_latents_may_be_those_of_a_first_guess(settings, config):
-    """Then the noisy latents hold the guess in place of the truth, and VID's loss alone reaches the MM-DiT."""
-    schedule, seen = NoiseSchedule(config.schedule), {}
-    for share in (0.0, 1.0):
-        passes = []
-
-        def prepare(stage, passes=passes):
-            stage.backbone.register_forward_hook(lambda _, *seen: passes.append(seen))
-
-        joint = JointObjective(guidance_from="first", guess_share=share, image_dropout=0.0, text_dropout=0.0)
-        stage, loss = gradients(settings, joint, prepare)
-        batch = stage.load(ClipFolder(settings.clips), [0, 1], phase(1).shapes[0], step_generator(0, 0, 0, 0))
-        (_, velocities), (inputs, _) = passes
-        signal = schedule.abar[inputs[3]].sqrt().float()[:, None, None, None, None]
-        clean = [-v for v in velocities] if share else [batch["video"], batch["motion"]]
-        # what is left is the noise, the same in both
-        seen[share] = [x - signal * c for x, c in zip((inputs[0], inputs[4]), clean, strict=True)]
-        assert size_of_gradient(stage.backbone) > 0
-        if share:
-            assert (
-                loss < joint.interaction * 10
-            )  # two denoising losses of untrained networks would be above it
-    for one, other in zip(seen[0.0], seen[1.0], strict=True):
-        assert torch.allclose(one, other, atol=1e-4)
-    with pytest.raises(ValueError, match=r'guess_share needs joint\.guidance_from "first"'):
-        replace(settings, joint=JointObjective(guess_share=0.5))
+@pytest.mark.parametrize("steps", [1, 3])
+def test_latents_may_be_those_of_the_sampler(settings, config, steps):
+    """They are where DDIM takes the first pass, under the guidance drawn from that; VID's loss alone is left."""
+    schedule, passes = NoiseSchedule(config.schedule), []
+    joint = JointObjective(
+        guidance_from="first",
+        sampled_share=1.0,
+        sampled_steps=steps,
+        image_dropout=0.0,
+        text_dropout=0.0,
+        guidance_dropout=0.0,
+    )
+    stage, loss = gradients(
+        settings,
+        joint,
+        lambda stage: stage.backbone.register_forward_hook(lambda _, *seen: passes.append(seen)),
+    )
+    assert loss < joint.interaction * 10  # two denoising losses of untrained networks would be above it
+    assert size_of_gradient(stage.backbone) > 0
+    assert len(passes) == steps + 1
+    for (before, velocities), (after, _) in itertools.pairwise(passes):
+        assert (after[3] < before[3]).all()
+        assert torch.equal(after[5], passes[-1][0][5])
+        assert after[5].abs().sum() > 0  # guidance from the second step on
+        for place, velocity in zip((0, 4), velocities, strict=True):
+            for row, (now, then) in enumerate(zip(before[3].tolist(), after[3].tolist(), strict=True)):
+                x, v = before[place][row], velocity[row]
+                levels = StepLevels(before=None, now=schedule.level(now), after=schedule.level(then))
+                expected = ddim_step(x, schedule.clean_from_velocity(x, v, now), None, levels, None)
+                assert torch.allclose(after[place][row], expected, atol=1e-4)
+    assert (passes[0][0][3] == 999).all()
+    assert passes[0][0][5].abs().sum() == 0
+    for change, says in (
+        (dict(guidance_from="clean"), r'sampled_share needs joint\.guidance_from "first"'),
+        (dict(sampled_steps=0), r"sampled_steps must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            replace(settings, joint=replace(joint, **change))
 
 
 def test_clips_with_a_first_frame_only(settings, clips):
