@@ -117,6 +117,15 @@ class VAEConfig:
     latent_channels: int = 16
     scaling_factor: float = 0.7
 
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Channels, frames, height and width of what the encoder makes of a clip, decodable or not."""
+        return (
+            self.latent_channels,
+            (frames - 1) // self.temporal_compression + 1,
+            height // self.spatial_compression,
+            width // self.spatial_compression,
+        )
+
     @property
     def spatial_compression(self) -> int:
         """Pixels per latent cell along height and width."""
@@ -216,12 +225,7 @@ class SViMoConfig:
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Channels, latent frames, latent height and latent width of one stream for a clip of this size."""
         self.check_clip(frames, height, width)
-        return (
-            self.vae.latent_channels,
-            (frames - 1) // self.vae.temporal_compression + 1,
-            height // self.vae.spatial_compression,
-            width // self.vae.spatial_compression,
-        )
+        return self.vae.latent_shape(frames, height, width)
 
     def num_tokens(self, frames: int, height: int, width: int) -> int:
         """Length of the transformer's sequence: text + video + motion tokens."""
