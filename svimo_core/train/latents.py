@@ -51,7 +51,7 @@ class LatentCache:
             prompts; and images with `with_images`: first frames, B H W 3 in [0, 1].
         """
         whole = [not first_frames or self.clips.has_video(index) for index in indices]
-        size = self.model.config.latent_shape(shape.frames, shape.height, shape.width)
+        size = self.model.config.vae.latent_shape(shape.frames, shape.height, shape.width)
         latents = torch.stack(
             [
                 self.latents(index, shape) if has_video else torch.zeros(2, *size)
