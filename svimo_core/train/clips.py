@@ -81,7 +81,7 @@ class ClipFolder:
             raise ValueError(
                 f"clip {path} cannot be read ({error}): delete it and its .npz, or write it again"
             ) from error
-        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
             raise ValueError(f"clip {path} must hold N x H x W x 3 uint8, got {video.shape} {video.dtype}")
         return video
 

@@ -276,6 +276,9 @@ def test_clips_with_a_first_frame_only(settings, clips):
     """They teach 3D in the last stage, beside whole clips; other stages refuse them by name."""
     (clips / "clip-1.npy").unlink()
     first = ClipFolder(clips).video(0)[:1]
+    np.save(clips / "clip-1.npy", first[:0])
+    with pytest.raises(ValueError, match=r"clip-1\.npy must hold N x H x W x 3 uint8, got \(0,"):
+        ClipFolder(clips).has_video(1)
     np.save(clips / "clip-1.npy", first)
     joint = JointObjective(guidance_from="first")
     stage, _ = gradients(replace(settings, joint=joint), joint)
