@@ -46,14 +46,14 @@ class SViMoFeedback(io.ComfyNode):
             node_id="SViMoFeedback",
             display_name="SViMo Feedback",
             category=f"{CATEGORY}/sampling",
-            description="The closed loop: the 3D interaction model reads the video while it forms, its motion is drawn, and the drawing guides the next step.",
+            description="The closed loop: the 3D interaction model reads the video while it forms, its motion is held against the reference image and drawn, and the drawing guides the next step.",
             inputs=[
                 Interaction.Input("interaction", tooltip="3D interaction model (VID)."),
                 io.Vae.Input("vae", tooltip="SViMo's video VAE: it encodes the drawn motion."),
                 io.Boolean.Input(
                     "enabled",
                     default=True,
-                    tooltip="Off: the 3D motion is still generated, but does not guide the video.",
+                    tooltip="Off: the 3D motion is still read, but neither held against the image nor guiding the video.",
                 ),
                 io.Float.Input(
                     "start_percent",

@@ -79,6 +79,11 @@ class InteractionConfig:
     """Rows and columns, pooled, that the reader sees of each latent frame."""
     read_channels: tuple[int, int, int] = (32, 16, 128)
     """Widths of the reader: of its convolutions, of what it keeps of each place, and of its perceptron."""
+    align_channels: tuple[int, int] | None = None
+    """Widths of what holds a reading against the reference image: of its convolutions over the image, and of its
+    perceptron. None: there is no such part, and the loop draws what was read."""
+    align_points: int = 16
+    """Points of each object that are looked for in the image."""
 
     def __post_init__(self):
         if len(self.pyramid_channels) != len(self.denoiser_channels):
@@ -99,6 +104,19 @@ class InteractionConfig:
             raise ValueError(
                 "read_channels must be three widths from 1, the first divisible by norm_groups "
                 f"({self.norm_groups}), got {self.read_channels}"
+            )
+        if self.align_channels is not None and (
+            len(self.align_channels) != 2
+            or min(self.align_channels) < 1
+            or self.align_channels[0] % self.norm_groups
+        ):
+            raise ValueError(
+                f"align_channels must be two widths from 1, the first divisible by norm_groups ({self.norm_groups}), "
+                f"got {self.align_channels}"
+            )
+        if self.align_channels is not None and not 0 < self.align_points <= self.points_per_object:
+            raise ValueError(
+                f"align_points must be 1 to points_per_object ({self.points_per_object}), got {self.align_points}"
             )
 
     @property
@@ -273,7 +291,9 @@ TINY = SViMoConfig(
     backbone=BackboneConfig(
         num_layers=6, num_heads=6, head_dim=32, time_embed_dim=32, text_dim=128, text_length=16
     ),
-    interaction=InteractionConfig(pyramid_channels=(16, 24, 24), denoiser_channels=(64, 56, 40), num_heads=4),
+    interaction=InteractionConfig(
+        pyramid_channels=(16, 24, 24), denoiser_channels=(64, 56, 40), num_heads=4, align_channels=(40, 52)
+    ),
     vae=VAEConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, norm_groups=8),
     text=TextConfig(
         vocab_size=640, dim=128, ff_dim=256, num_layers=2, num_heads=4, head_dim=32, text_length=16
@@ -294,6 +314,7 @@ COGVIDEOX_5B_I2V = SViMoConfig(
         norm_groups=32,
         read_grid=(16, 24),
         read_channels=(128, 32, 1024),
+        align_channels=(128, 256),
     ),
     vae=VAEConfig(block_out_channels=(128, 256, 256, 512), layers_per_block=3, norm_groups=32),
     text=None,

@@ -3,7 +3,8 @@
 guidance:  (h, o) = VID((h_t, o_t), (zV, zM), t);  zG = VAE.encode(render(project(h, o)))
 
 In the paper the latents are the noisy ones. The sampler has better: the clean latents of the steps before, whose
-readings it needs anyway (docs/results.md has the difference).
+readings it needs anyway. And before it is drawn, what was read is held against the reference image and corrected, so that
+the loop tells what the latents do not (docs/results.md has the difference that each makes).
 """
 
 from __future__ import annotations
@@ -113,6 +114,18 @@ class InteractionFeedback:
         time = torch.full((len(video),), len(self.schedule.abar) - 1, device=video.device)
         read = self.interaction(hands, points, video.to(self.dtype), motion.to(self.dtype), time)
         return tuple(x.float() for x in read)
+
+    def align(self, image: Tensor, hands: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """A reading held against the reference image (latent, 1 or B C h w) and corrected; as it is where VID has no
+        part for that."""
+        alignment = self.interaction.alignment
+        if alignment is None:
+            return hands, points
+        if self.on_work is not None:
+            self.on_work()
+        found = alignment.find(image.to(self.dtype)).expand(len(hands), -1, -1)
+        projected = self.normalizer.project(hands[:, 0], points[:, 0])
+        return self.normalizer.move(hands, points, *alignment(found, hands, points, projected))
 
     def guidance(self, hands: Tensor, points: Tensor) -> Tensor:
         """Draw normalised motion (B N 42 3, B N P 3) and encode the drawing: zG, B C T h w float32."""

@@ -13,6 +13,8 @@ from torch import Tensor
 from .motion import HAND_NAMES, JOINTS_PER_HAND, Camera, HandObjectMotion
 
 NUM_JOINTS = len(HAND_NAMES) * JOINTS_PER_HAND
+NEAR = 0.05
+"""Metres; nearer to the camera than anything that is seen."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,12 +78,27 @@ class MotionNormalizer:
             clouds.append((cloud[:, index] - self.objects_mean[i]) / self.objects_std[i])
         return (hands - self.hands_mean) / self.hands_std, torch.cat(clouds, dim=1)
 
+    def move(
+        self, hands: Tensor, points: Tensor, hands_by: Tensor, points_by: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Normalised motion (... x 42 x 3, ... x P x 3) moved by so many metres, shaped alike."""
+        std = self.objects_std.to(points).repeat_interleave(points.shape[-2] // len(self.object_names), dim=0)
+        return hands + hands_by / self.hands_std.to(hands), points + points_by / std
+
     def denormalize(self, hands: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised (... x 42 x 3, ... x P x 3) to metres, differentiable."""
         per_object = points.shape[-2] // len(self.object_names)
         std = self.objects_std.to(points).repeat_interleave(per_object, dim=0)
         mean = self.objects_mean.to(points).repeat_interleave(per_object, dim=0)
         return hands * self.hands_std.to(hands) + self.hands_mean.to(hands), points * std + mean
+
+    def project(self, hands: Tensor, points: Tensor) -> Tensor:
+        """Where normalised joints and points (... x 42 x 3, ... x P x 3) lie in the image: ... x 42 + P x 2, across and
+        down from -1 to 1 at its edges. What is not in front of the camera counts as just before it."""
+        fx, fy, cx, cy = self.camera
+        x, y, z = torch.cat(self.denormalize(hands, points), dim=-2).unbind(dim=-1)
+        z = z.clamp(min=NEAR)
+        return torch.stack([2 * (fx * x / z + cx) - 1, 2 * (fy * y / z + cy) - 1], dim=-1)
 
     def to_motion(
         self, hands: Tensor, points: Tensor, width: int, height: int, fps: float, prompt: str = ""

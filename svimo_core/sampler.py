@@ -172,9 +172,18 @@ def sample(
     state, clean_before, looped, readings = JointLatents(start.video, start.motion), None, None, _Mean()
     began = time.perf_counter()
 
+    def drawn(hands: Tensor, points: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        with clock("interaction"):
+            motion = feedback.align(denoise.image, hands, points)
+        with clock("guidance"):
+            return options.strength * feedback.guidance(*motion)
+
     for i, timestep in enumerate(timesteps):
         # 1. guidance: given, or from the loop (fresh, or held until its next turn), or none. What the loop draws is the
-        #    mean of all readings of clean latents, which show more than noisy ones; at first there are only those.
+        #    mean of all readings of clean latents, which show more than noisy ones (at first there are only those), held
+        #    against the reference image.
         closed = feedback is not None and options.active(i, steps)
         refresh = closed and (looped is None or options.refreshes(i, steps))
         if state.motion is None:
@@ -183,10 +192,8 @@ def sample(
             refresh, guidance = False, given.latent
         elif refresh:
             with clock("interaction"):
-                motion = readings.mean or feedback.read(state.video, state.motion)
-            with clock("guidance"):
-                guidance = looped = options.strength * feedback.guidance(*motion)
-            passes += 1
+                read = readings.mean or feedback.read(state.video, state.motion)
+            guidance = looped = drawn(*read)
         else:
             guidance = looped if closed else torch.zeros_like(state.motion)
 
@@ -194,9 +201,7 @@ def sample(
         #    loop again at this step.
         for iteration in range(options.iterations if refresh else 1):
             if iteration:
-                with clock("guidance"):
-                    guidance = looped = options.strength * feedback.guidance(*readings.mean)
-                passes += 1
+                guidance = looped = drawn(*readings.mean)
             with clock("denoise"):
                 clean = JointLatents(*denoise(state.video, state.motion, guidance, timestep, i, steps))
             if feedback is not None:
@@ -222,8 +227,11 @@ def sample(
         if on_step is not None:
             on_step(i, clean.video)
 
-    seconds = {**clock.seconds, "total": time.perf_counter() - began}
     hands, points = readings.mean or (None, None)
+    if passes:
+        with clock("interaction"):
+            hands, points = feedback.align(denoise.image, hands, points)
+    seconds = {**clock.seconds, "total": time.perf_counter() - began}
     report = SamplerReport(steps=steps, feedback_passes=passes, seconds=seconds)
     return state._replace(hands=hands, points=points), report
 

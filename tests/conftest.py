@@ -34,6 +34,8 @@ def config() -> SViMoConfig:
             points_per_object=6,
             norm_groups=4,
             read_channels=(8, 4, 16),
+            align_channels=(8, 8),
+            align_points=3,
         ),
         vae=VAEConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4),
         text=TextConfig(
@@ -69,7 +71,11 @@ def normalizer(motion, config) -> MotionNormalizer:
 
 @pytest.fixture(scope="session")
 def parts(config) -> dict[str, torch.nn.Module]:
-    return {part: init_part(config, part, seed=i) for i, part in enumerate(PARTS)}
+    parts = {part: init_part(config, part, seed=i) for i, part in enumerate(PARTS)}
+    alignment, generator = parts["interaction"].alignment, torch.Generator().manual_seed(9)
+    for last in (alignment.shift, alignment.joint):  # which start at zero, so that it would change nothing
+        torch.nn.init.normal_(last.weight, generator=generator)
+    return parts
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import InteractionConfig
+from .alignment import ImageAlignment
 from .layers import (
+    COORDINATE_CHANNELS,
     AttentionFunction,
     CrossAttention,
     FeedForward,
     Operations,
+    ResBlock2D,
     SelfAttention,
     TimestepMLP,
+    cell_coordinates,
     scaled_dot_product_attention,
     timestep_embedding,
 )
@@ -27,8 +31,6 @@ POSITION_PERIOD = 200.0
 """Longest wavelength of the fixed position sinusoids, in frames (time) and in percent of the image (space)."""
 TEMPORAL_COMPRESSION = 4
 """Frames per latent frame, after the first."""
-COORDINATE_CHANNELS = 10
-"""Of :func:`cell_coordinates`: row and column, and two sines and cosines of each."""
 READER_BLOCKS = 3
 """Residual blocks of :class:`LatentReader`."""
 
@@ -104,21 +106,6 @@ class LatentPyramid(nn.Module):
             video, motion, fused = level(video, motion)
             features.append(fused)
         return features
-
-
-class ResBlock2D(nn.Module):
-    """Two normalised 3 x 3 convolutions with a shortcut."""
-
-    def __init__(self, channels: int, groups: int, operations: Operations):
-        super().__init__()
-        self.norm1 = operations.GroupNorm(groups, channels)
-        self.conv1 = operations.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = operations.GroupNorm(groups, channels)
-        self.conv2 = operations.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
 
 
 class LatentReader(nn.Module):
@@ -247,6 +234,8 @@ class InteractionModel(nn.Module):
         self.decoder = nn.ModuleList(block(2 * widths[i], i) for i in levels[:-1])
         self.norm_out = operations.GroupNorm(config.norm_groups, widths[0])
         self.proj_out = operations.Conv1d(widths[0], coordinates, 1)
+        self.alignment = ImageAlignment(config, operations) if config.align_channels else None
+        """For the loop, which holds the reading against the reference image; no part of `forward`."""
 
     def forward(
         self, hands: Tensor, points: Tensor, video: Tensor, motion: Tensor, timestep: Tensor
@@ -286,18 +275,6 @@ class InteractionModel(nn.Module):
         out = self.proj_out(F.silu(self.norm_out(x)) + read)
         out = rearrange(out, "b (p xyz) n -> b n p xyz", xyz=3)
         return out[:, :, : hands.shape[2]], out[:, :, hands.shape[2] :]
-
-
-def cell_coordinates(latent: Tensor) -> Tensor:
-    """Where every cell of a latent (B C T h w) is, as B COORDINATE_CHANNELS T h w: row and column in [-1, 1], sines and
-    cosines of them. With these a convolution can tell what is where (Liu et al. 2018, CoordConv)."""
-    b, _, t, h, w = latent.shape
-    channels = []
-    for axis, size in ((0, h), (1, w)):
-        place = (2 * torch.arange(size, device=latent.device) + 1) / size - 1
-        waves = [place, *(f(k * torch.pi * place) for k in (1, 2) for f in (torch.sin, torch.cos))]
-        channels += [wave[:, None].expand(h, w) if axis == 0 else wave[None].expand(h, w) for wave in waves]
-    return torch.stack(channels)[None, :, None].expand(b, -1, t, -1, -1).to(latent)
 
 
 def tokens_with_positions(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 Operations = Any
 """A namespace with Linear, LayerNorm, GroupNorm, Conv1d, Conv2d, Conv3d, Embedding: torch.nn or comfy.ops."""
 
+COORDINATE_CHANNELS = 10
+"""Of :func:`cell_coordinates`: row and column, and two sines and cosines of each."""
+
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v), each batch x heads x tokens x head_dim, to batch x tokens x (heads head_dim)."""
 
@@ -47,6 +50,21 @@ class TimestepMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class ResBlock2D(nn.Module):
+    """Two normalised 3 x 3 convolutions with a shortcut."""
+
+    def __init__(self, channels: int, groups: int, operations: Operations):
+        super().__init__()
+        self.norm1 = operations.GroupNorm(groups, channels)
+        self.conv1 = operations.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = operations.GroupNorm(groups, channels)
+        self.conv2 = operations.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
 
 
 class FeedForward(nn.Module):
@@ -121,6 +139,18 @@ class CrossAttention(nn.Module):
             for projected in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         return self.to_out(self.attention(q, k, v))
+
+
+def cell_coordinates(latent: Tensor) -> Tensor:
+    """Where every cell of a latent (B C T h w) is, as B COORDINATE_CHANNELS T h w: row and column in [-1, 1], sines and
+    cosines of them. With these a convolution can tell what is where (Liu et al. 2018, CoordConv)."""
+    b, _, t, h, w = latent.shape
+    channels = []
+    for axis, size in ((0, h), (1, w)):
+        place = (2 * torch.arange(size, device=latent.device) + 1) / size - 1
+        waves = [place, *(f(k * torch.pi * place) for k in (1, 2) for f in (torch.sin, torch.cos))]
+        channels += [wave[:, None].expand(h, w) if axis == 0 else wave[None].expand(h, w) for wave in waves]
+    return torch.stack(channels)[None, :, None].expand(b, -1, t, -1, -1).to(latent)
 
 
 def rotary_3d(

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import PRESETS
 
-STAGES = ("vae", "interaction", "backbone", "joint")
+STAGES = ("vae", "interaction", "backbone", "joint", "alignment")
 PRECISIONS = ("auto", "no", "bf16")
 READING_ERRORS = ("squared", "distance")
 WEIGHTINGS = ("v", "x0")
@@ -126,7 +126,8 @@ class TrainConfig:
     """
 
     stage: str
-    """"vae", "interaction" (VID's warm-up), "backbone" (MM-DiT alone) or "joint" (both)."""
+    """"vae", "interaction" (VID's warm-up), "backbone" (MM-DiT alone), "joint" (both) or "alignment" (what holds the
+    sampler's readings against the reference image, of a model that is trained otherwise)."""
     clips: Path
     """Folder of clips (:mod:`svimo_core.train.clips`)."""
     held_out: Path | None = None

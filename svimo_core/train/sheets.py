@@ -20,7 +20,7 @@ from ..sampler import Denoiser, JointLatents, noise_like, sample
 from .clips import ClipFolder, resize_video
 from .latents import LatentCache
 from .settings import Shape, TrainConfig
-from .stages import JointStage
+from .stages import AlignmentStage, JointStage
 
 COLUMNS = 6
 SHEET_CLIPS = 2
@@ -103,9 +103,14 @@ def generations(
     )
     empty = empty_latents(config, shape.frames, shape.height, shape.width)
     feedback = None
-    if isinstance(stage, JointStage):
+    if isinstance(stage, JointStage | AlignmentStage):
         feedback = InteractionFeedback(
-            stage.interaction, vae, model.normalizer, stage.schedules["hands"], shape.width, shape.height
+            model.parts["interaction"],
+            vae,
+            model.normalizer,
+            stage.schedules["hands"],
+            shape.width,
+            shape.height,
         )
     start = noise_like(JointLatents(empty, empty), generator).to(device)
     latents, _ = sample(denoise, start, schedule.timesteps(SAMPLING_STEPS), generator, feedback=feedback)
@@ -128,6 +133,7 @@ SHEETS = {
     "interaction": predictions,
     "backbone": generations,
     "joint": generations,
+    "alignment": generations,
 }
 
 

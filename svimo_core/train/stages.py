@@ -28,7 +28,14 @@ from ..render import render_motion
 from ..schedule import NoiseSchedule
 from .clips import Clip, ClipFolder
 from .latents import LatentCache, SampledLatents
-from .objectives import denoising_loss, distances, interaction_loss, kl_loss, reconstruction_loss
+from .objectives import (
+    denoising_loss,
+    distances,
+    finding_loss,
+    interaction_loss,
+    kl_loss,
+    reconstruction_loss,
+)
 from .settings import InteractionObjective, Shape, TrainConfig
 from .text import prompt_features, with_unknown_words
 
@@ -159,7 +166,7 @@ class BackboneStage(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noised(batch, generator)
-        denoise, _ = self._conditioned(batch, generator)
+        denoise, _, _ = self._conditioned(batch, generator)
         clean = denoise(noisy, torch.zeros_like(noisy["motion"]))
         video, motion = self._denoising_losses(batch, clean, noisy["time"], batch["whole"])
         return video + motion, {"video": video, "motion": motion}
@@ -170,9 +177,9 @@ class BackboneStage(nn.Module):
         time = draw_timesteps(len(batch["video"]), schedule, self.high_noise, share, generator)
         return noised(batch, ("video", "motion"), self.schedules, time, generator) | {"time": time}
 
-    def _conditioned(self, batch: Batch, generator: torch.Generator) -> tuple[Denoise, Tensor]:
+    def _conditioned(self, batch: Batch, generator: torch.Generator) -> tuple[Denoise, Tensor, Tensor]:
         """The MM-DiT under conditions that are each left out at times, from noisy latents and guidance to clean latents
-        of video and motion; and which samples keep their guidance (B,)."""
+        of video and motion; which samples keep their guidance (B,); and the image latents, none left out (B C h w)."""
         settings, device = self.objective, batch["video"].device
         kept = {
             name: torch.rand(len(batch["video"]), generator=generator) >= share
@@ -186,8 +193,8 @@ class BackboneStage(nn.Module):
         prompts = [p if keep else "" for p, keep in zip(prompts, kept["text"].tolist(), strict=True)]
         text = self.encode_prompts(prompts).to(device)
         image = self._image_latents(batch["images"], generator)
-        image = image * kept["image"].to(device)[:, None, None, None]
-        condition = self.backbone.image_condition(image, batch["video"].shape[2])
+        shown = image * kept["image"].to(device)[:, None, None, None]
+        condition = self.backbone.image_condition(shown, batch["video"].shape[2])
 
         def denoise(noisy: dict[str, Tensor], guidance: Tensor) -> list[Tensor]:
             video, motion, time = (noisy[name] for name in ("video", "motion", "time"))
@@ -197,7 +204,7 @@ class BackboneStage(nn.Module):
                 for x, v in zip((video, motion), velocities, strict=True)
             ]
 
-        return denoise, kept["guidance"].to(device)
+        return denoise, kept["guidance"].to(device), image
 
     def _denoising_losses(
         self, batch: Batch, clean: list[Tensor], time: Tensor, true: Tensor
@@ -249,14 +256,14 @@ class JointStage(BackboneStage):
 
         # 1. guidance, and noisy latents: of the truth, or as the sampler would have them by then
         noisy = self._noised(batch, generator)
-        denoise, kept = self._conditioned(batch, generator)
+        denoise, kept, image = self._conditioned(batch, generator)
         first, true = None, batch["whole"]
         if settings.guidance_from == "first":
             first = self._first_pass(noisy, denoise, generator)
             if settings.sampled_share:
                 told = torch.rand(len(true), generator=generator) >= settings.sampled_share
                 true = true & told.to(true.device)
-        guidance = self._guidance(noisy, first, kept, batch["images"].shape[1:3], denoise)
+        guidance = self._guidance(noisy, first, kept, image, batch["images"].shape[1:3], denoise)
         if first is not None and not true.all():
             sampled = self._sampled(first, noisy["time"], guidance, denoise)
             for name in ("video", "motion"):
@@ -335,6 +342,7 @@ class JointStage(BackboneStage):
         noisy: dict[str, Tensor],
         first: FirstPass | None,
         kept: Tensor,
+        image: Tensor,
         size: tuple[int, int],
         denoise: Denoise,
     ) -> Tensor:
@@ -357,11 +365,73 @@ class JointStage(BackboneStage):
             hands, points = (x.float() for x in self.interaction(*inputs, steps[kept]))
         else:
             clean = denoise(noisy, guidance) if first is None else first.clean
-            hands, points = feedback.read(*(x[kept] for x in clean))
+            hands, points = feedback.align(image[kept], *feedback.read(*(x[kept] for x in clean)))
         # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
         if hands.isfinite().all() and points.isfinite().all():
             guidance[kept] = feedback.guidance(hands, points)
         return guidance
+
+
+class AlignmentStage(BackboneStage):
+    """Hold the sampler's first reading against the reference image: where the image shows joints and points, and how the
+    motion is to be corrected. All else is as it is, so clips may have only their first frame."""
+
+    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
+        super().__init__(config, model, clips)
+        self.trained = ("interaction.alignment",)
+        self.alignment = model.parts["interaction"].alignment
+        self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
+        self.frozen.interaction = model.parts["interaction"]
+
+    def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
+        """As of :class:`BackboneStage`; clips may have only their first frame."""
+        return self.latents.batch(indices, shape, with_images=True, first_frames=True)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        normalizer = self.frozen.normalizer
+        hands, points, image = self._read(batch, generator)
+
+        # 1. where the image shows everything
+        found = self.alignment.find(image)
+        true = normalizer.project(batch["hands"][:, 0], batch["points"][:, 0])
+        places = finding_loss(found, self.alignment.chosen_places(true))
+
+        # 2. the motion corrected by that
+        projected = normalizer.project(hands[:, 0], points[:, 0])
+        moves = self.alignment(found.detach(), hands, points, projected)
+        predicted = normalizer.move(hands, points, *moves)
+        reading, hands, points = self.reading_loss(predicted, batch)
+        return places + reading, {"places": places, "hands": hands, "points": points}
+
+    @torch.no_grad()
+    def _read(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """What the sampler reads after its first step: hands and points, some of them already a part of the way to the
+        truth, as they will be when the loop has closed; and the image latents."""
+        denoise, _, image = self._conditioned(batch, generator)
+        shape, last = batch["motion"].shape, len(self.schedules["video"].abar) - 1
+        noise = {name: torch.randn(shape, generator=generator).to(image) for name in ("video", "motion")}
+        time = torch.full((len(image),), last)
+        clean = denoise(noise | {"time": time}, torch.zeros_like(noise["motion"]))
+        height, width = batch["images"].shape[1:3]
+        feedback = InteractionFeedback(
+            self.frozen.interaction,
+            self.frozen.vae,
+            self.frozen.normalizer,
+            self.schedules["hands"],
+            width,
+            height,
+        )
+        way = torch.rand(len(image), generator=generator) * NEARER_BY
+        way = way * (torch.rand(len(image), generator=generator) < NEARER_SHARE)
+        way = way.to(image)[:, None, None, None]
+        read = feedback.read(*clean)
+        return *(
+            x + way * (batch[name] - x) for x, name in zip(read, ("hands", "points"), strict=True)
+        ), image
+
+
+NEARER_SHARE, NEARER_BY = 0.3, 0.8
+"""Fraction of alignment's samples whose reading is nearer to the truth than the sampler's first, and by how much at most."""
 
 
 STAGE_MODULES = {
@@ -369,6 +439,7 @@ STAGE_MODULES = {
     "interaction": InteractionStage,
     "backbone": BackboneStage,
     "joint": JointStage,
+    "alignment": AlignmentStage,
 }
 
 

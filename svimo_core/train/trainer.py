@@ -22,10 +22,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, send_to_device
 from safetensors import SafetensorError
+from torch import nn
 from tqdm import tqdm
 
 from ..checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
-from ..config import PRESETS
+from ..config import PRESETS, SViMoConfig
+from ..model.alignment import ImageAlignment
 from ..model.mmdit import split_streams, start_from_nothing
 from ..normalization import MotionNormalizer
 from .clips import ClipFolder
@@ -69,11 +71,7 @@ def train(config: TrainConfig) -> Path:
     stage = STAGE_MODULES[config.stage](config, model, clips)
     for part in model.parts.values():
         part.to(accelerator.device)
-    for part in stage.trained:
-        model.parts[part].train().requires_grad_(True)
-    parameters = {
-        f"{part}.{name}": p for part in stage.trained for name, p in model.parts[part].named_parameters()
-    }
+    parameters = trained_parameters(model, stage)
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
@@ -123,6 +121,20 @@ def train(config: TrainConfig) -> Path:
             if stopping:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; run the same command to go on")
     return run.save(config.steps)
+
+
+def trained_parameters(model: SimpleNamespace, stage: nn.Module) -> dict[str, nn.Parameter]:
+    """What a stage trains, by part and name; unfreezes it. VID's alignment has a stage of its own."""
+    parameters = {}
+    for path in stage.trained:
+        part, _, inner = path.partition(".")
+        module = model.parts[part].get_submodule(inner).train()
+        parameters |= {f"{path}.{name}": p for name, p in module.named_parameters()}
+    if "interaction" in stage.trained:
+        parameters = {n: p for n, p in parameters.items() if not n.startswith("interaction.alignment.")}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return parameters
 
 
 # --- what a step consists of, from its number alone ---
@@ -201,6 +213,12 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
         parts["interaction"] = load_part(other, "interaction", torch.float32)
         size = replace(size, interaction=other.config.interaction)
         provenance["interaction"] = other.provenance.get("interaction", "")
+    if config.stage == "alignment":
+        if not {"backbone", "interaction"} <= set(parts):
+            raise ValueError(
+                "alignment corrects what a trained MM-DiT and VID read: set init to a checkpoint that has both"
+            )
+        size = _with_alignment(size, parts["interaction"], config)
     for number, part in enumerate(PARTS):
         if part not in parts and not (part == "text_encoder" and size.text is None):
             parts[part] = init_part(size, part, config.seed + number).requires_grad_(False)
@@ -221,6 +239,20 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
         preview=header.preview if header is not None else None,
         provenance=provenance,
     )
+
+
+def _with_alignment(size: SViMoConfig, interaction: nn.Module, config: TrainConfig) -> SViMoConfig:
+    """Add to a VID that was made without it what holds readings against the image, of the preset's size, from the seed;
+    the configuration with it."""
+    if interaction.alignment is not None:
+        return size
+    preset = PRESETS[config.preset].interaction
+    points = min(preset.align_points, size.interaction.points_per_object)
+    added = replace(size.interaction, align_channels=preset.align_channels, align_points=points)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        interaction.alignment = ImageAlignment(added).requires_grad_(False)
+    return replace(size, interaction=added)
 
 
 class _Run:
@@ -298,7 +330,8 @@ class _Run:
             f"{config.stage}: {done} steps, {self.samples} samples, {self.seconds / 60:.0f} minutes on "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, seed {config.seed}"
         )
-        before = {part: model.provenance.get(part, "") for part in self.stage.trained}
+        parts = [path.partition(".")[0] for path in self.stage.trained]
+        before = {part: model.provenance.get(part, "") for part in parts}
         told = {part: f"{text}; {training}" if text else training for part, text in before.items()}
         with self._writing(done):
             with self.averaged_weights():

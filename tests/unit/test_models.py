@@ -169,11 +169,71 @@ def test_every_vid_weight_learns(config):
     hands, points = noise(1, config.frames, 42, 3), noise(1, config.frames, config.interaction.num_points, 3)
     out = network(hands, points, z, 2 * z, torch.tensor([7]))
     (out[0].square().sum() + out[1].square().sum()).backward()
+    alignment = network.alignment
+    for last in (alignment.shift, alignment.joint):
+        torch.nn.init.normal_(last.weight)
+    moves = alignment(alignment.find(z[:, :, 0]), hands, points, noise(1, 42 + points.shape[2], 2))
+    (moves[0].square().sum() + moves[1].square().sum()).backward()
     # The last level's cross-stream mix feeds only the fused features, which every level does.
     idle = [
         name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()
     ]
     assert idle == []
+
+
+# Alignment
+
+
+@torch.no_grad()
+def test_where_an_image_shows_something_is_finer_than_its_cells(config):
+    """With maps by hand: every place looks at one cell and says the way from there."""
+    alignment = InteractionModel(config.interaction).alignment
+    looked, across, down = torch.zeros(3, 48, 8, 12)
+    looked[:, 2, 5] = 100.0
+    across[:, 2, 5], down[:, 2, 5] = 0.25, -1.5
+    maps = torch.cat([looked, across, down])[None]
+    alignment.maps.register_forward_hook(lambda *_: maps)
+    found = alignment.find(noise(1, 16, 8, 12))
+    assert found.shape == (1, 48, 2)
+    torch.testing.assert_close(found[0, 7], torch.tensor([(5.75 / 12) * 2 - 1, (1.0 / 8) * 2 - 1]))
+
+
+@torch.no_grad()
+def test_alignment_moves_bodies_as_a_whole_and_joints_a_little(config):
+    alignment = InteractionModel(config.interaction).alignment
+    size = config.interaction.num_points
+    hands, points, found = noise(2, 9, 42, 3), noise(2, 9, size, 3, seed=1), noise(2, 48, 2, seed=2)
+    places = noise(2, 42 + size, 2, seed=3)
+    assert not any(move.any() for move in alignment(found, hands, points, places))  # untrained
+    torch.nn.init.normal_(alignment.shift.weight)
+    of_hands, of_points = alignment(found, hands, points, places)
+    assert of_hands.shape == hands.shape
+    assert of_points.shape == points.shape
+    for bodies in (of_hands.unflatten(2, (2, 21)), of_points.unflatten(2, (2, -1))):
+        assert torch.equal(bodies, bodies[:, :, :, :1].expand_as(bodies))
+        assert not torch.allclose(bodies[:, :, 0], bodies[:, :, 1], atol=1e-4)
+        assert not torch.allclose(bodies[:, 0], bodies[:, 1], atol=1e-4)  # frame by frame
+        assert not torch.allclose(bodies[0], bodies[1], atol=1e-4)
+    torch.nn.init.normal_(alignment.joint.weight)
+    apart = places.clone()
+    apart[:, 3] = 1 - apart[:, 3]
+    one, other = (alignment(found, hands, points, x)[0] - of_hands for x in (places, apart))
+    moved = (one - other).abs().amax(dim=(0, 1, 3))
+    alignment.shift.weight.zero_()
+    alone = [alignment(found, hands, points, x)[0] for x in (places, apart)]
+    moved = (alone[0] - alone[1]).abs().amax(dim=(0, 1, 3)) > 1e-6
+    assert moved.nonzero().flatten().tolist() == [3]
+    assert torch.equal(alone[0][:, :1].expand_as(hands), alone[0])
+
+
+@torch.no_grad()
+def test_alignment_looks_for_points_evenly_among_each_object(config):
+    alignment = InteractionModel(config.interaction).alignment
+    numbers = torch.arange(config.interaction.num_points).float()
+    assert alignment.chosen(numbers[None, None, :, None])[0, 0, :, 0].tolist() == [0, 2, 5, 6, 8, 11]
+    places = torch.arange(42.0 + len(numbers))[None, :, None].expand(-1, -1, 2)
+    expected = [*range(42), 42, 44, 47, 48, 50, 53]
+    assert alignment.chosen_places(places)[0, :, 1].tolist() == expected
 
 
 # VAE

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,27 @@ def test_normalised_motion_has_zero_mean_and_unit_spread(normalizer, motion):
 def test_clouds_are_thinned_or_repeated_to_size(normalizer, motion):
     assert normalizer.normalize(motion, 4)[1].shape == (len(motion), 8, 3)
     assert normalizer.normalize(motion, 30)[1].shape == (len(motion), 60, 3)
+
+
+def test_projection_is_that_of_the_motions_camera(normalizer, motion):
+    hands, points = normalizer.normalize(motion, points_per_object=10)
+    places = normalizer.project(hands, points)
+    seen = normalizer.to_motion(hands, points, 200, 100, motion.fps)
+    everything = [seen.hands.reshape(len(seen), 42, 3), *seen.objects.values()]
+    pixels = seen.camera.project(np.concatenate(everything, axis=1))
+    np.testing.assert_allclose((places.numpy() + 1) * (100, 50), pixels, atol=1e-2)
+    behind = normalizer.normalize(replace(motion, hands=-motion.hands), points_per_object=10)
+    assert torch.isfinite(normalizer.project(*behind)).all()
+
+
+def test_motion_moves_by_metres(normalizer, motion):
+    hands, points = normalizer.normalize(motion, points_per_object=10)
+    by = torch.tensor([0.01, -0.02, 0.03])
+    moved = normalizer.move(hands, points, by.expand_as(hands), by.expand_as(points))
+    for after, before in zip(
+        normalizer.denormalize(*moved), normalizer.denormalize(hands, points), strict=True
+    ):
+        torch.testing.assert_close(after - before, by.expand_as(after), atol=1e-5, rtol=0)
 
 
 def test_plain_form_survives_json(normalizer):

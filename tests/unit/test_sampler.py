@@ -91,8 +91,13 @@ def test_3d_motion_is_the_weighted_mean_of_what_is_read_off_clean_latents(
     assert len(readings) == STEPS + options.enabled
     assert not torch.allclose(clean[0][0], clean[-1][0], atol=1e-4)
     expected = weighted_mean(clean, denoiser.schedule)
+    if options.enabled:  # the loop holds it against the image
+        with torch.inference_mode():
+            aligned = feedback.align(denoiser.image, *expected)
+        assert not torch.allclose(aligned[0], expected[0], atol=1e-2)
+        expected = aligned
     for made, mean in zip((latents.hands, latents.points), expected, strict=True):
-        torch.testing.assert_close(made, mean, atol=1e-5, rtol=0)
+        torch.testing.assert_close(made, mean, atol=1e-4, rtol=0)
 
 
 def test_noise_is_added_to_all_there_is(denoiser, start):
@@ -195,7 +200,9 @@ def guidance_seen(denoiser, start, **options):
     return spy.guidance, latents, report
 
 
-def test_guidance_is_the_drawn_weighted_mean_of_the_readings_before(denoiser, start, feedback, monkeypatch):
+def test_guidance_is_the_drawn_and_aligned_weighted_mean_of_the_readings_before(
+    denoiser, start, feedback, monkeypatch
+):
     readings = recorded(feedback, monkeypatch)
     seen, _, report = guidance_seen(denoiser, start, feedback=feedback, options=ALWAYS)
     noise, *clean = readings  # at first there are no clean latents
@@ -203,7 +210,8 @@ def test_guidance_is_the_drawn_weighted_mean_of_the_readings_before(denoiser, st
     with torch.inference_mode():
         assert torch.equal(noise[0], InteractionFeedback.read(feedback, start.video, start.motion)[0])
         for guidance, mean in zip(seen, [noise, *means], strict=True):
-            torch.testing.assert_close(guidance, feedback.guidance(*mean), atol=3e-2, rtol=0)
+            aligned = feedback.align(denoiser.image, *mean)
+            torch.testing.assert_close(guidance, feedback.guidance(*aligned), atol=3e-2, rtol=0)
     assert report.feedback_passes == STEPS
     assert len({float(g.sum()) for g in seen}) == STEPS  # every step has its own
 
@@ -226,6 +234,34 @@ def test_strength_zero_equals_off_and_both_differ_from_on(denoiser, start, feedb
     assert all(torch.equal(a, b) for a, b in zip(zero[0], off[0], strict=True))
     assert not same(on[0], off[0], atol=1e-5)
     assert (zero[1].feedback_passes, off[1].feedback_passes, on[1].feedback_passes) == (0, 0, STEPS)
+
+
+def test_the_loop_holds_what_was_read_against_the_image(denoiser, start, feedback, normalizer):
+    """By the metres that VID's alignment says, one image for all or one for each; without that part nothing moves."""
+    hands, points = feedback.read(start.video, start.motion)
+    with torch.inference_mode():
+        aligned = feedback.align(denoiser.image, hands, points)
+        found = feedback.interaction.alignment.find(denoiser.image)
+        projected = normalizer.project(hands[:, 0], points[:, 0])
+        by = feedback.interaction.alignment(found, hands, points, projected)
+        moved = [
+            a - b
+            for a, b in zip(
+                normalizer.denormalize(*aligned), normalizer.denormalize(hands, points), strict=True
+            )
+        ]
+        for one, other in zip(moved, by, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            assert one.abs().max() > 1e-3
+        assert not torch.allclose(feedback.align(-denoiser.image, hands, points)[0], aligned[0], atol=1e-3)
+        pair = [torch.cat([x, x]) for x in (hands, points)]
+        for images in (denoiser.image, denoiser.image.repeat(2, 1, 1, 1)):
+            torch.testing.assert_close(feedback.align(images, *pair)[0][1:], aligned[0], atol=1e-5, rtol=0)
+        alignment, feedback.interaction.alignment = feedback.interaction.alignment, None
+        try:
+            assert feedback.align(denoiser.image, hands, points) == (hands, points)
+        finally:
+            feedback.interaction.alignment = alignment
 
 
 def test_strength_scales_the_guidance(denoiser, start, feedback):

@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from torch.amp import autocast
 from transformers import PreTrainedTokenizerFast
 
-from svimo_core.checkpoint import load_part, read_header, save_checkpoint
+from svimo_core.checkpoint import init_part, load_part, read_header, save_checkpoint
 from svimo_core.config import TINY
 from svimo_core.data.synthetic import generate_motion
+from svimo_core.feedback import InteractionFeedback
 from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion, split_streams
 from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
 from svimo_core.schedule import NoiseSchedule, StepLevels, ddim_step
@@ -38,7 +39,7 @@ from svimo_core.train.objectives import (
     interaction_loss,
 )
 from svimo_core.train.settings import InteractionObjective, JointObjective, Phase, Shape, TrainConfig
-from svimo_core.train.stages import InteractionStage, JointStage, ReadingLoss, draw_timesteps
+from svimo_core.train.stages import AlignmentStage, InteractionStage, JointStage, ReadingLoss, draw_timesteps
 from svimo_core.train.text import with_unknown_words
 from svimo_core.train.trainer import (
     CHECKPOINT,
@@ -138,7 +139,7 @@ def test_v_weighting_is_the_error_of_the_velocity(config):
     assert denoising_loss(clean, x0, schedule.abar[time], "x0") < expected
 
 
-@pytest.mark.parametrize("stage", ["vae", "interaction", "backbone", "joint"])
+@pytest.mark.parametrize("stage", ["vae", "interaction", "backbone", "joint", "alignment"])
 def test_a_clip_can_be_learned_by_heart(settings, stage, clips, monkeypatch):
     monkeypatch.setattr("svimo_core.train.sheets.SAMPLING_STEPS", 3)
     (clips / "clip-1.npz").unlink()
@@ -151,7 +152,7 @@ def test_a_clip_can_be_learned_by_heart(settings, stage, clips, monkeypatch):
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
     header = read_header(path)
     assert header.parts == ("backbone", "interaction", "vae", "text_encoder")
-    trained = {"joint": "backbone"}.get(stage, stage)
+    trained = {"joint": "backbone", "alignment": "interaction"}.get(stage, stage)
     assert f"{stage}: 24 steps, 48 samples" in header.provenance[trained]
     assert (config.output / "sheet-0000024.png").stat().st_size > 1000
     if stage == "vae":
@@ -442,6 +443,66 @@ def test_unknown_words_take_the_place_of_some(settings):
     gradients(settings, joint, listen)
     assert len(asked) == 2
     assert known.isdisjoint(asked)
+
+
+def test_alignment_is_added_to_a_model_and_trained_alone(settings, config, parts, normalizer, tmp_path):
+    """Clips may have only their first frame; the MM-DiT, VID and VAE stay as they are."""
+    bare = replace(config, interaction=replace(config.interaction, align_channels=None))
+    without = {**parts, "interaction": init_part(bare, "interaction", 1)}
+    path = save_checkpoint(tmp_path / "bare.safetensors", bare, without, normalizer, torch.zeros(17, 3), {})
+    for file in settings.clips.glob("*.npy"):
+        np.save(file, np.load(file)[:1])
+    run = replace(settings, stage="alignment", init=path, phases=(phase(3, 2),))
+    before, after = load_file(path), load_file(train(run))
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    added = after.keys() - before.keys()
+    assert added
+    assert all(key.startswith("interaction.alignment.") for key in added)
+    assert after["interaction.alignment.shift.weight"].any()
+    header = read_header(run.output / CHECKPOINT)
+    assert header.config.interaction.align_channels == TINY.interaction.align_channels
+    assert "alignment: 3 steps" in header.provenance["interaction"]
+
+    # other stages leave it alone
+    go_on = replace(settings, stage="interaction", init=run.output / CHECKPOINT, output=tmp_path / "next")
+    for file in settings.clips.glob("*.npy"):
+        np.save(file, np.repeat(np.load(file), FRAMES, axis=0))
+    last = load_file(train(go_on))
+    changed = {key for key, value in after.items() if not torch.equal(last[key], value)}
+    assert changed
+    assert not changed & added
+    with pytest.raises(ValueError, match="alignment corrects what a trained MM-DiT and VID read"):
+        load_model(replace(run, init=None), ClipFolder(settings.clips))
+
+
+def test_alignment_learns_from_what_the_sampler_reads_first(settings, monkeypatch):
+    """From pure noise without guidance, and nearer to the truth in some samples."""
+    run = replace(settings, stage="alignment")
+    clips = ClipFolder(run.clips)
+    stage = AlignmentStage(run, load_model(run, clips), clips)
+    batch = stage.load(clips, [0, 1, 0, 1], phase(1).shapes[0], step_generator(0, 0, 0, 0))
+    seen, aligned = [], []
+    stage.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    stage.alignment.register_forward_pre_hook(lambda _, inputs: aligned.append(inputs))
+    readings = []
+    read = InteractionFeedback.read
+    monkeypatch.setattr(
+        InteractionFeedback, "read", lambda self, *z: readings.append(read(self, *z)) or readings[-1]
+    )
+    monkeypatch.setattr("svimo_core.train.stages.NEARER_SHARE", 0.0)
+    loss, terms = stage(batch, step_generator(0, 0, 0, 0))
+    monkeypatch.setattr("svimo_core.train.stages.NEARER_SHARE", 1.0)
+    stage(batch, step_generator(0, 0, 0, 0))
+    (_, _, _, time, _, guidance), _ = seen
+    assert (time == 999).all()
+    assert not guidance.any()
+    assert torch.equal(aligned[0][1], readings[0][0])
+    error = [(x[1] - batch["hands"]).square().mean(dim=(1, 2, 3)) for x in aligned]
+    assert (error[1] < error[0]).all()
+    places = stage.frozen.normalizer.project(batch["hands"][:, 0], batch["points"][:, 0])
+    apart = stage.alignment.chosen_places(places) - aligned[0][0]
+    assert terms["places"].item() == pytest.approx((apart / 0.2).norm(dim=-1).mean().item(), rel=1e-2)
+    assert loss.item() > terms["places"].item()
 
 
 def test_not_a_number_stops_with_a_usable_checkpoint(settings, clips):

@@ -1,0 +1,122 @@
+"""The loop's look at the image: a 3D reading held against the reference image and corrected.
+
+VID reads latents; whether its reading lies on the hands and things of the image, nothing in the paper's loop says. Here
+the image itself is asked where it shows each joint, and the difference from where the reading projects corrects the whole
+motion: alignment as feedback, as Zhang et al. 2021 (PyMAF) have it for bodies. docs/results.md has what it gains.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..config import InteractionConfig
+from .layers import COORDINATE_CHANNELS, Operations, ResBlock2D, cell_coordinates
+
+NUM_HANDS = 2
+IMAGE_BLOCKS = 3
+"""Residual blocks over the image latent."""
+RESIDUAL_UNIT = 0.04
+"""Image coordinates; two pixels of a hundred. Differences are given to the network in this unit."""
+SHIFT_UNIT = 0.02
+"""Metres. Corrections come from the network in this unit."""
+
+
+class ImageAlignment(nn.Module):
+    """Finds joints and points in the reference image, and says how a reading that projects elsewhere must move."""
+
+    def __init__(self, config: InteractionConfig, operations: Operations = nn):
+        super().__init__()
+        width, hidden = config.align_channels
+        self.num_joints, self.num_points = config.num_joints, config.num_points
+        self.num_objects, self.per_object = len(config.object_names), config.align_points
+        places = config.num_joints + self.num_objects * self.per_object
+        bodies = NUM_HANDS + self.num_objects
+
+        self.stem = operations.Conv2d(config.latent_channels + COORDINATE_CHANNELS, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            ResBlock2D(width, config.norm_groups, operations) for _ in range(IMAGE_BLOCKS)
+        )
+        self.norm = operations.GroupNorm(config.norm_groups, width)
+        self.maps = operations.Conv2d(width, 3 * places, 1)
+
+        self.compare = operations.Linear(5 * places, hidden)
+        self.hidden = operations.Linear(hidden, hidden)
+        self.frame = operations.Linear(3 * bodies + hidden, hidden)
+        self.shift = operations.Linear(hidden, 3 * bodies)
+        self.joint = operations.Conv1d(2 * self.num_joints, 3 * self.num_joints, 1, groups=self.num_joints)
+        for last in (self.shift, self.joint):  # untrained, it changes nothing
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def find(self, image: Tensor) -> Tensor:
+        """Where a reference image shows every joint and every chosen point.
+
+        For each there is a map of where to look, and the way from there: the mean over all cells of the latent, as integral
+        regression has it (Sun et al. 2018), is finer than the cells are.
+
+        Args:
+            image: latent, B C h w.
+
+        Returns:
+            B K 2 float32: across and down, from -1 to 1 at the image's edges.
+        """
+        where = cell_coordinates(image[:, :, None])[:, :, 0]
+        x = self.stem(torch.cat([image, where], dim=1))
+        for block in self.blocks:
+            x = block(x)
+        maps = self.maps(F.silu(self.norm(x))).float()
+        looked, across, down = rearrange(maps, "b (c k) h w -> c b k (h w)", c=3)
+        rows, columns = where[:1, 0].float().flatten(), where[:1, COORDINATE_CHANNELS // 2].float().flatten()
+        height, width = image.shape[-2:]
+        places = torch.stack([columns + across * (2 / width), rows + down * (2 / height)], dim=-1)
+        return (looked.softmax(dim=-1)[..., None] * places).sum(dim=-2)
+
+    def forward(
+        self, found: Tensor, hands: Tensor, points: Tensor, projected: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How a reading must move.
+
+        Args:
+            found: of :meth:`find`, B K 2.
+            hands, points: normalised reading, B N 42 3 and B N P 3.
+            projected: where its first frame lies in the image, B 42+P 2, from -1 to 1.
+
+        Returns:
+            Metres, for hands and points, shaped as given: every hand and object as a whole, and every joint a little for
+            itself.
+        """
+        dtype = self.compare.weight.dtype
+        apart = ((found - self.chosen_places(projected)) / RESIDUAL_UNIT).to(dtype)
+        clouds = self.chosen(points)
+        first = torch.cat([hands, clouds], dim=2)[:, 0].to(dtype)
+        x = F.silu(self.compare(torch.cat([apart.flatten(1), first.flatten(1)], dim=1)))
+        x = F.silu(self.hidden(x))[:, None]
+
+        bodies = [
+            *hands.chunk(NUM_HANDS, dim=2),
+            *clouds.chunk(self.num_objects, dim=2),
+        ]
+        way = torch.cat([(body - body[:, :1]).mean(dim=2) for body in bodies], dim=-1).to(dtype)
+        x = x.expand(-1, way.shape[1], -1)
+        x = x + F.silu(self.frame(torch.cat([way, x], dim=-1)))
+        shift = SHIFT_UNIT * self.shift(x).float().unflatten(-1, (-1, 3))
+
+        alone = self.joint(apart[:, : self.num_joints].flatten(1)[..., None]).float()
+        alone = SHIFT_UNIT * alone.reshape(len(found), 1, self.num_joints, 3)
+        of_hands = shift[:, :, :NUM_HANDS].repeat_interleave(self.num_joints // NUM_HANDS, dim=2) + alone
+        of_points = shift[:, :, NUM_HANDS:].repeat_interleave(self.num_points // self.num_objects, dim=2)
+        return of_hands, of_points
+
+    def chosen(self, points: Tensor) -> Tensor:
+        """The points that are looked for, evenly among each object's: B N P c to B N (objects x align_points) c."""
+        clouds = points.unflatten(2, (self.num_objects, -1))
+        index = torch.linspace(0, clouds.shape[3] - 1, self.per_object, device=points.device).round().long()
+        return clouds[:, :, :, index].flatten(2, 3)
+
+    def chosen_places(self, places: Tensor) -> Tensor:
+        """Of places of all joints and points (B 42+P 2), those that are looked for: B K 2."""
+        joints, points = places[:, : self.num_joints], places[:, None, self.num_joints :]
+        return torch.cat([joints, self.chosen(points)[:, 0]], dim=1)
