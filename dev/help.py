@@ -71,7 +71,8 @@ ADVICE = {
     "SViMoFeedback": """
 - The loop costs one pass of the interaction model and one encoding for each refresh. `every` = 2 or 3 saves
   most of it.
-- Comparing: switch `enabled` off and keep the seed. The motion is still read, but neither held against the image nor guiding.
+- Comparing: switch `enabled` off and keep the seed. The motion is still read, but neither held against the image
+  nor guiding.
 """,
     "SViMoSampler": """
 - Try few steps and a small size first; the preview under the node shows where it is going.

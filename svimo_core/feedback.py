@@ -3,8 +3,8 @@
 guidance:  (h, o) = VID((h_t, o_t), (zV, zM), t);  zG = VAE.encode(render(project(h, o)))
 
 In the paper the latents are the noisy ones. The sampler has better: the clean latents of the steps before, whose
-readings it needs anyway. And before it is drawn, what was read is held against the reference image and corrected, so that
-the loop tells what the latents do not (docs/results.md has the difference that each makes).
+readings it needs anyway. And before it is drawn, what was read is held against the reference image and corrected, so
+that the loop tells what the latents do not (docs/results.md has the difference that each makes).
 """
 
 from __future__ import annotations

@@ -182,8 +182,8 @@ def sample(
 
     for i, timestep in enumerate(timesteps):
         # 1. guidance: given, or from the loop (fresh, or held until its next turn), or none. What the loop draws is the
-        #    mean of all readings of clean latents, which show more than noisy ones (at first there are only those), held
-        #    against the reference image.
+        #    mean of all readings of clean latents, which show more than noisy ones (at first there are only those),
+        #    held against the reference image.
         closed = feedback is not None and options.active(i, steps)
         refresh = closed and (looped is None or options.refreshes(i, steps))
         if state.motion is None:

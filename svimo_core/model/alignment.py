@@ -1,8 +1,9 @@
 """The loop's look at the image: a 3D reading held against the reference image and corrected.
 
-VID reads latents; whether its reading lies on the hands and things of the image, nothing in the paper's loop says. Here
-the image itself is asked where it shows each joint, and the difference from where the reading projects corrects the whole
-motion: alignment as feedback, as Zhang et al. 2021 (PyMAF) have it for bodies. docs/results.md has what it gains.
+VID reads latents; whether its reading lies on the hands and things of the image, nothing in the paper's loop says.
+Here the image itself is asked where it shows each joint, and the difference from where the reading projects corrects
+the whole motion: alignment as feedback, as Zhang et al. 2021 (PyMAF) have it for bodies. Our decision, not the paper's;
+docs/results.md has what it gains.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class ImageAlignment(nn.Module):
     def find(self, image: Tensor) -> Tensor:
         """Where a reference image shows every joint and every chosen point.
 
-        For each there is a map of where to look, and the way from there: the mean over all cells of the latent, as integral
-        regression has it (Sun et al. 2018), is finer than the cells are.
+        For each there is a map of where to look, and of the way from there. Their mean over all cells of the latent is
+        finer than the cells are (integral regression, Sun et al. 2018).
 
         Args:
             image: latent, B C h w.
@@ -85,8 +86,8 @@ class ImageAlignment(nn.Module):
             projected: where its first frame lies in the image, B 42+P 2, from -1 to 1.
 
         Returns:
-            Metres, for hands and points, shaped as given: every hand and object as a whole, and every joint a little for
-            itself.
+            Metres, for hands and points, shaped as given: every hand and object as a whole, and every joint a little
+            for itself.
         """
         dtype = self.compare.weight.dtype
         apart = ((found - self.chosen_places(projected)) / RESIDUAL_UNIT).to(dtype)

@@ -96,8 +96,8 @@ def distances(
 
 
 def finding_loss(found: Tensor, places: Tensor) -> Tensor:
-    """Mean distance in image coordinates (B K 2, -1 to 1 at the edges) in units of a tenth of the image, smooth where it
-    vanishes."""
+    """Mean distance in image coordinates (B K 2, -1 to 1 at the edges) in units of a tenth of the image, smooth where
+    it vanishes."""
     return (((found - places) / 0.2).square().sum(dim=-1) + 1e-5).sqrt().mean()
 
 

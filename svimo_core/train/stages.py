@@ -135,6 +135,15 @@ class InteractionStage(nn.Module):
         return loss, {"hands": hands, "points": points}
 
 
+class FirstPass(NamedTuple):
+    """The sampler's first step."""
+
+    noise: dict[str, Tensor]
+    """It starts from this, `video` and `motion`, B C T h w."""
+    clean: list[Tensor]
+    """And takes it for this, video and motion."""
+
+
 class BackboneStage(nn.Module):
     """The MM-DiT without VID, to begin with. At full size CogVideoX's weights take the place of this stage."""
 
@@ -206,6 +215,20 @@ class BackboneStage(nn.Module):
 
         return denoise, kept["guidance"].to(device), image
 
+    @torch.no_grad()
+    def _first_pass(self, batch: Batch, denoise: Denoise, generator: torch.Generator) -> FirstPass:
+        """The sampler's first step: from pure noise, without guidance."""
+        like, last = batch["motion"], len(self.schedules["video"].abar) - 1
+        noise = {name: torch.randn(like.shape, generator=generator).to(like) for name in ("video", "motion")}
+        start = noise | {"time": torch.full((len(like),), last)}
+        return FirstPass(noise, denoise(start, torch.zeros_like(like)))
+
+    def _loop(self, interaction: InteractionModel, images: Tensor) -> InteractionFeedback:
+        """What reads, aligns and draws, for clips of the size of these reference images (B H W 3)."""
+        height, width = images.shape[1:3]
+        vae, normalizer = self.frozen.vae, self.frozen.normalizer
+        return InteractionFeedback(interaction, vae, normalizer, self.schedules["hands"], width, height)
+
     def _denoising_losses(
         self, batch: Batch, clean: list[Tensor], time: Tensor, true: Tensor
     ) -> list[Tensor]:
@@ -226,15 +249,6 @@ class BackboneStage(nn.Module):
         noise = torch.randn(images.shape, generator=generator) * levels[:, None, None, None]
         noisy = images + noise.to(images) / 2  # levels are in [-1, 1] space, which is twice as wide
         return self.frozen.vae.encode(noisy[:, None])[:, :, 0].float()
-
-
-class FirstPass(NamedTuple):
-    """The sampler's first step."""
-
-    noise: dict[str, Tensor]
-    """It starts from this, `video` and `motion`, B C T h w."""
-    clean: list[Tensor]
-    """And takes it for this, video and motion."""
 
 
 class JointStage(BackboneStage):
@@ -259,11 +273,12 @@ class JointStage(BackboneStage):
         denoise, kept, image = self._conditioned(batch, generator)
         first, true = None, batch["whole"]
         if settings.guidance_from == "first":
-            first = self._first_pass(noisy, denoise, generator)
+            first = self._first_pass(batch, denoise, generator)
             if settings.sampled_share:
                 told = torch.rand(len(true), generator=generator) >= settings.sampled_share
                 true = true & told.to(true.device)
-        guidance = self._guidance(noisy, first, kept, image, batch["images"].shape[1:3], denoise)
+        loop = self._loop(self.interaction, batch["images"])
+        guidance = self._guidance(noisy, first, kept, image, loop, denoise)
         if first is not None and not true.all():
             sampled = self._sampled(first, noisy["time"], guidance, denoise)
             for name in ("video", "motion"):
@@ -302,18 +317,6 @@ class JointStage(BackboneStage):
         return noisy | motion | {"motion_time": time}
 
     @torch.no_grad()
-    def _first_pass(
-        self, noisy: dict[str, Tensor], denoise: Denoise, generator: torch.Generator
-    ) -> FirstPass:
-        """The sampler's first step: from pure noise, without guidance."""
-        shape, last = noisy["motion"].shape, len(self.schedules["video"].abar) - 1
-        noise = {
-            name: torch.randn(shape, generator=generator).to(noisy["motion"]) for name in ("video", "motion")
-        }
-        start = noise | {"time": torch.full_like(noisy["time"], last)}
-        return FirstPass(noise, denoise(start, torch.zeros_like(noisy["motion"])))
-
-    @torch.no_grad()
     def _sampled(
         self, first: FirstPass, time: Tensor, guidance: Tensor, denoise: Denoise
     ) -> dict[str, Tensor]:
@@ -343,38 +346,29 @@ class JointStage(BackboneStage):
         first: FirstPass | None,
         kept: Tensor,
         image: Tensor,
-        size: tuple[int, int],
+        loop: InteractionFeedback,
         denoise: Denoise,
     ) -> Tensor:
         """Interaction guidance (B C T h w) of the samples that keep it, zero for the others; no gradient."""
         guidance = torch.zeros_like(noisy["motion"])
         if not self.objective.guidance or not kept.any():
             return guidance
-        height, width = size
-        feedback = InteractionFeedback(
-            self.interaction,
-            self.frozen.vae,
-            self.frozen.normalizer,
-            self.schedules["hands"],
-            width,
-            height,
-        )
         if self.objective.guidance_from == "noisy":
             inputs = (noisy[name][kept] for name in ("hands", "points", "video", "motion"))
             steps = noisy["motion_time"].to(kept.device)
             hands, points = (x.float() for x in self.interaction(*inputs, steps[kept]))
         else:
             clean = denoise(noisy, guidance) if first is None else first.clean
-            hands, points = feedback.align(image[kept], *feedback.read(*(x[kept] for x in clean)))
+            hands, points = loop.align(image[kept], *loop.read(*(x[kept] for x in clean)))
         # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
         if hands.isfinite().all() and points.isfinite().all():
-            guidance[kept] = feedback.guidance(hands, points)
+            guidance[kept] = loop.guidance(hands, points)
         return guidance
 
 
 class AlignmentStage(BackboneStage):
-    """Hold the sampler's first reading against the reference image: where the image shows joints and points, and how the
-    motion is to be corrected. All else is as it is, so clips may have only their first frame."""
+    """Hold the sampler's first reading against the reference image: where the image shows joints and points, and how
+    the motion is to be corrected. All else is as it is, so clips may have only their first frame."""
 
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
         super().__init__(config, model, clips)
@@ -400,38 +394,28 @@ class AlignmentStage(BackboneStage):
         projected = normalizer.project(hands[:, 0], points[:, 0])
         moves = self.alignment(found.detach(), hands, points, projected)
         predicted = normalizer.move(hands, points, *moves)
-        reading, hands, points = self.reading_loss(predicted, batch)
-        return places + reading, {"places": places, "hands": hands, "points": points}
+        reading, of_hands, of_points = self.reading_loss(predicted, batch)
+        return places + reading, {"places": places, "hands": of_hands, "points": of_points}
 
     @torch.no_grad()
     def _read(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """What the sampler reads after its first step: hands and points, some of them already a part of the way to the
         truth, as they will be when the loop has closed; and the image latents."""
         denoise, _, image = self._conditioned(batch, generator)
-        shape, last = batch["motion"].shape, len(self.schedules["video"].abar) - 1
-        noise = {name: torch.randn(shape, generator=generator).to(image) for name in ("video", "motion")}
-        time = torch.full((len(image),), last)
-        clean = denoise(noise | {"time": time}, torch.zeros_like(noise["motion"]))
-        height, width = batch["images"].shape[1:3]
-        feedback = InteractionFeedback(
-            self.frozen.interaction,
-            self.frozen.vae,
-            self.frozen.normalizer,
-            self.schedules["hands"],
-            width,
-            height,
-        )
+        first = self._first_pass(batch, denoise, generator)
+        read = self._loop(self.frozen.interaction, batch["images"]).read(*first.clean)
         way = torch.rand(len(image), generator=generator) * NEARER_BY
         way = way * (torch.rand(len(image), generator=generator) < NEARER_SHARE)
         way = way.to(image)[:, None, None, None]
-        read = feedback.read(*clean)
-        return *(
+        hands, points = (
             x + way * (batch[name] - x) for x, name in zip(read, ("hands", "points"), strict=True)
-        ), image
+        )
+        return hands, points, image
 
 
 NEARER_SHARE, NEARER_BY = 0.3, 0.8
-"""Fraction of alignment's samples whose reading is nearer to the truth than the sampler's first, and by how much at most."""
+"""Fraction of alignment's samples whose reading is nearer to the truth than the sampler's first, and at most by how
+much."""
 
 
 STAGE_MODULES = {
