@@ -49,6 +49,7 @@ from svimo_core.train.trainer import (
     load_model,
     step_generator,
     train,
+    trained_parameters,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,9 +210,15 @@ def test_guidance_acts_but_carries_no_gradient(settings):
 
 
 @pytest.mark.parametrize("source", ["noisy", "clean", "first"])
-def test_guidance_reads_what_was_asked_for(settings, config, source):
-    """With a motion kernel that hears no guidance, clean latents are the same before it and with it."""
-    seen, denoised = [], []
+def test_guidance_reads_what_was_asked_for(settings, config, source, monkeypatch):
+    """With a motion kernel that hears no guidance, clean latents are the same before it and with it. As in the sampler,
+    what is read off clean ones is held against the image before it is drawn."""
+    seen, denoised, aligned, drawn = [], [], [], []
+    align, draw = InteractionFeedback.align, InteractionFeedback.guidance
+    monkeypatch.setattr(
+        InteractionFeedback, "align", lambda *args: aligned.append(align(*args)) or aligned[-1]
+    )
+    monkeypatch.setattr(InteractionFeedback, "guidance", lambda *args: drawn.append(args[1:]) or draw(*args))
 
     def prepare(stage):
         stage.backbone.register_forward_pre_hook(lambda _, inputs: denoised.append(inputs))
@@ -231,6 +238,8 @@ def test_guidance_reads_what_was_asked_for(settings, config, source):
     before, after = denoised if source != "noisy" else denoised * 2
     assert torch.equal(before[0], after[0]) == (source != "first")
     assert (before[3] == 999).all() == (source == "first")
+    assert len(aligned) == (source != "noisy")
+    assert all(a is b for a, b in zip(aligned[0], drawn[0], strict=True)) if aligned else drawn
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -471,6 +480,10 @@ def test_alignment_is_added_to_a_model_and_trained_alone(settings, config, parts
     changed = {key for key, value in after.items() if not torch.equal(last[key], value)}
     assert changed
     assert not changed & added
+    model, folder = load_model(go_on, ClipFolder(go_on.clips)), ClipFolder(go_on.clips)
+    learned = trained_parameters(model, InteractionStage(go_on, model, folder))
+    assert not added & learned.keys()  # several processes would wait for their gradients
+    assert not any(p.requires_grad for p in model.parts["interaction"].alignment.parameters())
     with pytest.raises(ValueError, match="alignment corrects what a trained MM-DiT and VID read"):
         load_model(replace(run, init=None), ClipFolder(settings.clips))
 
