@@ -18,6 +18,7 @@ ORDER = [
     "normalization",
     "model/layers",
     "model/mmdit",
+    "model/alignment",
     "model/interaction",
     "model/vae",
     "model/text",
