@@ -64,13 +64,15 @@ class ImageAlignment(nn.Module):
         Returns:
             B K 2 float32: across and down, from -1 to 1 at the image's edges.
         """
-        where = cell_coordinates(image[:, :, None])[:, :, 0]
-        x = self.stem(torch.cat([image, where], dim=1))
+        where = cell_coordinates(image[:, :, None].float())[
+            :, :, 0
+        ]  # half precision is too coarse for places
+        x = self.stem(torch.cat([image, where.to(image)], dim=1))
         for block in self.blocks:
             x = block(x)
         maps = self.maps(F.silu(self.norm(x))).float()
         looked, across, down = rearrange(maps, "b (c k) h w -> c b k (h w)", c=3)
-        rows, columns = where[:1, 0].float().flatten(), where[:1, COORDINATE_CHANNELS // 2].float().flatten()
+        rows, columns = where[0, 0].flatten(), where[0, COORDINATE_CHANNELS // 2].flatten()
         height, width = image.shape[-2:]
         places = torch.stack([columns + across * (2 / width), rows + down * (2 / height)], dim=-1)
         return (looked.softmax(dim=-1)[..., None] * places).sum(dim=-2)
@@ -96,10 +98,7 @@ class ImageAlignment(nn.Module):
         x = F.silu(self.compare(torch.cat([apart.flatten(1), first.flatten(1)], dim=1)))
         x = F.silu(self.hidden(x))[:, None]
 
-        bodies = [
-            *hands.chunk(NUM_HANDS, dim=2),
-            *clouds.chunk(self.num_objects, dim=2),
-        ]
+        bodies = *hands.chunk(NUM_HANDS, dim=2), *clouds.chunk(self.num_objects, dim=2)
         way = torch.cat([(body - body[:, :1]).mean(dim=2) for body in bodies], dim=-1).to(dtype)
         x = x.expand(-1, way.shape[1], -1)
         x = x + F.silu(self.frame(torch.cat([way, x], dim=-1)))

@@ -203,6 +203,8 @@ def test_where_an_image_shows_something_is_finer_than_its_cells(config):
     found = alignment.find(noise(1, 16, 8, 12))
     assert found.shape == (1, 48, 2)
     torch.testing.assert_close(found[0, 7], torch.tensor([(5.75 / 12) * 2 - 1, (1.0 / 8) * 2 - 1]))
+    halved = alignment.bfloat16().find(noise(1, 16, 8, 12).bfloat16())
+    torch.testing.assert_close(halved, found)  # places are exact whatever the network's type
 
 
 @torch.no_grad()
