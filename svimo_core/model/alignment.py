@@ -14,9 +14,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import InteractionConfig
+from ..motion import HAND_NAMES
 from .layers import COORDINATE_CHANNELS, Operations, ResBlock2D, cell_coordinates
 
-NUM_HANDS = 2
+NUM_HANDS = len(HAND_NAMES)
 IMAGE_BLOCKS = 3
 """Residual blocks over the image latent."""
 RESIDUAL_UNIT = 0.04
@@ -64,9 +65,8 @@ class ImageAlignment(nn.Module):
         Returns:
             B K 2 float32: across and down, from -1 to 1 at the image's edges.
         """
-        where = cell_coordinates(image[:, :, None].float())[
-            :, :, 0
-        ]  # half precision is too coarse for places
+        # in half precision, cells would not be where they are
+        where = cell_coordinates(image[:, :, None].float())[:, :, 0]
         x = self.stem(torch.cat([image, where.to(image)], dim=1))
         for block in self.blocks:
             x = block(x)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..feedback import InteractionFeedback
 from ..files import whole_file
 from ..model.vae import VideoVAE
 from ..pipeline import empty_latents, encode_image, to_uint8
@@ -104,14 +103,7 @@ def generations(
     empty = empty_latents(config, shape.frames, shape.height, shape.width)
     feedback = None
     if isinstance(stage, JointStage | AlignmentStage):
-        feedback = InteractionFeedback(
-            model.parts["interaction"],
-            vae,
-            model.normalizer,
-            stage.schedules["hands"],
-            shape.width,
-            shape.height,
-        )
+        feedback = stage.loop(model.parts["interaction"], image[None])
     start = noise_like(JointLatents(empty, empty), generator).to(device)
     latents, _ = sample(denoise, start, schedule.timesteps(SAMPLING_STEPS), generator, feedback=feedback)
     rows = [

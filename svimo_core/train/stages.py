@@ -223,7 +223,7 @@ class BackboneStage(nn.Module):
         start = noise | {"time": torch.full((len(like),), last)}
         return FirstPass(noise, denoise(start, torch.zeros_like(like)))
 
-    def _loop(self, interaction: InteractionModel, images: Tensor) -> InteractionFeedback:
+    def loop(self, interaction: InteractionModel, images: Tensor) -> InteractionFeedback:
         """What reads, aligns and draws, for clips of the size of these reference images (B H W 3)."""
         height, width = images.shape[1:3]
         vae, normalizer = self.frozen.vae, self.frozen.normalizer
@@ -277,7 +277,7 @@ class JointStage(BackboneStage):
             if settings.sampled_share:
                 told = torch.rand(len(true), generator=generator) >= settings.sampled_share
                 true = true & told.to(true.device)
-        loop = self._loop(self.interaction, batch["images"])
+        loop = self.loop(self.interaction, batch["images"])
         guidance = self._guidance(noisy, first, kept, image, loop, denoise)
         if first is not None and not true.all():
             sampled = self._sampled(first, noisy["time"], guidance, denoise)
@@ -403,7 +403,7 @@ class AlignmentStage(BackboneStage):
         truth, as they will be when the loop has closed; and the image latents."""
         denoise, _, image = self._conditioned(batch, generator)
         first = self._first_pass(batch, denoise, generator)
-        read = self._loop(self.frozen.interaction, batch["images"]).read(*first.clean)
+        read = self.loop(self.frozen.interaction, batch["images"]).read(*first.clean)
         way = torch.rand(len(image), generator=generator) * NEARER_BY
         way = way * (torch.rand(len(image), generator=generator) < NEARER_SHARE)
         way = way.to(image)[:, None, None, None]

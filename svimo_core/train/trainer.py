@@ -242,11 +242,11 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
 
 
 def _with_alignment(size: SViMoConfig, interaction: nn.Module, config: TrainConfig) -> SViMoConfig:
-    """Add to a VID that was made without it what holds readings against the image, of the preset's size, from the seed;
-    the configuration with it."""
+    """Add to a VID that was made without it what holds readings against the image, as large as in the preset of
+    its name (or the one asked for), from the seed; the configuration with it."""
     if interaction.alignment is not None:
         return size
-    preset = PRESETS[config.preset].interaction
+    preset = PRESETS.get(size.name, PRESETS[config.preset]).interaction
     points = min(preset.align_points, size.interaction.points_per_object)
     added = replace(size.interaction, align_channels=preset.align_channels, align_points=points)
     with torch.random.fork_rng(devices=[]):

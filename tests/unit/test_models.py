@@ -226,8 +226,6 @@ def test_alignment_moves_bodies_as_a_whole_and_joints_a_little(config):
     torch.nn.init.normal_(alignment.joint.weight)
     apart = places.clone()
     apart[:, 3] = 1 - apart[:, 3]
-    one, other = (alignment(found, hands, points, x)[0] - of_hands for x in (places, apart))
-    moved = (one - other).abs().amax(dim=(0, 1, 3))
     alignment.shift.weight.zero_()
     alone = [alignment(found, hands, points, x)[0] for x in (places, apart)]
     moved = (alone[0] - alone[1]).abs().amax(dim=(0, 1, 3)) > 1e-6
@@ -247,7 +245,7 @@ def test_alignment_looks_for_points_evenly_among_each_object(config):
 
 @torch.no_grad()
 def test_the_shipped_alignment_finds_joints():
-    """In clips that it has never seen, within a pixel and a half of 96 x 64 on average; a mean pose is four off."""
+    """In clips that it has never seen, within a pixel of 96 x 64 on average (measured: 0.75); a mean pose is twelve off."""
     model = SViMo.load(ROOT / "assets" / "models" / "svimo-tiny.safetensors")
     config = model.config
     size = dict(frames=1, height=config.height, width=config.width, fps=config.fps)
@@ -265,8 +263,8 @@ def test_the_shipped_alignment_finds_joints():
         ):
             apart = places - model.normalizer.project(hands, points)[0, :42]
             kept.append((apart * torch.tensor([config.width / 2, config.height / 2])).norm(dim=-1).mean())
-    assert np.mean(errors) < 1.5
-    assert np.mean(of_mean) > 4
+    assert np.mean(errors) < 1
+    assert np.mean(of_mean) > 8
 
 
 # VAE

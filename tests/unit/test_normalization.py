@@ -37,7 +37,7 @@ def test_projection_is_that_of_the_motions_camera(normalizer, motion):
     seen = normalizer.to_motion(hands, points, 200, 100, motion.fps)
     everything = [seen.hands.reshape(len(seen), 42, 3), *seen.objects.values()]
     pixels = seen.camera.project(np.concatenate(everything, axis=1))
-    np.testing.assert_allclose((places.numpy() + 1) * (100, 50), pixels, atol=1e-2)
+    np.testing.assert_allclose((places.numpy() + 1) * (100, 50), pixels, atol=1e-3)
     behind = normalizer.normalize(replace(motion, hands=-motion.hands), points_per_object=10)
     assert torch.isfinite(normalizer.project(*behind)).all()
 

@@ -97,7 +97,7 @@ def test_3d_motion_is_the_weighted_mean_of_what_is_read_off_clean_latents(
         assert not torch.allclose(aligned[0], expected[0], atol=1e-2)
         expected = aligned
     for made, mean in zip((latents.hands, latents.points), expected, strict=True):
-        torch.testing.assert_close(made, mean, atol=1e-4, rtol=0)
+        torch.testing.assert_close(made, mean, atol=1e-5, rtol=1e-5)
 
 
 def test_noise_is_added_to_all_there_is(denoiser, start):
@@ -256,7 +256,7 @@ def test_the_loop_holds_what_was_read_against_the_image(denoiser, start, feedbac
         assert not torch.allclose(feedback.align(-denoiser.image, hands, points)[0], aligned[0], atol=1e-3)
         pair = [torch.cat([x, x]) for x in (hands, points)]
         for images in (denoiser.image, denoiser.image.repeat(2, 1, 1, 1)):
-            torch.testing.assert_close(feedback.align(images, *pair)[0][1:], aligned[0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(feedback.align(images, *pair)[0][1:], aligned[0], atol=1e-5, rtol=1e-5)
         alignment, feedback.interaction.alignment = feedback.interaction.alignment, None
         try:
             assert feedback.align(denoiser.image, hands, points) == (hands, points)

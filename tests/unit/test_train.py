@@ -22,7 +22,7 @@ from torch.amp import autocast
 from transformers import PreTrainedTokenizerFast
 
 from svimo_core.checkpoint import init_part, load_part, read_header, save_checkpoint
-from svimo_core.config import TINY
+from svimo_core.config import COGVIDEOX_5B_I2V, TINY
 from svimo_core.data.synthetic import generate_motion
 from svimo_core.feedback import InteractionFeedback
 from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion, split_streams
@@ -471,6 +471,11 @@ def test_alignment_is_added_to_a_model_and_trained_alone(settings, config, parts
     header = read_header(run.output / CHECKPOINT)
     assert header.config.interaction.align_channels == TINY.interaction.align_channels
     assert "alignment: 3 steps" in header.provenance["interaction"]
+    large = COGVIDEOX_5B_I2V
+    named = replace(bare, name=large.name)  # its preset's size, whatever config.preset says
+    save_checkpoint(path, named, without, normalizer, torch.zeros(17, 3), {})
+    made = load_model(run, ClipFolder(run.clips)).config
+    assert made.interaction.align_channels == large.interaction.align_channels
 
     # other stages leave it alone
     go_on = replace(settings, stage="interaction", init=run.output / CHECKPOINT, output=tmp_path / "next")
