@@ -245,7 +245,7 @@ def test_alignment_looks_for_points_evenly_among_each_object(config):
 
 @torch.no_grad()
 def test_the_shipped_alignment_finds_joints():
-    """In clips that it has never seen, within a pixel of 96 x 64 on average (measured: 0.75); a mean pose is twelve off."""
+    """In clips that it has never seen, within a pixel of 96 x 64 on average (measured: 0.75); a mean pose is 12 off."""
     model = SViMo.load(ROOT / "assets" / "models" / "svimo-tiny.safetensors")
     config = model.config
     size = dict(frames=1, height=config.height, width=config.width, fps=config.fps)
