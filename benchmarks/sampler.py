@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-
-from svimo_core import feedback, pipeline
 from svimo_core.pipeline import SViMo, generate
 from svimo_core.sampler import sample
+
+from svimo_core import feedback, pipeline
 
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models" / "svimo-tiny.safetensors"
 

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from .cogvideox import TABLE_GRID_5B, is_pipeline, open_cogvideox
 from .config import COGVIDEOX_5B_I2V, SViMoConfig
 from .files import whole_file
+from .model.alignment import start_without_corrections
 from .model.interaction import InteractionModel
 from .model.layers import AttentionFunction, Operations, scaled_dot_product_attention
 from .model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion
@@ -239,7 +240,10 @@ def init_part(config: SViMoConfig, part: str, seed: int) -> nn.Module:
     """An untrained part with seeded random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _build(config, part, nn, scaled_dot_product_attention).eval()
+        network = _build(config, part, nn, scaled_dot_product_attention).eval()
+    if part == "interaction" and network.alignment is not None:
+        start_without_corrections(network.alignment)
+    return network
 
 
 def _build(config: SViMoConfig, part: str, operations: Operations, attention: AttentionFunction) -> nn.Module:

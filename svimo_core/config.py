@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,14 @@ class InteractionConfig:
         return len(self.object_names) * self.points_per_object
 
 
+class ClipSize(NamedTuple):
+    """A clip in frames and pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
     """Arguments of diffusers' AutoencoderKLCogVideoX that differ between sizes."""
@@ -143,6 +153,12 @@ class VAEConfig:
             height // self.spatial_compression,
             width // self.spatial_compression,
         )
+
+    def clip_size(self, latent: torch.Tensor) -> ClipSize:
+        """Of the clip that a latent (B C T h w) holds."""
+        t, h, w = latent.shape[-3:]
+        cell = self.spatial_compression
+        return ClipSize((t - 1) * self.temporal_compression + 1, h * cell, w * cell)
 
     @property
     def spatial_compression(self) -> int:

@@ -33,7 +33,6 @@ from tqdm import tqdm
 from .config import SViMoConfig
 from .data.synthetic import Clip, generate_clip, generate_motion
 from .data.words import HELD_OUT, SPLITS, Triplet, triplet_weights
-from .feedback import FeedbackOptions
 from .files import whole_file
 from .judges import Judges
 from .metrics import (
@@ -47,8 +46,9 @@ from .metrics import (
     ssim,
 )
 from .motion import HandObjectMotion
-from .pipeline import Generation, SViMo, generate, to_uint8
 from .render import render_motion
+from .sampling.guidance import FeedbackOptions
+from .sampling.pipeline import Generation, SViMo, generate, to_uint8
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ def evaluate(
     *,
     steps: int = 10,
     guidance_scale: float = 1.0,
-    dynamic_guidance: bool = False,
-    feedback_options: FeedbackOptions | None = None,
+    guidance_schedule: str = "constant",
+    options: FeedbackOptions | None = None,
     compare: bool = True,
 ) -> tuple[dict[str, Any], list[Generation]]:
     """Generate every clip from its first frame and prompt, with and without feedback, and measure.
@@ -108,22 +108,22 @@ def evaluate(
         Scores of the model at the top level, others under `feedback_off`, `baseline_...`, `truth`, `seen_words` and
         `held_out_words`; and the generations with feedback.
     """
-    settings = dict(steps=steps, guidance_scale=guidance_scale, dynamic_guidance=dynamic_guidance)
-    options = feedback_options or FeedbackOptions()
+    settings = dict(steps=steps, guidance_scale=guidance_scale, guidance_schedule=guidance_schedule)
+    options = options or FeedbackOptions()
 
     # 1. generate
     closed, opened, changed, asked = [], [], [], []
     for clip in tqdm(clips, desc="generate", unit="clip"):
         image, seed = torch.from_numpy(clip.video[0]).float() / 255, clip.seed
         prompt = clip.triplet.prompt
-        closed.append(generate(model, image, prompt, seed, feedback_options=options, **settings))
+        closed.append(generate(model, image, prompt, seed, options=options, **settings))
         if not compare:
             continue
         off = replace(options, enabled=False)
-        opened.append(generate(model, image, prompt, seed, feedback_options=off, **settings))
+        opened.append(generate(model, image, prompt, seed, options=off, **settings))
         other = _other_action(clip.triplet)
         if other is not None:
-            made = generate(model, image, other.prompt, seed, feedback_options=options, **settings)
+            made = generate(model, image, other.prompt, seed, options=options, **settings)
             changed.append(made.motion)
             asked.append(other.action)
 
@@ -194,7 +194,7 @@ def contact_sheet(clips: Sequence[Clip], made: Sequence[Generation], columns: in
         true = (clip.video, render_motion(clip.motion, width, height), blank)
         generated = (
             to_uint8(generation.video),
-            to_uint8(generation.motion_video),
+            to_uint8(generation.drawing),
             render_motion(generation.motion, width, height),
         )
         strips = [
@@ -224,7 +224,7 @@ def table(scores: dict[str, Any]) -> str:
 
 def _scores(made: list[Generation], clips: Sequence[Clip], judges: Judges) -> dict[str, float]:
     motions = [generation.motion for generation in made]
-    drawings = [to_uint8(generation.motion_video) for generation in made]
+    drawings = [to_uint8(generation.drawing) for generation in made]
     return {
         **_motion_scores(motions, clips, judges),
         "reprojection_px": _reprojection(motions, drawings),
@@ -262,7 +262,7 @@ def _paired(
     errors = {
         "mpjpe_mm": lambda made, clip: mpjpe_mm(made.motion.hands, clip.motion.hands),
         "chamfer_mm2": lambda made, clip: _chamfer(made.motion, clip.motion),
-        "reprojection_px": lambda made, clip: reprojection_px(made.motion, to_uint8(made.motion_video)),
+        "reprojection_px": lambda made, clip: reprojection_px(made.motion, to_uint8(made.drawing)),
     }
     gains = {}
     for name, error in errors.items():
@@ -333,7 +333,9 @@ def main(arguments: list[str] | None = None) -> int:
         model = SViMo.load(args.checkpoint, args.device)
         clips = evaluation_clips(args.seed, args.count, args.split, model.config)
         settings = dict(
-            steps=args.steps, guidance_scale=args.guidance_scale, dynamic_guidance=args.dynamic_guidance
+            steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            guidance_schedule="dynamic" if args.dynamic_guidance else "constant",
         )
         scores, made = evaluate(model, clips, Judges.load(), **settings)
         run = dict(seed=args.seed, split=args.split, checkpoint=args.checkpoint.name, **settings)

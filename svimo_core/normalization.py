@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .motion import HAND_NAMES, JOINTS_PER_HAND, Camera, HandObjectMotion
+from .once import OnceForEach
 
 NUM_JOINTS = len(HAND_NAMES) * JOINTS_PER_HAND
 NEAR = 0.05
@@ -30,6 +31,15 @@ class MotionNormalizer:
     object_names: tuple[str, ...]
     camera: tuple[float, float, float, float]
     """fx and cx over the image width, fy and cy over its height: generated motion is drawn through this camera."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "_on", OnceForEach(self._statistics_on))
+
+    def _statistics_on(self, points: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean and spread of hands (42 x 3) and of so many points (P x 3) on a device."""
+        each = points // len(self.object_names)
+        clouds = (x.repeat_interleave(each, dim=0) for x in (self.objects_mean, self.objects_std))
+        return tuple(x.float().to(device) for x in (self.hands_mean, self.hands_std, *clouds))
 
     @classmethod
     def fit(cls, motions: Sequence[HandObjectMotion], object_names: tuple[str, ...]) -> MotionNormalizer:
@@ -82,15 +92,13 @@ class MotionNormalizer:
         self, hands: Tensor, points: Tensor, hands_by: Tensor, points_by: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Normalised motion (... x 42 x 3, ... x P x 3) moved by so many metres, shaped alike."""
-        std = self.objects_std.to(points).repeat_interleave(points.shape[-2] // len(self.object_names), dim=0)
-        return hands + hands_by / self.hands_std.to(hands), points + points_by / std
+        _, hands_std, _, points_std = self._on(points.shape[-2], points.device)
+        return hands + hands_by / hands_std, points + points_by / points_std
 
     def denormalize(self, hands: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised (... x 42 x 3, ... x P x 3) to metres, differentiable."""
-        per_object = points.shape[-2] // len(self.object_names)
-        std = self.objects_std.to(points).repeat_interleave(per_object, dim=0)
-        mean = self.objects_mean.to(points).repeat_interleave(per_object, dim=0)
-        return hands * self.hands_std.to(hands) + self.hands_mean.to(hands), points * std + mean
+        hands_mean, hands_std, points_mean, points_std = self._on(points.shape[-2], points.device)
+        return hands * hands_std + hands_mean, points * points_std + points_mean
 
     def project(self, hands: Tensor, points: Tensor) -> Tensor:
         """Where normalised joints and points (... x 42 x 3, ... x P x 3) lie in the image: ... x 42 + P x 2, across and

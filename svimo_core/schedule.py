@@ -9,11 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .config import ScheduleConfig
+
+
+class Step(NamedTuple):
+    """Where a run is."""
+
+    index: int
+    """Of the step, from 0."""
+    progress: float
+    """Part of the noise schedule that lies behind, from 0 (pure noise) to 1: in a run from pure noise over evenly
+    spaced timesteps, the part of its steps."""
+    noise: float
+    """Share of noise in the latents, 1 - abar."""
 
 
 class NoiseSchedule:
@@ -27,9 +40,11 @@ class NoiseSchedule:
         # Zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, algorithm 1): shift the last level to 0, keep the first.
         root = abar.sqrt()
         self.abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        self._levels: list[float] = self.abar.tolist()
 
     def timesteps(self, steps: int, denoise: float = 1.0) -> list[int]:
-        """Descending training timesteps, trailing spacing: the first is pure noise.
+        """Descending training timesteps, trailing spacing: the first is pure noise. Each comes once, so that there are
+        fewer than `steps` where a low `denoise` leaves fewer.
 
         Args:
             denoise: fraction of the schedule to run, (0, 1]; below 1 starts from a partly noised sample.
@@ -43,11 +58,16 @@ class NoiseSchedule:
         if not 0 < denoise <= 1:
             raise ValueError(f"denoise must be above 0 and at most 1, got {denoise}")
         top = round(total * denoise)
-        return [max(0, round(top - i * top / steps) - 1) for i in range(steps)]
+        spaced = (max(0, round(top - i * top / steps) - 1) for i in range(steps))
+        return list(dict.fromkeys(spaced))
+
+    def step(self, index: int, timestep: int) -> Step:
+        """Where a run is at a training timestep."""
+        return Step(index, 1 - (timestep + 1) / len(self._levels), 1 - self._levels[timestep])
 
     def level(self, timestep: int | None) -> float:
         """abar at a training timestep; None is the clean end of the schedule."""
-        return 1.0 if timestep is None else float(self.abar[timestep])
+        return 1.0 if timestep is None else self._levels[timestep]
 
     def add_noise(self, x0: Tensor, noise: Tensor, timestep: Tensor | int) -> Tensor:
         """Noise clean samples (B, ...) to one timestep, or to one of each batch entry (B,)."""
@@ -69,9 +89,14 @@ class NoiseSchedule:
         signal, sigma = self._coefficients(timestep, x_t)
         return (x_t - signal * x0) / sigma
 
-    def _coefficients(self, timestep: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
-        timestep = torch.as_tensor(timestep, device=self.abar.device).cpu().reshape(-1)
-        abar = self.abar[timestep].reshape(-1, *[1] * (like.ndim - 1))
+    def _coefficients(
+        self, timestep: Tensor | int, like: Tensor
+    ) -> tuple[Tensor, Tensor] | tuple[float, float]:
+        """Factors of signal and noise; plain numbers for one timestep, which nothing has to wait for."""
+        if isinstance(timestep, int):
+            abar = self._levels[timestep]
+            return math.sqrt(abar), math.sqrt(1 - abar)
+        abar = self.abar[timestep.cpu().reshape(-1)].reshape(-1, *[1] * (like.ndim - 1))
         return tuple(c.sqrt().to(like.device, like.dtype) for c in (abar, 1 - abar))
 
 

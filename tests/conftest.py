@@ -10,7 +10,7 @@ from svimo_core.checkpoint import PARTS, init_part, save_checkpoint
 from svimo_core.config import TINY, BackboneConfig, InteractionConfig, SViMoConfig, TextConfig, VAEConfig
 from svimo_core.motion import Camera, HandObjectMotion
 from svimo_core.normalization import MotionNormalizer
-from svimo_core.pipeline import SViMo
+from svimo_core.sampling.pipeline import SViMo
 
 FRAMES, HEIGHT, WIDTH = 9, 32, 48
 

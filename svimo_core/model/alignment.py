@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from ..config import InteractionConfig
 from ..motion import HAND_NAMES
-from .layers import COORDINATE_CHANNELS, Operations, ResBlock2D, cell_coordinates
+from ..once import OnceForEach
+from .layers import (
+    COORDINATE_CHANNELS,
+    Operations,
+    ResBlock2D,
+    cell_coordinates,
+    with_coordinates,
+)
 
 NUM_HANDS = len(HAND_NAMES)
 IMAGE_BLOCKS = 3
@@ -49,9 +56,8 @@ class ImageAlignment(nn.Module):
         self.frame = operations.Linear(3 * bodies + hidden, hidden)
         self.shift = operations.Linear(hidden, 3 * bodies)
         self.joint = operations.Conv1d(2 * self.num_joints, 3 * self.num_joints, 1, groups=self.num_joints)
-        for last in (self.shift, self.joint):  # untrained, it changes nothing
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.coordinates = OnceForEach(cell_coordinates)
+        self.chosen_index = OnceForEach(self._chosen_index)
 
     def find(self, image: Tensor) -> Tensor:
         """Where a reference image shows every joint and every chosen point.
@@ -66,13 +72,13 @@ class ImageAlignment(nn.Module):
             B K 2 float32: across and down, from -1 to 1 at the image's edges.
         """
         # in half precision, cells would not be where they are
-        where = cell_coordinates(image[:, :, None].float())[:, :, 0]
-        x = self.stem(torch.cat([image, where.to(image)], dim=1))
+        where = self.coordinates(*image.shape[-2:], image.device)
+        x = self.stem(with_coordinates(image, where))
         for block in self.blocks:
             x = block(x)
         maps = self.maps(F.silu(self.norm(x))).float()
         looked, across, down = rearrange(maps, "b (c k) h w -> c b k (h w)", c=3)
-        rows, columns = where[0, 0].flatten(), where[0, COORDINATE_CHANNELS // 2].flatten()
+        rows, columns = where[0].flatten(), where[COORDINATE_CHANNELS // 2].flatten()
         height, width = image.shape[-2:]
         places = torch.stack([columns + across * (2 / width), rows + down * (2 / height)], dim=-1)
         return (looked.softmax(dim=-1)[..., None] * places).sum(dim=-2)
@@ -84,14 +90,14 @@ class ImageAlignment(nn.Module):
 
         Args:
             found: of :meth:`find`, B K 2.
-            hands, points: normalised reading, B N 42 3 and B N P 3.
+            hands, points: normalised reading, B N 42 3 and B N P 3, in the type to compute in.
             projected: where its first frame lies in the image, B 42+P 2, from -1 to 1.
 
         Returns:
             Metres, for hands and points, shaped as given: every hand and object as a whole, and every joint a little
             for itself.
         """
-        dtype = self.compare.weight.dtype
+        dtype = hands.dtype
         apart = ((found - self.chosen_places(projected)) / RESIDUAL_UNIT).to(dtype)
         clouds = self.chosen(points)
         first = torch.cat([hands, clouds], dim=2)[:, 0].to(dtype)
@@ -113,10 +119,19 @@ class ImageAlignment(nn.Module):
     def chosen(self, points: Tensor) -> Tensor:
         """The points that are looked for, evenly among each object's: B N P c to B N (objects x align_points) c."""
         clouds = points.unflatten(2, (self.num_objects, -1))
-        index = torch.linspace(0, clouds.shape[3] - 1, self.per_object, device=points.device).round().long()
-        return clouds[:, :, :, index].flatten(2, 3)
+        return clouds.index_select(3, self.chosen_index(clouds.shape[3], points.device)).flatten(2, 3)
+
+    def _chosen_index(self, count: int, device: torch.device) -> Tensor:
+        return torch.linspace(0, count - 1, self.per_object).round().long().to(device)
 
     def chosen_places(self, places: Tensor) -> Tensor:
         """Of places of all joints and points (B 42+P 2), those that are looked for: B K 2."""
         joints, points = places[:, : self.num_joints], places[:, None, self.num_joints :]
         return torch.cat([joints, self.chosen(points)[:, 0]], dim=1)
+
+
+def start_without_corrections(alignment: ImageAlignment) -> None:
+    """Weights to train an alignment from: untrained, it changes nothing."""
+    for last in (alignment.shift, alignment.joint):
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import InteractionConfig
+from ..once import OnceForEach
 from .alignment import ImageAlignment
 from .layers import (
     COORDINATE_CHANNELS,
@@ -25,6 +26,7 @@ from .layers import (
     cell_coordinates,
     scaled_dot_product_attention,
     timestep_embedding,
+    with_coordinates,
 )
 
 POSITION_PERIOD = 200.0
@@ -52,7 +54,10 @@ class ResBlock3D(nn.Module):
 
 
 class PyramidLevel(nn.Module):
-    """One level: a residual block per stream, then each stream hears the other, then both are fused."""
+    """One level: a residual block per stream, then each stream hears the other, then both are fused.
+
+    The drawing's layers are called `motion`, as in the files of trained models.
+    """
 
     def __init__(self, in_channels: int, channels: int, groups: int, operations: Operations):
         super().__init__()
@@ -62,15 +67,15 @@ class PyramidLevel(nn.Module):
         self.motion_from_video = operations.Conv3d(channels, channels, 1)
         self.fuse = operations.Conv3d(2 * channels, channels, 1)
 
-    def forward(self, video: Tensor, motion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, video: Tensor, drawing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both streams (B C T h w) to updated streams and the fused features of this level."""
-        video, motion = self.video(video), self.motion(motion)
-        video, motion = video + self.video_from_motion(motion), motion + self.motion_from_video(video)
-        return video, motion, self.fuse(torch.cat([video, motion], dim=1))
+        video, drawing = self.video(video), self.motion(drawing)
+        video, drawing = video + self.video_from_motion(drawing), drawing + self.motion_from_video(video)
+        return video, drawing, self.fuse(torch.cat([video, drawing], dim=1))
 
 
 class LatentPyramid(nn.Module):
-    """Two 3D-convolution pyramids over the video and the motion latent, fused into one feature pyramid."""
+    """Two 3D-convolution pyramids over the latents of video and drawing, fused into one feature pyramid."""
 
     def __init__(self, config: InteractionConfig, operations: Operations):
         super().__init__()
@@ -94,16 +99,16 @@ class LatentPyramid(nn.Module):
             for c in channels[:-1]
         )
 
-    def forward(self, video: Tensor, motion: Tensor) -> list[Tensor]:
-        """Latents (B C T h w each) to features of each level, finest first (B c_l T h_l w_l)."""
-        where = cell_coordinates(video)
-        video = self.video_stem(torch.cat([video, where], dim=1))
-        motion = self.motion_stem(torch.cat([motion, where], dim=1))
+    def forward(self, video: Tensor, drawing: Tensor, where: Tensor) -> list[Tensor]:
+        """Latents (B C T h w each) and the coordinates of their cells (c h w) to features of each level, finest first
+        (B c_l T h_l w_l)."""
+        video = self.video_stem(with_coordinates(video, where))
+        drawing = self.motion_stem(with_coordinates(drawing, where))
         features = []
         for i, level in enumerate(self.levels):
             if i:
-                video, motion = self.down[i - 1]["video"](video), self.down[i - 1]["motion"](motion)
-            video, motion, fused = level(video, motion)
+                video, drawing = self.down[i - 1]["video"](video), self.down[i - 1]["motion"](drawing)
+            video, drawing, fused = level(video, drawing)
             features.append(fused)
         return features
 
@@ -129,15 +134,16 @@ class LatentReader(nn.Module):
         self.hidden = operations.Linear(places * self.grid[0] * self.grid[1], hidden)
         self.out = operations.Linear(hidden, TEMPORAL_COMPRESSION * channels)
 
-    def forward(self, video: Tensor, motion: Tensor) -> Tensor:
-        """Latents (B C T h w each) to features of every frame, B channels N."""
-        latents = torch.cat([video, motion], dim=1)
+    def forward(self, video: Tensor, drawing: Tensor, where: Tensor) -> Tensor:
+        """Latents (B C T h w each) and the coordinates of their cells (c h w) to features of every frame,
+        B channels N."""
+        latents = torch.cat([video, drawing], dim=1)
         first = latents[:, :, :1].expand_as(latents)
-        x = rearrange(torch.cat([latents, first, cell_coordinates(video)], dim=1), "b c t h w -> (b t) c h w")
-        x = self.stem(x)
+        x = with_coordinates(torch.cat([latents, first], dim=1), where)
+        x = self.stem(rearrange(x, "b c t h w -> (b t) c h w"))
         for block in self.blocks:
             x = block(x)
-        x = F.adaptive_avg_pool2d(self.places(F.silu(self.norm(x))), self.grid)
+        x = pool(self.places(F.silu(self.norm(x))), self.grid)
         x = self.out(F.silu(self.hidden(x.flatten(1))))
         # a latent frame tells of four frames, the first one only of its last
         frames = rearrange(x, "(b t) (k c) -> b c (t k)", b=len(video), k=TEMPORAL_COMPRESSION)
@@ -175,18 +181,21 @@ class TemporalBlock(nn.Module):
         self.ff_norm = operations.LayerNorm(channels)
         self.ff = FeedForward(channels, operations, expansion=2)
 
-    def forward(self, x: Tensor, time: Tensor, frames: Tensor, features: Tensor) -> Tensor:
-        """Update x (B C N) with timestep features (B time_dim), frame times (N,), and one level of the pyramid
-        (B c T h w)."""
+    def forward(self, x: Tensor, time: Tensor, features: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+        """Update x (B C N) with timestep features (B time_dim) and one level of the pyramid (B c T h w).
+
+        Args:
+            positions: of the frames (N C) and of the level's cells (T*h*w c), see :func:`positions_of`.
+        """
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.time(F.silu(time))[..., None].chunk(2, dim=1)
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
         x = rearrange(self.shortcut(x) + h, "b c n -> b n c")
 
-        where = timestep_embedding(frames, x.shape[-1], POSITION_PERIOD).to(x)
+        where, cells = (table.to(x) for table in positions)
         x = x + self.self_attention(self.attention_norm(x) + where)
-        context, positions = tokens_with_positions(features)
-        x = x + self.cross_attention(self.cross_norm(x) + where, self.context_norm(context) + positions)
+        context = self.context_norm(rearrange(features, "b c t h w -> b (t h w) c"))
+        x = x + self.cross_attention(self.cross_norm(x) + where, context + cells)
         x = x + self.ff(self.ff_norm(x))
         return rearrange(x, "b n c -> b c n")
 
@@ -235,18 +244,34 @@ class InteractionModel(nn.Module):
         self.norm_out = operations.GroupNorm(config.norm_groups, widths[0])
         self.proj_out = operations.Conv1d(widths[0], coordinates, 1)
         self.alignment = ImageAlignment(config, operations) if config.align_channels else None
-        """For the loop, which holds the reading against the reference image; no part of `forward`."""
+        """Holds a reading against the reference image; no part of `forward`."""
+        self.coordinates = OnceForEach(cell_coordinates)
+        self.positions = OnceForEach(self._positions)
+
+    def _positions(
+        self, frames: int, shapes: tuple[tuple[int, int, int], ...], device: torch.device
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of the frames and of the pyramid's cells at each level, whose frames are every second of those before."""
+        times = torch.arange(frames, device=device)
+        levels = zip(self.config.denoiser_channels, self.config.pyramid_channels, shapes, strict=True)
+        return [
+            (
+                timestep_embedding(times[:: 2**i], width, POSITION_PERIOD),
+                cell_positions(*shape, channels, device),
+            )
+            for i, (width, channels, shape) in enumerate(levels)
+        ]
 
     def forward(
-        self, hands: Tensor, points: Tensor, video: Tensor, motion: Tensor, timestep: Tensor
+        self, hands: Tensor, points: Tensor, video: Tensor, drawing: Tensor, timestep: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Predict clean motion from noisy motion and the latents.
 
         Args:
             hands: normalised noisy joints, B x N x 42 x 3.
             points: normalised noisy points of all objects in order, B x N x P x 3.
-            video, motion: latents, noisy or clean, B C T h w.
-            timestep: (B,) training timesteps of the motion's noise.
+            video, drawing: latents, noisy or clean, B C T h w.
+            timestep: (B,) training timesteps of the noise of hands and points.
 
         Returns:
             Normalised clean hands and points, shaped as given.
@@ -255,43 +280,60 @@ class InteractionModel(nn.Module):
         time = self.time_embedding(
             timestep_embedding(timestep, self.config.denoiser_channels[0]).to(hands.dtype)
         )
-        read, pyramid = self.reader(video, motion)[:, :, :num_frames], self.pyramid(video, motion)
-        frames = torch.arange(num_frames, device=hands.device)
+        where = self.coordinates(*video.shape[-2:], video.device)
+        read = self.reader(video, drawing, where)[:, :, :num_frames]
+        pyramid = self.pyramid(video, drawing, where)
+        positions = self.positions(num_frames, tuple(tuple(p.shape[2:]) for p in pyramid), video.device)
 
         x = self.stem(rearrange(torch.cat([hands, points], dim=2), "b n p xyz -> b (p xyz) n"))
         x = x * self.trust(F.silu(time))[..., None] + read  # the noisier the motion, the less it counts
         skips = []
         for i, block in enumerate(self.encoder):
             if i:
-                x, frames = self.down[i - 1](x), frames[::2]
-            x = block(x, time, frames, pyramid[i])
-            skips.append((x, frames))
-        x = self.middle(x, time, frames, pyramid[-1])
+                x = self.down[i - 1](x)
+            x = block(x, time, pyramid[i], positions[i])
+            skips.append(x)
+        x = self.middle(x, time, pyramid[-1], positions[-1])
         for i in reversed(range(len(self.decoder))):
-            skip, frames = skips[i]
-            x = self.up[i](F.interpolate(x, size=skip.shape[-1], mode="nearest"))
-            x = self.decoder[i](torch.cat([x, skip], dim=1), time, frames, pyramid[i])
+            x = self.up[i](F.interpolate(x, size=skips[i].shape[-1], mode="nearest"))
+            x = self.decoder[i](torch.cat([x, skips[i]], dim=1), time, pyramid[i], positions[i])
         # what was read is a first estimate that the denoiser only has to correct
         out = self.proj_out(F.silu(self.norm_out(x)) + read)
         out = rearrange(out, "b (p xyz) n -> b n p xyz", xyz=3)
         return out[:, :, : hands.shape[2]], out[:, :, hands.shape[2] :]
 
 
-def tokens_with_positions(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Flatten one pyramid level (B c T h w) to tokens (B M c), with fixed sinusoids of where each is (M c).
+def cell_positions(frames: int, height: int, width: int, channels: int, device: torch.device) -> Tensor:
+    """Fixed sinusoids of where each cell of a pyramid level is, T*h*w x channels float32.
 
     Time is in frames (four per latent frame) so that it compares with the denoiser's; height and width are in
     percent of the image so that another resolution keeps its meaning.
     """
-    _, channels, t, h, w = features.shape
     axes = [
-        TEMPORAL_COMPRESSION * torch.arange(t).float(),
-        100.0 * (torch.arange(h) + 0.5) / h,
-        100.0 * (torch.arange(w) + 0.5) / w,
+        TEMPORAL_COMPRESSION * torch.arange(frames, device=device).float(),
+        100.0 * (torch.arange(height, device=device) + 0.5) / height,
+        100.0 * (torch.arange(width, device=device) + 0.5) / width,
     ]
     widths = (channels // 2, channels // 4, channels // 4)
     grid = torch.meshgrid(*axes, indexing="ij")
-    positions = [
-        timestep_embedding(g.flatten(), c, POSITION_PERIOD) for g, c in zip(grid, widths, strict=True)
-    ]
-    return rearrange(features, "b c t h w -> b (t h w) c"), torch.cat(positions, dim=-1).to(features)
+    return torch.cat(
+        [timestep_embedding(g.flatten(), c, POSITION_PERIOD) for g, c in zip(grid, widths, strict=True)],
+        dim=-1,
+    )
+
+
+def pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling of images (B C h w) to a grid of rows and columns, as a matrix product where the grid
+    does not divide the size: Apple's GPUs have no kernel for that."""
+    if x.shape[-2] % grid[0] == 0 and x.shape[-1] % grid[1] == 0:
+        return F.adaptive_avg_pool2d(x, grid)
+    rows, columns = (_pooling(size, cells, x) for size, cells in zip(x.shape[-2:], grid, strict=True))
+    return torch.einsum("rh,bchw,qw->bcrq", rows, x, columns)
+
+
+def _pooling(size: int, cells: int, like: Tensor) -> Tensor:
+    """Shares of each place in each cell's mean (cells x size), as adaptive pooling has them."""
+    cell, place = torch.arange(cells, device=like.device)[:, None], torch.arange(size, device=like.device)
+    begin, end = cell * size // cells, ((cell + 1) * size + cells - 1) // cells
+    inside = ((place >= begin) & (place < end)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)

@@ -21,11 +21,12 @@ Operations = Any
 COORDINATE_CHANNELS = 10
 """Of :func:`cell_coordinates`: row and column, and two sines and cosines of each."""
 
-AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(q, k, v), each batch x heads x tokens x head_dim, to batch x tokens x (heads head_dim)."""
+AttentionFunction = Callable[..., Tensor]
+"""(q, k, v, **options), each of the three batch x heads x tokens x head_dim, to batch x tokens x (heads head_dim).
+What options there are, is between whoever calls the network and whoever brings the function."""
 
 
-def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, **_options: Any) -> Tensor:
     """PyTorch's attention in the AttentionFunction form."""
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
 
@@ -100,8 +101,11 @@ class SelfAttention(nn.Module):
         self.norm_k = operations.LayerNorm(dim // num_heads, eps=1e-6)
         self.to_out = nn.ModuleList([operations.Linear(dim, dim)])
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Attend x (B N dim) to itself; `rotary` (cos, sin) of M x head_dim turns the last M tokens."""
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, options: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Attend x (B N dim) to itself; `rotary` (cos, sin) of M x head_dim turns the last M tokens. `options` go to
+        the attention function."""
         q, k, v = (
             rearrange(project(x), "b n (heads d) -> b n heads d", heads=self.num_heads)
             for project in (self.to_q, self.to_k, self.to_v)
@@ -110,7 +114,7 @@ class SelfAttention(nn.Module):
         q, k, v = (rearrange(t, "b n heads d -> b heads n d") for t in (q, k, v))
         if rotary is not None:
             q, k = rotate_last(q, *rotary), rotate_last(k, *rotary)
-        return self.to_out[0](self.attention(q, k, v))
+        return self.to_out[0](self.attention(q, k, v, **(options or {})))
 
 
 class CrossAttention(nn.Module):
@@ -141,16 +145,22 @@ class CrossAttention(nn.Module):
         return self.to_out(self.attention(q, k, v))
 
 
-def cell_coordinates(latent: Tensor) -> Tensor:
-    """Where every cell of a latent (B C T h w) is, as B COORDINATE_CHANNELS T h w: row and column in [-1, 1], sines and
+def cell_coordinates(height: int, width: int, device: torch.device) -> Tensor:
+    """Where every cell of a latent frame is, as COORDINATE_CHANNELS h w float32: row and column in [-1, 1], sines and
     cosines of them. With these a convolution can tell what is where (Liu et al. 2018, CoordConv)."""
-    b, _, t, h, w = latent.shape
     channels = []
-    for axis, size in ((0, h), (1, w)):
-        place = (2 * torch.arange(size, device=latent.device) + 1) / size - 1
+    for axis, size in ((0, height), (1, width)):
+        place = (2 * torch.arange(size, device=device) + 1) / size - 1
         waves = [place, *(f(k * torch.pi * place) for k in (1, 2) for f in (torch.sin, torch.cos))]
-        channels += [wave[:, None].expand(h, w) if axis == 0 else wave[None].expand(h, w) for wave in waves]
-    return torch.stack(channels)[None, :, None].expand(b, -1, t, -1, -1).to(latent)
+        shape = (size, 1) if axis == 0 else (1, size)
+        channels += [wave.view(shape).expand(height, width) for wave in waves]
+    return torch.stack(channels)
+
+
+def with_coordinates(x: Tensor, where: Tensor) -> Tensor:
+    """Features (B C ... h w) with the coordinates of their cells as further channels."""
+    where = where.to(x).view(1, -1, *[1] * (x.ndim - 4), *x.shape[-2:])
+    return torch.cat([x, where.expand(len(x), -1, *x.shape[2:])], dim=1)
 
 
 def rotary_3d(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import BackboneConfig
+from ..once import OnceForEach
 from .layers import (
     AttentionFunction,
     FeedForward,
@@ -25,6 +28,9 @@ from .layers import (
     scaled_dot_product_attention,
     timestep_embedding,
 )
+
+RunBlock = Callable[[int, Callable[[list[Tensor]], list[Tensor]], list[Tensor]], list[Tensor]]
+"""(index, block, token streams) to updated token streams; `block(streams)` runs the block itself."""
 
 
 class PatchEmbed(nn.Module):
@@ -47,13 +53,12 @@ class PatchEmbed(nn.Module):
         frames = rearrange(torch.cat([noisy, condition], dim=1), "b c t h w -> (b t) c h w")
         return rearrange(projection(frames), "(b t) d h w -> b (t h w) d", b=len(noisy))
 
-    def positions(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor] | None:
+    def positions(self, grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Learned text and patch positions. The table only fits its own grid; elsewhere it is left out, which
         CogVideoX's maintainers confirm is harmless (its values are near zero)."""
         if self.config.position_table is None or tuple(self.config.position_table) != grid:
             return None
-        index = torch.arange(self.position_table.num_embeddings, device=self.position_table.weight.device)
-        table = self.position_table(index)
+        table = self.position_table(torch.arange(self.position_table.num_embeddings, device=device))
         return table[: self.config.text_length], table[self.config.text_length :]
 
 
@@ -95,11 +100,17 @@ class Block(nn.Module):
         self.norm2 = Modulation(config, operations)
         self.ff = FeedForward(config.dim, operations)
 
-    def forward(self, streams: list[Tensor], time: Tensor, rotary: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """Update the [text, video, motion] token streams, each B N_m dim."""
+    def forward(
+        self,
+        streams: list[Tensor],
+        time: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        options: dict[str, Any] | None = None,
+    ) -> list[Tensor]:
+        """Update the [text, video, drawing] token streams, each B N_m dim; `options` go to the attention function."""
         lengths = [stream.shape[1] for stream in streams]
         tokens, gates = self.norm1(streams, time)
-        update = self.attn1(tokens, rotary).split(lengths, dim=1)
+        update = self.attn1(tokens, rotary, options).split(lengths, dim=1)
         streams = [torch.addcmul(f, gate, u) for f, gate, u in zip(streams, gates, update, strict=True)]
         tokens, gates = self.norm2(streams, time)
         update = self.ff(tokens).split(lengths, dim=1)
@@ -141,6 +152,14 @@ class MMDiT(nn.Module):
         self.norm_final = operations.LayerNorm(config.dim, eps=config.norm_eps)
         self.norm_out = FinalModulation(config, operations)
         self.proj_out = operations.Linear(config.dim, config.patch_size**2 * config.latent_channels)
+        self.rotary = OnceForEach(self._rotary)
+
+    def _rotary(
+        self, streams: int, frames: int, height: int, width: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all patches; those of the drawing sit where the video's that they overlay sit."""
+        tables = rotary_3d(frames, height, width, self.config.head_dim, device, self.config.rotary_grid)
+        return tuple(torch.cat([table] * streams) for table in tables)
 
     def forward(
         self,
@@ -148,21 +167,23 @@ class MMDiT(nn.Module):
         image: Tensor,
         text: Tensor,
         timestep: Tensor,
-        motion: Tensor | None = None,
+        drawing: Tensor | None = None,
         guidance: Tensor | None = None,
-        on_block: Callable[[int], None] | None = None,
+        run_block: RunBlock | None = None,
+        attention_options: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Predict v for one noise level.
 
         Args:
-            video, motion: noisy latents, B C T h w; `motion` None is video-only mode.
+            video, drawing: noisy latents, B C T h w; `drawing` (of the motion) None is video-only mode.
             image, guidance: their conditions, same shape (see :meth:`image_condition`).
             text: B L text_dim features.
             timestep: (B,) training timesteps.
-            on_block: called with each block's index before it runs; raise there to stop.
+            run_block: runs each block in its own way; None just runs it.
+            attention_options: for the attention function.
 
         Returns:
-            v of video and of motion (None in video-only mode), B C T h w.
+            v of video and of drawing (None in video-only mode), B C T h w.
         """
         config = self.config
         grid = (video.shape[2], video.shape[3] // config.patch_size, video.shape[4] // config.patch_size)
@@ -173,20 +194,17 @@ class MMDiT(nn.Module):
             self.patch_embed.text_proj(text),
             self.patch_embed.patches(self.patch_embed.proj, video, image),
         ]
-        if motion is not None:
-            streams.append(self.patch_embed.patches(self.patch_embed.motion_proj, motion, guidance))
-        learned = self.patch_embed.positions(grid)
+        if drawing is not None:
+            streams.append(self.patch_embed.patches(self.patch_embed.motion_proj, drawing, guidance))
+        learned = self.patch_embed.positions(grid, video.device)
         if learned is not None:
             streams = [stream + learned[min(i, 1)].to(stream) for i, stream in enumerate(streams)]
-        rotary = rotary_3d(*grid, config.head_dim, video.device, config.rotary_grid)
-        if motion is not None:  # motion tokens sit where the video tokens they overlay sit
-            rotary = tuple(torch.cat([table, table]) for table in rotary)
+        rotary = self.rotary(len(streams) - 1, *grid, video.device)
 
         # 2. joint blocks
         for i, block in enumerate(self.transformer_blocks):
-            if on_block is not None:
-                on_block(i)
-            streams = block(streams, time, rotary)
+            run = partial(block, time=time, rotary=rotary, options=attention_options)
+            streams = run(streams) if run_block is None else run_block(i, run, streams)
 
         # 3. each stream back to a latent
         velocities = [
@@ -199,7 +217,7 @@ class MMDiT(nn.Module):
             )
             for stream in streams[1:]
         ]
-        return velocities[0], velocities[1] if motion is not None else None
+        return velocities[0], velocities[1] if drawing is not None else None
 
     def image_condition(self, image: Tensor, latent_frames: int) -> Tensor:
         """Spread one image latent (B C h w) over time as this checkpoint was trained: B C T h w."""
@@ -233,15 +251,15 @@ class SeparateMMDiT(nn.Module):
         image: Tensor,
         text: Tensor,
         timestep: Tensor,
-        motion: Tensor,
+        drawing: Tensor,
         guidance: Tensor | None = None,
-        on_block: Callable[[int], None] | None = None,
+        run_block: RunBlock | None = None,
+        attention_options: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As of :class:`MMDiT`; `guidance` is ignored."""
-        networks = ((self.video, video), (self.motion, motion))
-        first, second = (
-            network(noisy, image, text, timestep, on_block=on_block)[0] for network, noisy in networks
-        )
+        networks = ((self.video, video), (self.motion, drawing))
+        options = dict(run_block=run_block, attention_options=attention_options)
+        first, second = (network(noisy, image, text, timestep, **options)[0] for network, noisy in networks)
         return first, second
 
     def image_condition(self, image: Tensor, latent_frames: int) -> Tensor:

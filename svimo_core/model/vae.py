@@ -56,7 +56,10 @@ class VideoVAE:
         """Frames (B N H W 3 in [0, 1]) to latents (B C T h w): the distribution's mean, or a sample of it when
         a `generator` (on the CPU) is given. `on_work` is called before each piece of work; raise there to stop."""
         weight = next(self.model.parameters())
-        pixels = rearrange(frames, "b n h w c -> b c n h w").to(weight.device, weight.dtype) * 2 - 1
+        pixels = rearrange(frames, "b n h w c -> b c n h w").to(weight.device)
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 255
+        pixels = pixels.to(weight.dtype) * 2 - 1
         with self._pieces(self.model.encoder, tiled, on_work):
             distribution = self.model.encode(pixels).latent_dist
         if generator is None:

@@ -21,10 +21,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..evaluate import evaluate, evaluation_clips
-from ..feedback import FeedbackOptions
 from ..files import whole_file
 from ..judges import Judges
-from ..pipeline import SViMo
+from ..sampling.guidance import FeedbackOptions
+from ..sampling.pipeline import SViMo
 from .settings import TrainConfig
 from .trainer import TrainingStopped, train
 
@@ -72,7 +72,7 @@ def run_variant(config: TrainConfig, name: str, seed: int, folder: Path, count: 
             Judges.load(),
             steps=steps,
             guidance_scale=1.0,
-            feedback_options=FeedbackOptions(enabled=variant.guidance),
+            options=FeedbackOptions(enabled=variant.guidance),
             compare=False,
         )
         with whole_file(found) as partial:

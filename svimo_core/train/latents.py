@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..config import ClipSize
 from ..files import whole_file
 from ..model.vae import VideoVAE
-from ..pipeline import encode_image
 from ..render import render_motion
-from ..sampler import Denoiser, JointLatents, sample
-from ..schedule import NoiseSchedule
+from ..sampling.pipeline import SViMo, encode_image
 from .clips import ClipFolder, resize_video
 from .settings import Shape
 
@@ -109,30 +108,22 @@ class SampledLatents(LatentCache):
     def __init__(self, clips: ClipFolder, model: SimpleNamespace, features: dict[str, Tensor], steps: int):
         super().__init__(clips, model)
         self.backbone = model.parts["backbone"]
-        self.schedule = NoiseSchedule(model.config.schedule)
         self.features = features
         self.steps = steps
         networks = {part: model.parts[part] for part in ("backbone", "text_encoder") if part in model.parts}
         self.root = self.root / f"sampled-{steps}-{fingerprint(nn.ModuleDict(networks))}"
 
     def _make(self, index: int, shape: Shape) -> Tensor:
-        device, generator = next(self.backbone.parameters()).device, torch.Generator().manual_seed(index)
+        generator = torch.Generator().manual_seed(index)
         image = torch.from_numpy(np.array(self.clips.video(index)[0])).float() / 255
-        text = self.features[self.clips.motion(index).prompt][None].to(device)
-        denoise = Denoiser(
-            model=self.backbone,
-            schedule=self.schedule,
-            image=encode_image(self.vae, image, shape.width, shape.height, generator=generator),
-            text=text,
-            negative_text=text,
-            guidance_scale=1.0,
-            dynamic=False,
+        text = self.features[self.clips.motion(index).prompt][None]
+        image = encode_image(self.vae, image, shape.width, shape.height, generator=generator)
+        size = ClipSize(shape.frames, shape.height, shape.width)
+        model = SViMo(config=self.model.config, backbone=self.backbone, vae=self.vae)
+        latents, _, _ = model.denoise(
+            image, text, text, size, generator, self.steps, guidance_scale=1.0, guidance_schedule="constant"
         )
-        size = self.model.config.latent_shape(shape.frames, shape.height, shape.width)
-        video, motion = (torch.randn(1, *size, generator=generator).to(device) for _ in range(2))
-        timesteps = self.schedule.timesteps(self.steps)
-        latents, _ = sample(denoise, JointLatents(video, motion), timesteps, generator)
-        return torch.cat([latents.video, latents.motion])
+        return torch.cat(latents)
 
 
 def fingerprint(module: nn.Module) -> str:

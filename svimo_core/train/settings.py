@@ -71,7 +71,7 @@ class InteractionObjective:
     """Of the sampler, behind `sampled_share`. One step gives the blurred first guess that the loop starts from."""
     reading_share: float = 0.0
     """Fraction of samples, in warm-up and constraint, whose hands and points are at the last timestep, pure noise: how
-    the sampler reads latents (`InteractionFeedback.read`). 0 is the paper's setting."""
+    the sampler reads latents (`MotionReader.read`). 0 is the paper's setting."""
     motion_dropout: float = 0.0
     """Chance of a warm-up sample to lose its motion latent, so that VID learns to see hands and things in the video as
     well, which is nearer to the reference image. 0 is the paper's setting."""

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..config import ClipSize
 from ..files import whole_file
 from ..model.vae import VideoVAE
-from ..pipeline import empty_latents, encode_image, to_uint8
 from ..render import render_motion
-from ..sampler import Denoiser, JointLatents, noise_like, sample
+from ..sampling.pipeline import SViMo, encode_image, to_uint8
 from .clips import ClipFolder, resize_video
 from .latents import LatentCache
 from .settings import Shape, TrainConfig
@@ -86,36 +86,28 @@ def generations(
     """Video and drawing of a clip, then video, motion video and drawn 3D motion (if there is a VID) generated from its
     first frame."""
     clip = clips.clip(index, shape.frames)
-    config, device = model.config, next(stage.backbone.parameters()).device
+    config, size = model.config, ClipSize(shape.frames, shape.height, shape.width)
     video = resize_video(clip.video, shape.height, shape.width)
     generator = torch.Generator().manual_seed(index)
-    vae = VideoVAE(model.parts["vae"], config.vae)
-    schedule = stage.schedules["video"]
-    image = torch.from_numpy(video[0]).float() / 255
-    text, negative_text = stage.encode_prompts([clip.motion.prompt, ""]).to(device).chunk(2)
-    denoise = Denoiser(
-        model=stage.backbone,
-        schedule=schedule,
-        image=encode_image(vae, image, shape.width, shape.height, generator=generator).to(device),
-        text=text,
-        negative_text=negative_text,
+    reads = isinstance(stage, JointStage | AlignmentStage)
+    svimo = SViMo(
+        config=config,
+        backbone=stage.backbone,
+        vae=VideoVAE(model.parts["vae"], config.vae),
+        interaction=model.parts["interaction"] if reads else None,
+        normalizer=model.normalizer,
     )
-    empty = empty_latents(config, shape.frames, shape.height, shape.width)
-    feedback = None
-    if isinstance(stage, JointStage | AlignmentStage):
-        feedback = stage.loop(model.parts["interaction"], image[None])
-    start = noise_like(JointLatents(empty, empty), generator).to(device)
-    latents, _ = sample(denoise, start, schedule.timesteps(SAMPLING_STEPS), generator, feedback=feedback)
+    image = torch.from_numpy(video[0]).float() / 255
+    image = encode_image(svimo.vae, image, shape.width, shape.height, generator=generator)
+    prompts = stage.encode_prompts([clip.motion.prompt, ""]).chunk(2)
+    latents, reading, _ = svimo.denoise(image, *prompts, size, generator, SAMPLING_STEPS)
     rows = [
         video,
         render_motion(clip.motion, shape.width, shape.height),
-        to_uint8(vae.decode(latents.video)[0]),
-        to_uint8(vae.decode(latents.motion)[0]),
+        *(to_uint8(svimo.vae.decode(latent)[0]) for latent in latents),
     ]
-    if feedback is not None:
-        motion = model.normalizer.to_motion(
-            latents.hands[0], latents.points[0], shape.width, shape.height, config.fps
-        )
+    if reading is not None:
+        (motion,) = svimo.reader().to_motions(reading, shape.width, shape.height, config.fps)
         rows.append(render_motion(motion, shape.width, shape.height))
     return rows
 

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import SViMoConfig
-from ..feedback import InteractionFeedback
 from ..model.interaction import InteractionModel
 from ..model.text import TextEncoder
 from ..model.vae import VideoVAE, fit_preview
 from ..normalization import MotionNormalizer
 from ..render import render_motion
+from ..sampling.painter import MotionPainter
+from ..sampling.reader import MotionReader, Reading
 from ..schedule import NoiseSchedule
 from .clips import Clip, ClipFolder
 from .latents import LatentCache, SampledLatents
@@ -223,11 +224,14 @@ class BackboneStage(nn.Module):
         start = noise | {"time": torch.full((len(like),), last)}
         return FirstPass(noise, denoise(start, torch.zeros_like(like)))
 
-    def loop(self, interaction: InteractionModel, images: Tensor) -> InteractionFeedback:
-        """What reads, aligns and draws, for clips of the size of these reference images (B H W 3)."""
+    def reader(self, interaction: InteractionModel) -> MotionReader:
+        """What reads and aligns."""
+        return MotionReader(interaction, self.frozen.normalizer, len(self.schedules["video"].abar) - 1)
+
+    def painter(self, images: Tensor) -> MotionPainter:
+        """What draws, for clips of the size of these reference images (B H W 3)."""
         height, width = images.shape[1:3]
-        vae, normalizer = self.frozen.vae, self.frozen.normalizer
-        return InteractionFeedback(interaction, vae, normalizer, self.schedules["hands"], width, height)
+        return MotionPainter(self.frozen.vae.encode, self.frozen.normalizer, width, height)
 
     def _denoising_losses(
         self, batch: Batch, clean: list[Tensor], time: Tensor, true: Tensor
@@ -277,8 +281,7 @@ class JointStage(BackboneStage):
             if settings.sampled_share:
                 told = torch.rand(len(true), generator=generator) >= settings.sampled_share
                 true = true & told.to(true.device)
-        loop = self.loop(self.interaction, batch["images"])
-        guidance = self._guidance(noisy, first, kept, image, loop, denoise)
+        guidance = self._guidance(noisy, first, kept, image, self.painter(batch["images"]), denoise)
         if first is not None and not true.all():
             sampled = self._sampled(first, noisy["time"], guidance, denoise)
             for name in ("video", "motion"):
@@ -346,7 +349,7 @@ class JointStage(BackboneStage):
         first: FirstPass | None,
         kept: Tensor,
         image: Tensor,
-        loop: InteractionFeedback,
+        paint: MotionPainter,
         denoise: Denoise,
     ) -> Tensor:
         """Interaction guidance (B C T h w) of the samples that keep it, zero for the others; no gradient."""
@@ -356,13 +359,14 @@ class JointStage(BackboneStage):
         if self.objective.guidance_from == "noisy":
             inputs = (noisy[name][kept] for name in ("hands", "points", "video", "motion"))
             steps = noisy["motion_time"].to(kept.device)
-            hands, points = (x.float() for x in self.interaction(*inputs, steps[kept]))
+            reading = Reading(*(x.float() for x in self.interaction(*inputs, steps[kept])))
         else:
             clean = denoise(noisy, guidance) if first is None else first.clean
-            hands, points = loop.align(image[kept], *loop.read(*(x[kept] for x in clean)))
+            reader = self.reader(self.interaction)
+            reading = reader.align(image[kept], reader.read(*(x[kept] for x in clean)))
         # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
-        if hands.isfinite().all() and points.isfinite().all():
-            guidance[kept] = loop.guidance(hands, points)
+        if all(x.isfinite().all() for x in reading):
+            guidance[kept] = paint(reading)
         return guidance
 
 
@@ -403,7 +407,7 @@ class AlignmentStage(BackboneStage):
         truth, as they will be when the loop has closed; and the image latents."""
         denoise, _, image = self._conditioned(batch, generator)
         first = self._first_pass(batch, denoise, generator)
-        read = self.loop(self.frozen.interaction, batch["images"]).read(*first.clean)
+        read = self.reader(self.frozen.interaction).read(*first.clean)
         way = torch.rand(len(image), generator=generator) * NEARER_BY
         way = way * (torch.rand(len(image), generator=generator) < NEARER_SHARE)
         way = way.to(image)[:, None, None, None]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ..checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
 from ..config import PRESETS, SViMoConfig
-from ..model.alignment import ImageAlignment
+from ..model.alignment import ImageAlignment, start_without_corrections
 from ..model.mmdit import split_streams, start_from_nothing
 from ..normalization import MotionNormalizer
 from .clips import ClipFolder
@@ -252,6 +252,7 @@ def _with_alignment(size: SViMoConfig, interaction: nn.Module, config: TrainConf
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         interaction.alignment = ImageAlignment(added).requires_grad_(False)
+    start_without_corrections(interaction.alignment)
     return replace(size, interaction=added)
 
 

@@ -13,6 +13,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXImageToVideoPipeline
 from einops import rearrange
 from helpers.tiny_cogvideox import SCHEDULER, save_pipeline, tiny_transformer, tiny_vae
+from svimo_core.sampler import Denoiser, JointLatents, sample
 from torch import Tensor
 
 from svimo_core.checkpoint import convert, load_part, read_header, with_diffusers_positions
@@ -20,7 +21,6 @@ from svimo_core.config import ScheduleConfig
 from svimo_core.model.layers import rotary_3d
 from svimo_core.model.mmdit import MMDiT
 from svimo_core.model.vae import VideoVAE
-from svimo_core.sampler import Denoiser, JointLatents, sample
 from svimo_core.schedule import SOLVERS, NoiseSchedule, StepLevels
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96

@@ -12,6 +12,7 @@ CORE = ROOT / "svimo_core"
 ORDER = [
     "config",
     "files",
+    "once",
     "motion",
     "render",
     "schedule",
@@ -25,9 +26,12 @@ ORDER = [
     "weights",
     "cogvideox",
     "checkpoint",
-    "feedback",
-    "sampler",
-    "pipeline",
+    "sampling/latents",
+    "sampling/reader",
+    "sampling/painter",
+    "sampling/guidance",
+    "sampling/sampler",
+    "sampling/pipeline",
     "tracks",
     "hand_rig",
     "mano",
@@ -90,7 +94,7 @@ def test_core_and_package_import_without_comfyui():
         "start = root + '/__init__.py'\n"
         "spec = importlib.util.spec_from_file_location('pack', start, submodule_search_locations=[root])\n"
         "pack = importlib.util.module_from_spec(spec); sys.modules['pack'] = pack; spec.loader.exec_module(pack)\n"
-        "import pack.svimo_core.pipeline\n"
+        "import pack.svimo_core.sampling.pipeline\n"
         "assert callable(pack.comfy_entrypoint) and not any(name.startswith('comfy') for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent, capture_output=True)

@@ -11,7 +11,7 @@ from svimo_core.model.layers import cell_coordinates
 from svimo_core.model.mmdit import MMDiT, extend_with_motion
 from svimo_core.model.text import hand_object_prompt
 from svimo_core.model.vae import VideoVAE, build_vae, fit_preview
-from svimo_core.pipeline import SViMo, encode_image
+from svimo_core.sampling.pipeline import SViMo, encode_image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,17 +49,20 @@ def test_streams_see_each_other_and_their_conditions(model, latents, config):
 
 
 @torch.no_grad()
-def test_reported_blocks_can_stop_a_forward(model, latents, config):
+def test_blocks_can_be_run_in_another_way(model, latents, config):
+    """As ComfyUI's block patches do; and attention hears its options."""
     seen = []
 
-    def stop(block):
-        seen.append(block)
-        raise InterruptedError
+    def stop(index, block, streams):
+        seen.append(index)
+        if index == 1:
+            raise InterruptedError
+        return [2 * stream for stream in block(streams)]
 
     text = noise(2, config.backbone.text_length, config.backbone.text_dim)
     with pytest.raises(InterruptedError):
-        model.backbone(latents["video"], latents["image"], text, torch.tensor([1, 1]), on_block=stop)
-    assert seen == [0]
+        model.backbone(latents["video"], latents["image"], text, torch.tensor([1, 1]), run_block=stop)
+    assert seen == [0, 1]
 
 
 def test_image_condition_repeats_or_pads(model, config):
@@ -158,7 +161,7 @@ def test_what_is_read_is_the_first_estimate(config):
 
 @torch.no_grad()
 def test_vid_can_tell_places_apart_and_leave_noise_out(config):
-    places = cell_coordinates(torch.zeros(2, 16, 3, 8, 12))[1, :, 2].flatten(1).T
+    places = cell_coordinates(8, 12, torch.device("cpu")).flatten(1).T
     assert torch.cdist(places, places).add(torch.eye(len(places))).min() > 0.1
     network = InteractionModel(config.interaction)
     network.trust.weight.zero_()

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from svimo_core.feedback import FeedbackOptions, InteractionFeedback
-from svimo_core.pipeline import empty_latents, encode_image, fit_image, generate
 from svimo_core.sampler import Denoiser, Guidance, JointLatents, noise_like, noised, sample
+
+from svimo_core.sampling.pipeline import empty_latents, encode_image, fit_image, generate
 from svimo_core.schedule import SOLVERS, NoiseSchedule
 
 STEPS = 4

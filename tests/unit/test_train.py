@@ -18,13 +18,13 @@ import torch
 from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
 from safetensors import safe_open
 from safetensors.torch import load_file
+from svimo_core.feedback import InteractionFeedback
 from torch.amp import autocast
 from transformers import PreTrainedTokenizerFast
 
 from svimo_core.checkpoint import init_part, load_part, read_header, save_checkpoint
 from svimo_core.config import COGVIDEOX_5B_I2V, TINY
 from svimo_core.data.synthetic import generate_motion
-from svimo_core.feedback import InteractionFeedback
 from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion, split_streams
 from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
 from svimo_core.schedule import NoiseSchedule, StepLevels, ddim_step

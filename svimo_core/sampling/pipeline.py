@@ -15,29 +15,34 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .checkpoint import load_part, read_header
-from .config import SViMoConfig
-from .feedback import FeedbackOptions, InteractionFeedback
-from .model.interaction import InteractionModel
-from .model.mmdit import MMDiT
-from .model.text import TextEncoder
-from .model.vae import VideoVAE
-from .motion import HandObjectMotion
-from .normalization import MotionNormalizer
-from .sampler import Denoiser, JointLatents, SamplerReport, noise_like, sample
-from .schedule import NoiseSchedule
+from ..checkpoint import load_part, read_header
+from ..config import ClipSize, SViMoConfig
+from ..model.interaction import InteractionModel
+from ..model.mmdit import MMDiT
+from ..model.text import TextEncoder
+from ..model.vae import VideoVAE
+from ..motion import HandObjectMotion
+from ..normalization import MotionNormalizer
+from ..schedule import NoiseSchedule
+from .guidance import FeedbackLoop, FeedbackOptions, Unguided
+from .latents import JointLatents, noise_like
+from .painter import MotionPainter
+from .reader import MotionReader, Reading
+from .sampler import Denoiser, SamplerReport, guidance_scales, sample
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SViMo:
-    """A complete model, loaded."""
+    """A complete model: its networks, and how they work together."""
 
     config: SViMoConfig
     backbone: MMDiT
-    interaction: InteractionModel
     vae: VideoVAE
-    text_encoder: TextEncoder
-    normalizer: MotionNormalizer
+    interaction: InteractionModel | None = None
+    """None: there is no 3D motion."""
+    text_encoder: TextEncoder | None = None
+    """None: prompts are given as features."""
+    normalizer: MotionNormalizer | None = None
 
     @classmethod
     def load(
@@ -62,6 +67,70 @@ class SViMo:
             normalizer=header.normalizer,
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.backbone.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in."""
+        return next(self.backbone.parameters()).dtype
+
+    def reader(self) -> MotionReader:
+        """From latents to 3D motion."""
+        last = self.config.schedule.num_train_timesteps - 1
+        return MotionReader(self.interaction, self.normalizer, last, self.dtype)
+
+    def painter(self, size: ClipSize) -> MotionPainter:
+        """From 3D motion to the drawing's latent."""
+        return MotionPainter(self.vae.encode, self.normalizer, size.width, size.height)
+
+    def denoise(
+        self,
+        image: Tensor,
+        text: Tensor,
+        negative_text: Tensor,
+        size: ClipSize,
+        generator: torch.Generator,
+        steps: int = 50,
+        guidance_scale: float = 6.0,
+        guidance_schedule: str = "dynamic",
+        solver: str = "ddim",
+        options: FeedbackOptions | None = None,
+        on_step: Callable[[int, Tensor], None] = lambda step, clean: None,
+    ) -> tuple[JointLatents, Reading | None, SamplerReport]:
+        """Latents of a clip and the reading of it, from conditions: the reference image's latent (1 C h w) and features
+        of both prompts (1 L text_dim each)."""
+        device, config = self.device, self.config
+        schedule = NoiseSchedule(config.schedule)
+        timesteps = schedule.timesteps(steps)
+        image = image.to(device)
+        denoiser = Denoiser(
+            model=self.backbone,
+            schedule=schedule,
+            image=image,
+            text=text.to(device, torch.float32),
+            negative_text=negative_text.to(device, torch.float32),
+            dtype=self.dtype,
+        )
+        empty = empty_latents(config, *size)
+        streams = JointLatents(empty, empty if config.backbone.motion else None)
+        guidance = Unguided()
+        if self.interaction is not None:
+            guidance = FeedbackLoop(self.reader(), self.painter(size), image, options)
+        latents, report = sample(
+            denoiser,
+            noise_like(streams, generator).to(device),
+            timesteps,
+            generator,
+            solver,
+            guidance,
+            guidance_scales(guidance_scale, timesteps, guidance_schedule),
+            on_step,
+        )
+        return latents, guidance.reading(), report
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Generation:
@@ -69,7 +138,7 @@ class Generation:
 
     video: Tensor
     """N H W 3 in [0, 1]."""
-    motion_video: Tensor
+    drawing: Tensor
     """The rendered motion as the model generated it, N H W 3 in [0, 1]."""
     motion: HandObjectMotion
     report: SamplerReport
@@ -83,56 +152,41 @@ def generate(
     seed: int = 0,
     steps: int = 50,
     guidance_scale: float = 6.0,
-    dynamic_guidance: bool = True,
+    guidance_schedule: str = "dynamic",
     solver: str = "ddim",
-    feedback_options: FeedbackOptions | None = None,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    options: FeedbackOptions | None = None,
+    on_step: Callable[[int, Tensor], None] = lambda step, clean: None,
 ) -> Generation:
     """One reference image (H W 3 in [0, 1]) and a prompt to a video and 3D motion, at the model's native size."""
-    config, weight = model.config, next(model.backbone.parameters())
+    config = model.config
+    size = ClipSize(config.frames, config.height, config.width)
     generator = torch.Generator("cpu").manual_seed(seed)
-    schedule = NoiseSchedule(config.schedule)
 
     # 1. conditions
     text, negative_text = model.text_encoder.encode([prompt, ""]).chunk(2)
-    image_latent = encode_image(model.vae, image, config.width, config.height, generator=generator)
+    image_latent = encode_image(model.vae, image, size.width, size.height, generator=generator)
 
-    # 2. noise for video and motion
-    empty = empty_latents(config, config.frames, config.height, config.width)
-    noise = noise_like(JointLatents(empty, empty), generator).to(weight.device)
-
-    # 3. denoise them together, with the loop closed
-    denoise = Denoiser(
-        model=model.backbone,
-        schedule=schedule,
-        image=image_latent,
-        text=text.float(),
-        negative_text=negative_text.float(),
-        guidance_scale=guidance_scale,
-        dynamic=dynamic_guidance,
-        dtype=weight.dtype,
-    )
-    feedback = InteractionFeedback(
-        model.interaction,
-        model.vae,
-        model.normalizer,
-        NoiseSchedule(config.motion_schedule),
-        config.width,
-        config.height,
-        denoise.dtype,
-    )
-    timesteps = schedule.timesteps(steps)
-    latents, report = sample(
-        denoise, noise, timesteps, generator, solver, feedback, feedback_options, on_step=on_step
+    # 2. noise to latents of video and drawing, with the loop closed
+    latents, reading, report = model.denoise(
+        image_latent,
+        text,
+        negative_text,
+        size,
+        generator,
+        steps,
+        guidance_scale,
+        guidance_schedule,
+        solver,
+        options,
+        on_step,
     )
 
-    # 4. decode
+    # 3. decode
+    (motion,) = model.reader().to_motions(reading, size.width, size.height, config.fps, prompt)
     return Generation(
         video=model.vae.decode(latents.video)[0],
-        motion_video=model.vae.decode(latents.motion)[0],
-        motion=model.normalizer.to_motion(
-            latents.hands[0], latents.points[0], config.width, config.height, config.fps, prompt
-        ),
+        drawing=model.vae.decode(latents.drawing)[0],
+        motion=motion,
         report=report,
     )
 

@@ -1,0 +1,108 @@
+"""The reader: from the two latents to hands and objects in 3D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..model.interaction import TEMPORAL_COMPRESSION, InteractionModel
+from ..motion import HandObjectMotion
+from ..normalization import MotionNormalizer
+from ..once import OnceForEach
+
+
+class Reading(NamedTuple):
+    """What is seen in latents: normalised joints and points, float32."""
+
+    hands: Tensor
+    """B N 42 3."""
+    points: Tensor
+    """B N P 3, all objects in order."""
+
+
+class MotionReader:
+    """VID with its statistics and its look at the reference image.
+
+    Args:
+        last_timestep: of the training schedule, where there is nothing but noise.
+        dtype: compute type of VID; everything outside of it is float32.
+        on_work: called before the network runs; raise there to stop.
+    """
+
+    def __init__(
+        self,
+        interaction: InteractionModel,
+        normalizer: MotionNormalizer,
+        last_timestep: int = 999,
+        dtype: torch.dtype = torch.float32,
+        on_work: Callable[[], None] = lambda: None,
+    ):
+        self.interaction = interaction
+        self.normalizer = normalizer
+        self.last_timestep = last_timestep
+        self.dtype = dtype
+        self.on_work = on_work
+        self._noise = OnceForEach(self._fixed_noise)
+
+    def read(self, video: Tensor, drawing: Tensor) -> Reading:
+        """VID's motion of latents (B C T h w each), as it comes.
+
+        From nothing but the latents: VID hears pure noise, the same in every call, in place of noisy motion. In the
+        sampler that could only be its own earlier guesses, made when the latents showed little.
+        """
+        self.on_work()
+        config = self.interaction.config
+        frames = (video.shape[2] - 1) * TEMPORAL_COMPRESSION + 1
+        noise = self._noise(frames, video.device).expand(len(video), -1, -1, -1)
+        noisy = noise.split([config.num_joints, config.num_points], dim=2)
+        time = torch.full((len(video),), self.last_timestep, device=video.device)
+        read = self.interaction(*noisy, video.to(self.dtype), drawing.to(self.dtype), time)
+        return Reading(*(x.float() for x in read))
+
+    def _fixed_noise(self, frames: int, device: torch.device) -> Tensor:
+        config = self.interaction.config
+        shape = 1, frames, config.num_joints + config.num_points, 3
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, self.dtype)
+
+    def align(self, image: Tensor, reading: Reading) -> Reading:
+        """A reading held against the reference image (latent, 1 or B C h w) and corrected; as it is where VID has no
+        part for that."""
+        alignment = self.interaction.alignment
+        if alignment is None:
+            return reading
+        self.on_work()
+        hands, points = reading
+        found = alignment.find(image.to(self.dtype)).expand(len(hands), -1, -1)
+        projected = self.normalizer.project(hands[:, 0], points[:, 0])
+        moves = alignment(found, hands.to(self.dtype), points.to(self.dtype), projected)
+        return Reading(*self.normalizer.move(hands, points, *moves))
+
+    def to_motions(
+        self, reading: Reading, width: int, height: int, fps: float, prompt: str = ""
+    ) -> list[HandObjectMotion]:
+        """Each clip of a reading in metres, seen at width x height pixels."""
+        return [
+            self.normalizer.to_motion(hands, points, width, height, fps, prompt)
+            for hands, points in zip(*reading, strict=True)
+        ]
+
+
+class MeanReading:
+    """Running mean of readings. The noisier the latents of a step, the nearer are the clean ones predicted from them to
+    the mean of what may follow, and the more their reading weighs."""
+
+    def __init__(self):
+        self.value: Reading | None = None
+        """None before the first."""
+        self.total = 0.0
+
+    def add(self, reading: Reading, weight: float) -> None:
+        """Count one more reading with this weight."""
+        self.total += weight
+        before = self.value or reading
+        self.value = Reading(
+            *(x + weight / self.total * (new - x) for x, new in zip(before, reading, strict=True))
+        )
