@@ -15,18 +15,17 @@ from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.pipeline import empty_latents, encode_image
 from ..svimo_core.render import check_in_view
 from ..svimo_core.sampler import Guidance
+from .clip import SViMoCLIP
 from .types import (
     CATEGORY,
     GUIDANCE,
     IMAGE_LATENT,
     PROMPT,
     Motion,
-    SViMoCLIP,
-    SViMoVAE,
-    svimo_vae,
     throw_if_interrupted,
     unpack_latents,
 )
+from .vae import SViMoVAE, svimo_vae
 
 COGVIDEOX_TEXT_LENGTH = 226
 

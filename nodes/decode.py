@@ -14,13 +14,12 @@ from .types import (
     Interaction,
     InteractionHandle,
     Motion,
-    SViMoVAE,
     check_points,
     frames_to_image_batch,
-    svimo_vae,
     throw_if_interrupted,
     unpack_latents,
 )
+from .vae import SViMoVAE, svimo_vae
 
 
 class SViMoDecodeVideo(io.ComfyNode):

@@ -26,6 +26,7 @@ from ..svimo_core.checkpoint import (
 from ..svimo_core.cogvideox import lora_key_map
 from ..svimo_core.model.text import TextEncoder
 from ..svimo_core.model.vae import VideoVAE
+from .clip import SViMoCLIP
 from .lora import BackbonePatcher
 from .types import (
     CATEGORY,
@@ -33,12 +34,11 @@ from .types import (
     Held,
     Interaction,
     InteractionHandle,
-    SViMoCLIP,
-    SViMoVAE,
     backbone_of,
     check_choice,
     throw_if_interrupted,
 )
+from .vae import SViMoVAE
 
 FOLDER = "svimo"
 """Model category: `models/svimo`, anything extra_model_paths.yaml adds to it, and what ships with the pack."""

@@ -25,14 +25,13 @@ from .types import (
     FeedbackHandle,
     Interaction,
     InteractionHandle,
-    SViMoVAE,
     backbone_of,
     check_choice,
     pack_latents,
-    svimo_vae,
     throw_if_interrupted,
     unpack_latents,
 )
+from .vae import SViMoVAE, svimo_vae
 
 CFG_SCHEDULES = ["dynamic", "constant", "dynamic_diffusers"]
 
