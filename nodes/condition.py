@@ -6,25 +6,20 @@ from typing import Any
 
 import node_helpers
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..svimo_core.feedback import encode_motions
 from ..svimo_core.model.text import hand_object_prompt
 from ..svimo_core.motion import HandObjectMotion
-from ..svimo_core.pipeline import empty_latents, encode_image
 from ..svimo_core.render import check_in_view
-from ..svimo_core.sampler import Guidance
+from ..svimo_core.sampling.latents import JointLatents
+from ..svimo_core.sampling.painter import draw_motions
+from ..svimo_core.sampling.pipeline import empty_latents, encode_image
+from .backbone import GUIDANCE, IMAGE_LATENT, backbone_of
 from .clip import SViMoCLIP
-from .types import (
-    CATEGORY,
-    GUIDANCE,
-    IMAGE_LATENT,
-    PROMPT,
-    Motion,
-    throw_if_interrupted,
-    unpack_latents,
-)
+from .latents import PROMPT, packed, streams_of
+from .types import CATEGORY, Motion
 from .vae import SViMoVAE, svimo_vae
 
 COGVIDEOX_TEXT_LENGTH = 226
@@ -164,6 +159,11 @@ class SViMoImageEncode(io.ComfyNode):
                     round=0.001,
                     tooltip="Noise added to the reference image. SViMo is trained with about 0.05; 0 stays closest to the image.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that will sample: the latent then holds what it makes, and 0 means its native size. Not needed with the VAE of the same SViMo checkpoint.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="Prompt with the reference image."),
@@ -171,7 +171,8 @@ class SViMoImageEncode(io.ComfyNode):
                     display_name="negative", tooltip="Negative prompt with the reference image."
                 ),
                 io.Latent.Output(
-                    display_name="latent", tooltip="Empty video latent of the clip's size, for the sampler."
+                    display_name="latent",
+                    tooltip="Empty latent of the clip's size for any sampler: of the video, and of its drawing if the model makes one.",
                 ),
             ],
         )
@@ -187,14 +188,16 @@ class SViMoImageEncode(io.ComfyNode):
         height: int,
         frames: int,
         noise_augmentation: float,
+        model: ModelPatcher | None = None,
     ) -> io.NodeOutput:
-        config = svimo_vae(vae).config
+        vae = svimo_vae(vae)
+        config = backbone_of(model).config if model is not None else vae.config
         width, height, frames = width or config.width, height or config.height, frames or config.frames
         if len(image) != 1:
             raise ValueError(
                 f"image is a batch of {len(image)}: give one reference image (core's ImageFromBatch picks one)"
             )
-        latent = empty_latents(config, frames, height, width)
+        empty = empty_latents(config, frames, height, width)
         encoded = encode_image(
             vae.load(1, height, width),
             image[0, ..., :3],
@@ -203,11 +206,12 @@ class SViMoImageEncode(io.ComfyNode):
             noise_augmentation,
             torch.Generator("cpu").manual_seed(0),  # the noise only has to be there, not to vary
         )
-        values = {IMAGE_LATENT: encoded.cpu() / vae.scale}
+        values = {IMAGE_LATENT: encoded.cpu()[:, :, None] / vae.scale}
+        samples = packed(JointLatents(empty, empty.clone() if config.backbone.motion else None))
         return io.NodeOutput(
             node_helpers.conditioning_set_values(positive, values),
             node_helpers.conditioning_set_values(negative, values),
-            {"samples": latent},
+            {"samples": samples, PROMPT: positive[0][1].get(PROMPT, "")},
         )
 
 
@@ -270,22 +274,39 @@ class SViMoMotionEncode(io.ComfyNode):
         start_percent: float,
         end_percent: float,
     ) -> io.NodeOutput:
-        config = svimo_vae(vae).config
-        _, _, t, h, w = unpack_latents(latent, vae.scale).video.shape
-        frames = (t - 1) * config.vae.temporal_compression + 1
+        vae = svimo_vae(vae)
+        frames, height, width = vae.config.vae.clip_size(streams_of(latent).video)
         if len(motion) != frames:
             raise ValueError(
                 f"the motion has {len(motion)} frames, the clip {frames}: give both the same length"
             )
+        if not 0 <= start_percent <= end_percent <= 1:
+            raise ValueError(
+                f"a given motion needs 0 <= start_percent <= end_percent <= 1, got {start_percent} and {end_percent}"
+            )
         check_in_view(motion)
-        width, height = w * config.vae.spatial_compression, h * config.vae.spatial_compression
-        working = vae.load(frames, height, width)
-        encoded = encode_motions(working, [motion], width, height, on_work=throw_if_interrupted).cpu()
-        values = {GUIDANCE: Guidance(strength * encoded / vae.scale, start_percent, end_percent)}
+        encoded = vae.encode_scaled(draw_motions([motion], width, height)).cpu()
+        guidance = strength * encoded / vae.scale
         return io.NodeOutput(
-            node_helpers.conditioning_set_values(positive, values),
-            node_helpers.conditioning_set_values(negative, values),
+            *(guided(prompt, guidance, start_percent, end_percent) for prompt in (positive, negative))
         )
+
+
+def guided(prompt: list, guidance: Tensor, start: float, end: float) -> list:
+    """CONDITIONING that a given motion's drawing guides for a part of the steps, and nothing or the loop for the rest:
+    one entry for each part, of which core uses whichever holds."""
+    parts = [((start, end), {GUIDANCE: guidance}), ((0.0, start), {}), ((end, 1.0), {})]
+    return [
+        entry
+        for (begin, until), values in parts
+        if begin < until
+        for entry in node_helpers.conditioning_set_values(
+            prompt,
+            values
+            if (begin, until) == (0.0, 1.0)
+            else values | {"start_percent": begin, "end_percent": until},
+        )
+    ]
 
 
 NODES = [SViMoPrompt, SViMoTextEncode, SViMoImageEncode, SViMoMotionEncode]

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.model_management
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
-from ..svimo_core.feedback import InteractionFeedback
-from ..svimo_core.schedule import NoiseSchedule
-from .types import (
-    CATEGORY,
-    PROMPT,
-    Interaction,
-    InteractionHandle,
-    Motion,
-    check_points,
-    frames_to_image_batch,
-    throw_if_interrupted,
-    unpack_latents,
-)
-from .vae import SViMoVAE, svimo_vae
+from ..svimo_core.sampling.latents import JointLatents
+from ..svimo_core.sampling.reader import Reading
+from .latents import PROMPT, READING, StoredReading, packed, streams_of
+from .loop import InteractionHandle
+from .types import CATEGORY, Interaction, Motion, frames_to_image_batch
+from .vae import svimo_vae
 
 
 class SViMoDecodeVideo(io.ComfyNode):
@@ -34,7 +28,7 @@ class SViMoDecodeVideo(io.ComfyNode):
             description="Decode the video and the rendered motion. Send the frames to core's Create Video and Save Video.",
             inputs=[
                 io.Vae.Input("vae", tooltip="SViMo's video VAE."),
-                io.Latent.Input("latent", tooltip="From the SViMo Sampler."),
+                io.Latent.Input("latent", tooltip="From SViMo Sampler or any other sampler."),
                 io.Boolean.Input(
                     "tiled",
                     default=False,
@@ -51,15 +45,14 @@ class SViMoDecodeVideo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae: SViMoVAE, latent: dict, tiled: bool) -> io.NodeOutput:
-        vae = svimo_vae(vae)
-        latents = unpack_latents(latent, scale=1.0)  # decoders take VAE space
+    def execute(cls, vae: Any, latent: dict, tiled: bool) -> io.NodeOutput:
+        vae, latents = svimo_vae(vae), streams_of(latent)
         video = frames_to_image_batch(vae.decode(latents.video, tiled))
-        if latents.motion is None:
+        if latents.drawing is None:
             return io.NodeOutput(
                 video, ExecutionBlocker("this latent is video only: it has no rendered motion")
             )
-        return io.NodeOutput(video, frames_to_image_batch(vae.decode(latents.motion, tiled)))
+        return io.NodeOutput(video, frames_to_image_batch(vae.decode(latents.drawing, tiled)))
 
 
 class SViMoDecodeMotion(io.ComfyNode):
@@ -71,14 +64,16 @@ class SViMoDecodeMotion(io.ComfyNode):
             node_id="SViMoDecodeMotion",
             display_name="SViMo Decode Motion",
             category=f"{CATEGORY}/decode",
-            description="Take the 3D motion of both hands and all objects out of the sampled latent.",
+            description="Read the 3D motion of both hands and all objects off a sampled latent. After SViMo Sampler with feedback it is the mean of what was read at every step, otherwise what the finished latents show; either is held against the reference image.",
             inputs=[
                 Interaction.Input("interaction", tooltip="3D interaction model (VID)."),
-                io.Latent.Input("latent", tooltip="From a SViMo Sampler with feedback connected."),
+                io.Latent.Input(
+                    "latent", tooltip="Video and drawing, from SViMo Sampler or any other sampler."
+                ),
                 io.Boolean.Input(
                     "refine",
                     default=False,
-                    tooltip="Let the interaction model read the motion anew, off the finished latents alone: for latents that were changed after sampling. Off: the sampler's motion, the mean of what was read at every step, which is more exact.",
+                    tooltip="Read the finished latents alone even where the sampler has the mean of what it read at every step, which is more exact.",
                 ),
             ],
             outputs=[
@@ -91,36 +86,52 @@ class SViMoDecodeMotion(io.ComfyNode):
 
     @classmethod
     def execute(cls, interaction: InteractionHandle, latent: dict, refine: bool) -> io.NodeOutput:
-        vae = interaction.vae_config
-        latents = unpack_latents(latent, vae.scaling_factor)
-        if latents.hands is None:
+        latents, size = streams_of(latent), interaction.vae_config.clip_size(latent["samples"])
+        if latents.drawing is None:
             raise ValueError(
-                "this latent has no hands and objects: connect SViMo Feedback to the sampler (its loop may be off), "
-                "and use a SViMo model with motion"
+                "this latent is video only: 3D motion is read off video and drawing together. Use a SViMo model with motion"
             )
-        check_points(latents, interaction.config)
-        hands, points = latents.hands, latents.points
-        height, width = (size * vae.spatial_compression for size in latents.video.shape[-2:])
-        if refine:
-            comfy.model_management.load_models_gpu([interaction.patcher])
-            device = interaction.patcher.load_device
-            feedback = InteractionFeedback(
-                interaction.patcher.model,
-                None,
-                interaction.normalizer,
-                NoiseSchedule(interaction.schedule),
-                width,
-                height,
-                interaction.compute_dtype,
-                throw_if_interrupted,
+        if len(latents.video) != 1:
+            raise ValueError(
+                f"the latent is a batch of {len(latents.video)} clips: take one of them with SViMo Split Latent, core's "
+                "LatentFromBatch on both, and SViMo Join Latents"
             )
-            video, motion = latents.video.to(device), latents.motion.to(device)
-            hands, points = feedback.read(video, motion)
-        return io.NodeOutput(
-            interaction.normalizer.to_motion(
-                hands[0], points[0], width, height, interaction.fps, latent.get(PROMPT, "")
-            )
+        reading = None if refine else stored_reading(latent, latents, interaction)
+        if reading is None:
+            reading = read_finished(latents, interaction)
+        (motion,) = interaction.reader().to_motions(
+            reading, size.width, size.height, interaction.fps, latent.get(PROMPT, "")
         )
+        return io.NodeOutput(motion)
+
+
+def stored_reading(
+    latent: dict[str, Any], latents: JointLatents, interaction: InteractionHandle
+) -> Reading | None:
+    """The sampler's reading, if these are the very latents that it belongs to.
+
+    Raises:
+        ValueError: another interaction model made it.
+    """
+    stored: StoredReading | None = latent.get(READING)
+    if stored is None or not stored.belongs_to(latents):
+        return None
+    found, expected = stored.reading.points.shape[2], interaction.config.num_points
+    if found != expected:
+        raise ValueError(
+            f"the latent has {found} object points, this interaction model {expected}: use the interaction model that "
+            "the latent was sampled with, or turn refine on"
+        )
+    return stored.reading
+
+
+def read_finished(latents: JointLatents, interaction: InteractionHandle) -> Reading:
+    """What finished latents (in VAE space) show, held against the first frame, which is the reference image's."""
+    comfy.model_management.load_models_gpu([interaction.patcher])
+    device, scale = interaction.patcher.load_device, interaction.vae_config.scaling_factor
+    video, drawing = (x.to(device) * scale for x in latents)
+    reader = interaction.reader()
+    return Reading(*(x.cpu() for x in reader.align(video[:, :, 0], reader.read(video, drawing))))
 
 
 class SViMoSplitLatent(io.ComfyNode):
@@ -133,7 +144,7 @@ class SViMoSplitLatent(io.ComfyNode):
             display_name="SViMo Split Latent",
             category=f"{CATEGORY}/decode",
             description="Take the joint latent apart into plain video latents for core nodes such as Save Latent or VAE Decode.",
-            inputs=[io.Latent.Input("latent", tooltip="From the SViMo Sampler.")],
+            inputs=[io.Latent.Input("latent", tooltip="Video and drawing together, from a sampler.")],
             outputs=[
                 io.Latent.Output(display_name="video", tooltip="The video's latent."),
                 io.Latent.Output(display_name="rendered_motion", tooltip="The rendered motion's latent."),
@@ -142,10 +153,41 @@ class SViMoSplitLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: dict) -> io.NodeOutput:
-        latents = unpack_latents(latent, scale=1.0)
-        if latents.motion is None:
-            return io.NodeOutput({"samples": latents.video}, ExecutionBlocker("this latent is video only"))
-        return io.NodeOutput({"samples": latents.video}, {"samples": latents.motion})
+        latents = streams_of(latent)
+        others = {key: value for key, value in latent.items() if key == PROMPT}
+        video = {"samples": latents.video} | others
+        if latents.drawing is None:
+            return io.NodeOutput(video, ExecutionBlocker("this latent is video only"))
+        return io.NodeOutput(video, {"samples": latents.drawing} | others)
 
 
-NODES = [SViMoDecodeVideo, SViMoDecodeMotion, SViMoSplitLatent]
+class SViMoJoinLatents(io.ComfyNode):
+    """Plain latents to a joint one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoJoinLatents",
+            display_name="SViMo Join Latents",
+            category=f"{CATEGORY}/decode",
+            description="Put the latents of a video and of its drawing together again, after core nodes such as Load Latent or Flip Latent worked on each.",
+            inputs=[
+                io.Latent.Input("video", tooltip="The video's latent."),
+                io.Latent.Input("rendered_motion", tooltip="The rendered motion's latent, of the same size."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="Video and drawing together.")],
+        )
+
+    @classmethod
+    def execute(cls, video: dict, rendered_motion: dict) -> io.NodeOutput:
+        streams = [streams_of(latent) for latent in (video, rendered_motion)]
+        if any(latents.drawing is not None for latents in streams):
+            raise ValueError("SViMo Join Latents takes plain latents: one of these already holds two streams")
+        first, second = (latents.video for latents in streams)
+        if first.shape != second.shape:
+            sizes = " and ".join(" x ".join(map(str, x.shape)) for x in (first, second))
+            raise ValueError(f"video and rendered motion must have the same size, got latents of {sizes}")
+        return io.NodeOutput(video | {"samples": packed(JointLatents(first, second))})
+
+
+NODES = [SViMoDecodeVideo, SViMoDecodeMotion, SViMoSplitLatent, SViMoJoinLatents]

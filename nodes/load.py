@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
 import comfy.model_management
-import comfy.ops
 import comfy.utils
 import folder_paths
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
@@ -24,21 +23,24 @@ from ..svimo_core.checkpoint import (
     with_diffusers_positions,
 )
 from ..svimo_core.cogvideox import lora_key_map
+from ..svimo_core.model.interaction import InteractionModel
 from ..svimo_core.model.text import TextEncoder
 from ..svimo_core.model.vae import VideoVAE
+from ..svimo_core.weights import weight_files
+from .backbone import attention, backbone_of, dtypes_of, load_backbone, make_patcher, operations_for
 from .clip import SViMoCLIP
-from .lora import BackbonePatcher
-from .types import (
-    CATEGORY,
-    BackboneModel,
-    Held,
-    Interaction,
-    InteractionHandle,
-    backbone_of,
-    check_choice,
-    throw_if_interrupted,
-)
+from .loop import InteractionHandle
+from .types import CATEGORY, Interaction, check_choice, throw_if_interrupted
 from .vae import SViMoVAE
+
+
+class Held(torch.nn.Module):
+    """A network of another library for a ModelPatcher to hold: it writes `device`, which they define as read-only."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
 
 FOLDER = "svimo"
 """Model category: `models/svimo`, anything extra_model_paths.yaml adds to it, and what ships with the pack."""
@@ -84,22 +86,23 @@ def find_file(name: str, *categories: str) -> str:
     )
 
 
-def load_backbone(header: CheckpointHeader, weight_dtype: torch.dtype | None = None) -> ModelPatcher:
-    """MODEL: weights stay in the file's (or the chosen) type and are cast layer by layer where it is not computable."""
-    module, compute_dtype = _load_castable(header, "backbone", weight_dtype)
-    return _patcher(BackboneModel(module, header.config, compute_dtype, header.preview), BackbonePatcher)
-
-
 def load_interaction(header: CheckpointHeader) -> InteractionHandle:
     """SVIMO_INTERACTION."""
-    module, compute_dtype = _load_castable(header, "interaction", None)
+    device = comfy.model_management.get_torch_device()
+    stored, compute = dtypes_of(header, "interaction", None, device)
+    operations = operations_for(stored, compute, device)
+    network = load_part(
+        header,
+        "interaction",
+        build=lambda config: InteractionModel(config.interaction, operations, attention),
+    )
     return InteractionHandle(
-        patcher=_patcher(module),
+        patcher=make_patcher(network),
         config=header.config.interaction,
         vae_config=header.config.vae,
-        schedule=header.config.motion_schedule,
+        last_timestep=header.config.schedule.num_train_timesteps - 1,
         normalizer=header.normalizer,
-        compute_dtype=compute_dtype,
+        compute_dtype=compute,
         fps=header.config.fps,
     )
 
@@ -126,28 +129,13 @@ def load_text_encoder(header: CheckpointHeader) -> SViMoCLIP:
     return SViMoCLIP(TextEncoder(network, header.config.text), patcher)
 
 
-def _load_castable(header: CheckpointHeader, part: str, weight_dtype: torch.dtype | None):
-    """A network built from ComfyUI's own layers, and the type it computes in."""
-    device = comfy.model_management.get_torch_device()
-    stored = weight_dtype or header.part_dtype(part)
-    compute = (
-        comfy.model_management.unet_manual_cast(stored, device, [torch.bfloat16, torch.float32]) or stored
-    )
-    operations = comfy.ops.pick_operations(stored, compute, load_device=device)
-    return load_part(header, part, weight_dtype, operations, _attention), compute
-
-
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The attention backend that ComfyUI selected."""
-    return optimized_attention(q, k, v, heads=q.shape[1], skip_reshape=True)
-
-
-def _patcher(model: torch.nn.Module, kind: type[ModelPatcher] = ModelPatcher) -> ModelPatcher:
-    return kind(
-        model,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
+def written_when(name: str, *categories: str) -> list[tuple[int, int]]:
+    """A fingerprint of a model's files, so that ComfyUI loads anew what was written anew."""
+    try:
+        files = [file.stat() for file in weight_files(Path(find_file(name, *categories)))]
+    except (OSError, ValueError):
+        return []  # loading says what is wrong
+    return [(stat.st_mtime_ns, stat.st_size) for stat in files]
 
 
 class SViMoCheckpointLoader(io.ComfyNode):
@@ -178,6 +166,10 @@ class SViMoCheckpointLoader(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, ckpt_name: str, **_others: Any) -> list[tuple[int, int]]:
+        return written_when(ckpt_name, FOLDER)
 
     @classmethod
     def execute(cls, ckpt_name: str) -> io.NodeOutput:
@@ -220,6 +212,10 @@ class SViMoDiffusionModelLoader(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, model_name: str, **_others: Any) -> list[tuple[int, int]]:
+        return written_when(model_name, "diffusion_models", FOLDER)
+
+    @classmethod
     def execute(
         cls, model_name: str, weight_dtype: str, rotary_positions: str = "as_trained"
     ) -> io.NodeOutput:
@@ -250,6 +246,10 @@ class SViMoInteractionLoader(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, model_name: str, **_others: Any) -> list[tuple[int, int]]:
+        return written_when(model_name, FOLDER)
+
+    @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:
         return io.NodeOutput(load_interaction(read_header(find_file(model_name, FOLDER))))
 
@@ -273,6 +273,10 @@ class SViMoVAELoader(io.ComfyNode):
             ],
             outputs=[io.Vae.Output(tooltip="Video VAE.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, vae_name: str, **_others: Any) -> list[tuple[int, int]]:
+        return written_when(vae_name, "vae", FOLDER)
 
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:
@@ -303,6 +307,10 @@ class SViMoLoraLoader(io.ComfyNode):
             ],
             outputs=[io.Model.Output(tooltip="The model with the LoRA.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_others: Any) -> list[tuple[int, int]]:
+        return written_when(lora_name, "loras")
 
     @classmethod
     def execute(cls, model: ModelPatcher, lora_name: str, strength: float) -> io.NodeOutput:
@@ -350,7 +358,7 @@ class SViMoConvertCogVideoX(io.ComfyNode):
     def execute(cls, model_name: str, filename: str) -> io.NodeOutput:
         folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
         target = folder / f"{filename}.safetensors"
-        if Path(filename).name != filename or target.exists():
+        if not filename.strip() or Path(filename).name != filename or target.exists():
             raise ValueError(f"{filename!r} is no new plain name in models/{FOLDER}: choose another one")
         folder.mkdir(parents=True, exist_ok=True)
         bar = comfy.utils.ProgressBar(100)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter.base import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
@@ -20,16 +19,22 @@ Patches = dict[Any, Any]
 ("diff", (tensor,)), or to a list, which is another model's whole weight."""
 
 
-class BackbonePatcher(ModelPatcher):
-    """The patcher of a MODEL. A LoRA trained for CogVideoX reaches the motion stream as CogVideoX's weights do in a
-    conversion; one that does not fit is refused, where core would only write into its log."""
+class LoraChecks:
+    """What the patcher of a MODEL adds to core's: a LoRA trained for CogVideoX reaches the drawing's stream as
+    CogVideoX's weights do in a conversion; one that does not fit is refused, where core would only write into its
+    log."""
 
     def add_patches(self, patches: Patches, strength_patch: float = 1.0, strength_model: float = 1.0) -> list:
         """As ModelPatcher has it.
 
         Raises:
-            ValueError: a LoRA for another model, or of a kind that cannot reach the motion stream.
+            ValueError: a LoRA for another model, or of a kind that cannot reach the drawing's stream.
         """
+        if not patches:
+            raise ValueError(
+                "this LoRA has no layer that core's loader knows in this model. If it was trained for CogVideoX-I2V (its "
+                "names begin with transformer.), use Load SViMo LoRA; otherwise it is for another model"
+            )
         if self.model.config.backbone.motion:
             patches = with_motion(patches, self.model.config.backbone)
         weights = self.model.state_dict()

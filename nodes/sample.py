@@ -1,112 +1,174 @@
-"""The closed loop's options and the synchronized sampler."""
+"""The closed loop as a patch of MODEL, and the one-node way to sample with it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
-import comfy.model_management
+import comfy.sample
+import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..svimo_core.feedback import FeedbackOptions, InteractionFeedback
-from ..svimo_core.sampler import Denoiser, Guidance, JointLatents, noise_like, noised, sample
-from ..svimo_core.schedule import SOLVERS, NoiseSchedule
-from .types import (
-    CATEGORY,
-    GUIDANCE,
-    IMAGE_LATENT,
-    PROMPT,
-    BackboneModel,
-    Feedback,
-    FeedbackHandle,
-    Interaction,
+from ..svimo_core.sampling.guidance import FeedbackOptions
+from ..svimo_core.sampling.latents import JointLatents
+from ..svimo_core.sampling.reader import Reading
+from ..svimo_core.schedule import NoiseSchedule
+from .backbone import SViMoModel, backbone_of
+from .latents import PROMPT, READING, StoredReading, packed, streams_of
+from .loop import (
+    FeedbackPatch,
     InteractionHandle,
-    backbone_of,
-    check_choice,
-    pack_latents,
-    throw_if_interrupted,
-    unpack_latents,
+    Listener,
+    grow_cfg,
+    one_prompt_at_a_time,
+    report_of,
 )
-from .vae import SViMoVAE, svimo_vae
+from .types import CATEGORY, Feedback, Interaction, check_choice
+from .vae import svimo_vae
 
 CFG_SCHEDULES = ["dynamic", "constant", "dynamic_diffusers"]
+SOLVERS = {"ddim": "euler", "dpmpp_2m_sde": "dpmpp_2m_sde"}
+"""Our names to core's samplers; on CogVideoX's schedule euler is DDIM."""
+
+
+def loop_inputs() -> list[io.Input]:
+    """When and how strongly the loop acts."""
+    return [
+        io.Boolean.Input(
+            "enabled",
+            default=True,
+            tooltip="Off: the 3D motion is still read, but neither held against the image nor guiding the video.",
+        ),
+        io.Float.Input(
+            "start_percent",
+            default=0.2,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Part of the steps before the loop closes. Early on there is only noise to read.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Part of the steps after which the loop opens again.",
+        ),
+        io.Int.Input(
+            "every",
+            default=1,
+            min=1,
+            max=100,
+            tooltip="Refresh the guidance at every k-th step and hold it in between. Higher is faster.",
+        ),
+        io.Int.Input(
+            "iterations",
+            default=1,
+            min=1,
+            max=8,
+            tooltip="Denoising passes at each step that refreshes. Higher is slower and follows the 3D motion more closely.",
+        ),
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            tooltip="How strongly the drawn motion guides. 0 equals off.",
+        ),
+    ]
+
+
+class SViMoFeedbackLoop(io.ComfyNode):
+    """A MODEL with the loop closed."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoFeedbackLoop",
+            display_name="SViMo Feedback",
+            category=f"{CATEGORY}/sampling",
+            description="The closed loop, under any sampler: the 3D interaction model reads the video while it forms, its motion is held against the reference image and drawn, and the drawing guides the next step.",
+            inputs=[
+                io.Model.Input("model", tooltip="SViMo's video and motion transformer."),
+                Interaction.Input("interaction", tooltip="3D interaction model (VID)."),
+                io.Vae.Input("vae", tooltip="SViMo's video VAE: it encodes the drawn motion."),
+                *loop_inputs(),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with the loop: for SViMo Sampler, KSampler or any guider.")
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, interaction: InteractionHandle, vae: Any, **options: Any
+    ) -> io.NodeOutput:
+        return io.NodeOutput(feedback_patch(interaction, vae, **options).apply(model))
 
 
 class SViMoFeedback(io.ComfyNode):
-    """VID and VAE as a closed loop, and when it acts."""
+    """The loop for the feedback input of SViMo Sampler, as workflows before version 0.2 have it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SViMoFeedback",
-            display_name="SViMo Feedback",
+            display_name="SViMo Feedback (before 0.2)",
             category=f"{CATEGORY}/sampling",
-            description="The closed loop: the 3D interaction model reads the video while it forms, its motion is held against the reference image and drawn, and the drawing guides the next step.",
+            description="For workflows made before version 0.2. New ones: SViMo Feedback takes the model and gives it back with the loop, under any sampler.",
+            is_deprecated=True,
             inputs=[
                 Interaction.Input("interaction", tooltip="3D interaction model (VID)."),
                 io.Vae.Input("vae", tooltip="SViMo's video VAE: it encodes the drawn motion."),
-                io.Boolean.Input(
-                    "enabled",
-                    default=True,
-                    tooltip="Off: the 3D motion is still read, but neither held against the image nor guiding the video.",
-                ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Part of the steps before the loop closes. Early on there is only noise to read.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Part of the steps after which the loop opens again.",
-                ),
-                io.Int.Input(
-                    "every",
-                    default=1,
-                    min=1,
-                    max=100,
-                    tooltip="Refresh the guidance at every k-th step and hold it in between. Higher is faster.",
-                ),
-                io.Int.Input(
-                    "iterations",
-                    default=1,
-                    min=1,
-                    max=8,
-                    tooltip="Denoising passes at each step that refreshes. Higher is slower and follows the 3D motion more closely.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="How strongly the drawn motion guides. 0 equals off.",
-                ),
+                *loop_inputs(),
             ],
-            outputs=[Feedback.Output(display_name="feedback", tooltip="For the sampler.")],
+            outputs=[Feedback.Output(display_name="feedback", tooltip="For SViMo Sampler.")],
         )
 
     @classmethod
-    def execute(
-        cls,
-        interaction: InteractionHandle,
-        vae: SViMoVAE,
-        start_percent: float,
-        end_percent: float,
-        **options: Any,
-    ) -> io.NodeOutput:
-        options = FeedbackOptions(start=start_percent, end=end_percent, **options)
-        return io.NodeOutput(FeedbackHandle(interaction=interaction, vae=svimo_vae(vae), options=options))
+    def execute(cls, interaction: InteractionHandle, vae: Any, **options: Any) -> io.NodeOutput:
+        return io.NodeOutput(feedback_patch(interaction, vae, **options))
+
+
+def feedback_patch(
+    interaction: InteractionHandle, vae: Any, start_percent: float, end_percent: float, **options: Any
+) -> FeedbackPatch:
+    """The loop of these inputs."""
+    options = FeedbackOptions(start=start_percent, end=end_percent, **options)
+    return FeedbackPatch(interaction=interaction, vae=svimo_vae(vae), options=options)
+
+
+class SViMoGrowingCFG(io.ComfyNode):
+    """CogVideoX's classifier-free guidance for every sampler."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoGrowingCFG",
+            display_name="SViMo Growing CFG",
+            category=f"{CATEGORY}/sampling",
+            description="Let the sampler's cfg grow over the steps, from 1 to cfg + 1, as CogVideoX was made to be sampled. SViMo Sampler has it built in.",
+            inputs=[
+                io.Model.Input("model", tooltip="SViMo or CogVideoX model."),
+                io.Combo.Input(
+                    "cfg_schedule",
+                    options=[schedule for schedule in CFG_SCHEDULES if schedule != "constant"],
+                    default="dynamic",
+                    tooltip="dynamic: over the steps. dynamic_diffusers: over the timestep, as diffusers feeds it.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model whose cfg grows.")],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, cfg_schedule: str) -> io.NodeOutput:
+        check_choice("cfg_schedule", cfg_schedule, CFG_SCHEDULES)
+        return io.NodeOutput(grow_cfg(model, cfg_schedule))
 
 
 class SViMoSampler(io.ComfyNode):
@@ -120,7 +182,10 @@ class SViMoSampler(io.ComfyNode):
             category=f"{CATEGORY}/sampling",
             description="Denoise the video and the rendered motion together, and read both hands and all objects off them at every step.",
             inputs=[
-                io.Model.Input("model", tooltip="SViMo's video and motion transformer."),
+                io.Model.Input(
+                    "model",
+                    tooltip="SViMo's video and motion transformer, through SViMo Feedback for the closed loop.",
+                ),
                 io.Conditioning.Input(
                     "positive", tooltip="Prompt with reference image, from SViMo Image Encode."
                 ),
@@ -179,7 +244,7 @@ class SViMoSampler(io.ComfyNode):
                 Feedback.Input(
                     "feedback",
                     optional=True,
-                    tooltip="The closed loop. Without it there is no 3D motion, only the video and its rendered motion.",
+                    tooltip="For workflows made before version 0.2; now SViMo Feedback sits between the model and this node.",
                 ),
             ],
             outputs=[
@@ -204,164 +269,64 @@ class SViMoSampler(io.ComfyNode):
         solver: str,
         denoise: float,
         sequential_cfg: bool,
-        feedback: FeedbackHandle | None = None,
+        feedback: FeedbackPatch | None = None,
     ) -> io.NodeOutput:
-        backbone = backbone_of(model)
-        config, scale, device = backbone.config, backbone.config.vae.scaling_factor, model.load_device
-
-        # 1. read and check what came in
         check_choice("cfg_schedule", cfg_schedule, CFG_SCHEDULES)
-        start = joint_start(unpack_latents(latent_image, scale), backbone, feedback)
-        text, extras = read_conditioning("positive", positive, start, backbone)
-        negative_text, _ = read_conditioning("negative", negative, start, backbone)
-        given = extras.get(GUIDANCE)
-        if given is not None:
-            given = Guidance((given.latent * scale).to(device), given.start, given.end)
+        check_choice("solver", solver, SOLVERS)
+        backbone = backbone_of(model)
 
-        # 2. bring the models in
-        frames, height, width = clip_size(start, backbone)
-        tokens = config.num_tokens(frames, height, width)
-        needed = backbone.memory_required(tokens, batch=1 if sequential_cfg or cfg == 1 else 2)
-        others = [feedback.interaction.patcher, feedback.vae.patcher] if feedback is not None else []
-        needed += sum(patcher.model_size() for patcher in others)
-        comfy.model_management.load_models_gpu([model], memory_required=needed)
-        # Last and whole: the VAE's layers cannot be cast where they are used; the transformer gives way if it must.
-        comfy.model_management.load_models_gpu(others, force_full_load=True)
-
-        # 3. sample
-        schedule = NoiseSchedule(config.schedule)
-        timesteps = schedule.timesteps(steps, denoise)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        noise = noise_like(start, generator)
-        loop = working_feedback(feedback, width, height)
-        noisy = noised(start, noise, timesteps[0], schedule)
-        latents, report = sample(
-            Denoiser(
-                model=backbone.diffusion_model,
-                schedule=schedule,
-                image=(extras[IMAGE_LATENT] * scale).to(device),
-                text=text.to(device),
-                negative_text=negative_text.to(device),
-                guidance_scale=cfg,
-                dynamic=cfg_schedule != "constant" and cfg > 1,
-                dynamic_over="timestep" if cfg_schedule == "dynamic_diffusers" else "step",
-                batched=not sequential_cfg,
-                dtype=backbone.compute_dtype,
-                on_block=lambda _: throw_if_interrupted(),
-            ),
-            noisy.to(device),
-            timesteps,
-            generator,
-            solver,
-            loop,
-            feedback.options if feedback is not None else None,
-            given,
-            step_callback(backbone, steps, device),
-        )
-        ui = {"svimo": [asdict(report)]}
-        return io.NodeOutput(pack_latents(latents, scale, extras.get(PROMPT, "")), ui=ui)
-
-
-def joint_start(
-    latents: JointLatents, backbone: BackboneModel, feedback: FeedbackHandle | None
-) -> JointLatents:
-    """Of a LATENT what this model denoises together: video and motion. Hands and objects are read anew.
-
-    Raises:
-        ValueError: not one clip of video latents that this model can patch.
-    """
-    video, config = latents.video, backbone.config
-    if video.ndim != 5 or video.shape[:2] != (1, config.vae.latent_channels):
-        raise ValueError(
-            f"latent_image must be one clip, 1 x {config.vae.latent_channels} x frames x height x width, got "
-            f"{' x '.join(map(str, video.shape))}: connect the latent of SViMo Image Encode"
-        )
-    clip_size(latents, backbone)
-    if not config.backbone.motion:
+        # 1. the model as these inputs want it
         if feedback is not None:
-            raise ValueError(
-                "this model makes video only, without motion: disconnect feedback, or load a SViMo model"
-            )
-        return JointLatents(video)
-    return JointLatents(video, latents.motion if latents.motion is not None else torch.zeros_like(video))
+            model = feedback.apply(model)
+        if cfg_schedule != "constant" and cfg > 1:
+            model = grow_cfg(model, cfg_schedule)
+        if sequential_cfg:
+            model = one_prompt_at_a_time(model)
+        listener = Listener()
+        model = listener.on(model)
 
-
-def clip_size(latents: JointLatents, backbone: BackboneModel) -> tuple[int, int, int]:
-    """Frames, height and width in pixels of video latents, checked against the model."""
-    vae = backbone.config.vae
-    _, _, t, h, w = latents.video.shape
-    size = (t - 1) * vae.temporal_compression + 1, h * vae.spatial_compression, w * vae.spatial_compression
-    backbone.config.check_clip(*size)
-    return size
-
-
-def read_conditioning(
-    name: str, conditioning: list, start: JointLatents, backbone: BackboneModel
-) -> tuple[torch.Tensor, dict]:
-    """Text features and extras of a CONDITIONING, checked against the clip and the model.
-
-    Raises:
-        ValueError: several prompts, foreign text features, or no or an unfitting reference image or motion.
-    """
-    if len(conditioning) != 1:
-        raise ValueError(
-            f"{name} combines {len(conditioning)} prompts: SViMo follows one. Put everything into one text"
+        # 2. core's sampler with CogVideoX's timesteps
+        start = packed(start_of(latent_image, backbone))
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        samples = guider.sample(
+            comfy.sample.prepare_noise(start, seed, latent_image.get("batch_index")),
+            start,
+            comfy.samplers.sampler_object(SOLVERS[solver]),
+            sigmas_of(model, steps, denoise),
+            denoise_mask=latent_image.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, steps),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
         )
-    text, extras = conditioning[0]
-    expected = backbone.config.backbone.text_length, backbone.config.backbone.text_dim
-    if tuple(text.shape[1:]) != expected:
-        raise ValueError(
-            f"{name} has text features of {text.shape[1]} tokens x {text.shape[2]}; this model needs {expected[0]} x "
-            f"{expected[1]}: encode the prompt with SViMo Text Encode and the text encoder that belongs to the model"
-        )
-    if IMAGE_LATENT not in extras:
-        raise ValueError(f"{name} has no reference image: connect it through SViMo Image Encode")
-    _, _, t, h, w = start.video.shape
-    image = extras[IMAGE_LATENT]
-    if tuple(image.shape[-2:]) != (h, w):
-        raise ValueError(
-            f"latent_image is {w} x {h}, but the reference image in {name} was encoded at {image.shape[-1]} x "
-            f"{image.shape[-2]} latent cells: take both from the same SViMo Image Encode"
-        )
-    given = extras.get(GUIDANCE)
-    if given is not None and tuple(given.latent.shape[-3:]) != (t, h, w):
-        raise ValueError(
-            f"latent_image is {t} x {h} x {w}, but the motion in {name} was encoded at "
-            f"{' x '.join(map(str, given.latent.shape[-3:]))}: give SViMo Motion Encode the same latent"
-        )
-    return text.float(), extras
+
+        # 3. both streams, and what was read off them
+        made = streams_of({"samples": samples.to("cpu")})
+        prompt = positive[0][1].get(PROMPT, "")
+        latent = latent_image | {"samples": packed(made), PROMPT: prompt}
+        latent.pop(READING, None)
+        outcome = listener.outcome
+        if outcome is not None and outcome.reading is not None:
+            reading = Reading(*(x.cpu() for x in outcome.reading))
+            latent[READING] = StoredReading(reading=reading, latents=made)
+        return io.NodeOutput(latent, ui={"svimo": [report_of(outcome, steps)]})
 
 
-def working_feedback(feedback: FeedbackHandle | None, width: int, height: int) -> InteractionFeedback | None:
-    """The loop's callable, for models that are loaded."""
-    if feedback is None:
-        return None
-    return InteractionFeedback(
-        feedback.interaction.patcher.model,
-        feedback.vae.video_vae,
-        feedback.interaction.normalizer,
-        NoiseSchedule(feedback.interaction.schedule),
-        width,
-        height,
-        feedback.interaction.compute_dtype,
-        throw_if_interrupted,
-    )
+def start_of(latent: dict[str, Any], backbone: SViMoModel) -> JointLatents:
+    """What a run starts from: the streams of a LATENT, with an empty drawing if the model makes one and there is none."""
+    streams = streams_of(latent)
+    if backbone.config.backbone.motion and streams.drawing is None:
+        return JointLatents(streams.video, torch.zeros_like(streams.video))
+    return streams
 
 
-def step_callback(backbone: BackboneModel, steps: int, device: torch.device):
-    """Progress bar and live preview after each step."""
-    bar = comfy.utils.ProgressBar(steps)
-    previewer = (
-        latent_preview.get_previewer(device, backbone.latent_format) if backbone.latent_format else None
-    )
-
-    def on_step(step: int, clean_video: torch.Tensor) -> None:
-        preview = (
-            previewer.decode_latent_to_preview_image("JPEG", clean_video) if previewer is not None else None
-        )
-        bar.update_absolute(step + 1, steps, preview)
-
-    return on_step
+def sigmas_of(model: ModelPatcher, steps: int, denoise: float) -> torch.Tensor:
+    """Core's noise levels at CogVideoX's timesteps, trailing spacing, and 0."""
+    schedule = NoiseSchedule(backbone_of(model).config.schedule)
+    timesteps = torch.tensor(schedule.timesteps(steps, denoise))
+    sigmas = model.get_model_object("model_sampling").sigma(timesteps)
+    return torch.cat([sigmas.float().cpu(), torch.zeros(1)])
 
 
-NODES = [SViMoFeedback, SViMoSampler]
+NODES = [SViMoFeedbackLoop, SViMoGrowingCFG, SViMoSampler, SViMoFeedback]

@@ -37,6 +37,12 @@ class SViMoVAE:
         comfy.model_management.load_models_gpu([self.patcher], memory_required=needed, force_full_load=True)
         return self.video_vae
 
+    def memory_for_encode(self, frames, height, width):
+        return 0
+
+    def encode_scaled(self, frames):
+        return self.load(*frames.shape[1:4]).encode(frames).float()
+
     def encode(self, pixels: Tensor) -> Tensor:
         """One clip of frames (N H W 3 in [0, 1]) to its latent, 1 C T h w."""
         self.config.check_clip(*pixels.shape[:3])

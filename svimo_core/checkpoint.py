@@ -24,6 +24,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -33,7 +34,6 @@ from .config import COGVIDEOX_5B_I2V, SViMoConfig
 from .files import whole_file
 from .model.alignment import start_without_corrections
 from .model.interaction import InteractionModel
-from .model.layers import AttentionFunction, Operations, scaled_dot_product_attention
 from .model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion
 from .model.text import build_text_encoder
 from .model.vae import build_vae
@@ -43,6 +43,8 @@ from .weights import StoredTensor, check_match, fill, open_weights, read_tensors
 FORMAT = "svimo"
 FORMAT_VERSION = 1
 PARTS = ("backbone", "interaction", "vae", "text_encoder")
+SAVED_HEADER = "svimo_header"
+"""Where the metadata lies in files that nodes of ComfyUI's write: bytes of JSON beside the weights."""
 SHARED_WEIGHTS = {"encoder.embed_tokens.weight": "shared.weight"}
 """T5's second name for its embedding table, which safetensors cannot store twice."""
 
@@ -80,6 +82,11 @@ class CheckpointHeader:
         for tensor in self.part_tensors(part).values():
             sizes[tensor.loaded_dtype] += tensor.numel
         return max(sizes, key=sizes.__getitem__)
+
+    def metadata(self, *parts: str) -> dict[str, str]:
+        """What a file with these parts says about itself."""
+        normalizer = self.normalizer if "interaction" in parts else None
+        return _metadata(self.config, normalizer, self.preview, self.provenance)
 
 
 def save_checkpoint(
@@ -143,6 +150,8 @@ def read_header(path: str | os.PathLike) -> CheckpointHeader:
     if is_pipeline(path):
         return _cogvideox_header(path)
     tensors, metadata = open_weights(path)
+    if SAVED_HEADER in tensors:
+        tensors, metadata = _saved_by_comfyui(tensors)
     if metadata.get("format") != FORMAT:
         return _cogvideox_header(path)
     if not metadata.get("version", "").isdecimal():
@@ -165,6 +174,30 @@ def read_header(path: str | os.PathLike) -> CheckpointHeader:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} has damaged SViMo metadata: {error}") from error
+
+
+def _saved_by_comfyui(
+    tensors: dict[str, StoredTensor],
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Tensors and metadata of a file that a node of ComfyUI's wrote (ModelSave), by our names.
+
+    Raises:
+        ValueError: its header is not one.
+    """
+    stored = tensors[SAVED_HEADER]
+    with safe_open(stored.file, framework="np") as opened:
+        encoded = opened.get_tensor(stored.name).tobytes()
+    try:
+        metadata = json.loads(encoded)
+    except ValueError as error:
+        raise ValueError(f"{stored.file.name} has damaged SViMo metadata: {error}") from error
+    prefix = "model.diffusion_model."
+    parts = {
+        f"backbone.{name.removeprefix(prefix)}": tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    return parts, metadata
 
 
 def _cogvideox_header(path: Path) -> CheckpointHeader:
@@ -207,19 +240,20 @@ def with_diffusers_positions(header: CheckpointHeader) -> CheckpointHeader:
     return replace(header, config=replace(config, backbone=replace(config.backbone, rotary_grid=grid)))
 
 
+Build = Callable[[SViMoConfig], nn.Module]
+"""A configuration to a network, on whatever device is the default."""
+
+
 def load_part(
-    header: CheckpointHeader,
-    part: str,
-    dtype: torch.dtype | None = None,
-    operations: Operations = nn,
-    attention: AttentionFunction = scaled_dot_product_attention,
+    header: CheckpointHeader, part: str, dtype: torch.dtype | None = None, build: Build | None = None
 ) -> nn.Module:
     """Build one part and load its weights, strictly: every weight must be there, fit, and be used.
 
     Args:
         dtype: storage type of the loaded weights; None keeps the file's, memory-mapped. fp8 weights with scales become
             bfloat16, since their scales cannot be kept in fp8.
-        operations, attention: see :mod:`svimo_core.model.layers`; the VAE and the text encoder bring their own.
+        build: makes the network from other layers than `torch.nn`'s, with the same weight names. What it expects is
+            never asked of it, since such layers may be born without their weights.
 
     Raises:
         ValueError: the file does not hold this part, or its tensors do not match its own configuration.
@@ -229,8 +263,10 @@ def load_part(
             f"{header.path.name} holds {', '.join(header.parts)}, but no {part}: choose a file that has it"
         )
     with torch.device("meta"):  # no memory and no initialisation for weights that are about to be replaced
-        module = _build(header.config, part, operations, attention)
-    fill(module, header.part_tensors(part), f"{header.path.name}: {part}", dtype, SHARED_WEIGHTS)
+        plain = _build(header.config, part)
+        module = plain if build is None else build(header.config)
+    expected = {name: tuple(weight.shape) for name, weight in plain.state_dict().items()}
+    fill(module, expected, header.part_tensors(part), f"{header.path.name}: {part}", dtype, SHARED_WEIGHTS)
     if part == "text_encoder":
         module.encoder.embed_tokens = module.shared
     return module.eval().requires_grad_(False)
@@ -240,18 +276,17 @@ def init_part(config: SViMoConfig, part: str, seed: int) -> nn.Module:
     """An untrained part with seeded random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _build(config, part, nn, scaled_dot_product_attention).eval()
+        network = _build(config, part).eval()
     if part == "interaction" and network.alignment is not None:
         start_without_corrections(network.alignment)
     return network
 
 
-def _build(config: SViMoConfig, part: str, operations: Operations, attention: AttentionFunction) -> nn.Module:
+def _build(config: SViMoConfig, part: str) -> nn.Module:
     if part == "backbone":
-        network = SeparateMMDiT if config.backbone.separate else MMDiT
-        return network(config.backbone, operations, attention)
+        return (SeparateMMDiT if config.backbone.separate else MMDiT)(config.backbone)
     if part == "interaction":
-        return InteractionModel(config.interaction, operations, attention)
+        return InteractionModel(config.interaction)
     if part == "vae":
         return build_vae(config.vae)
     if config.text is None:
@@ -308,7 +343,7 @@ def convert(
         empty = ((name, torch.empty(t.shape, device="meta")) for name, t in header.part_tensors(part).items())
         found = {name: tuple(tensor.shape) for name, tensor in extended(part, empty)}
         with torch.device("meta"):
-            network = _build(config, part, nn, scaled_dot_product_attention).state_dict()
+            network = _build(config, part).state_dict()
         check_match({f"{part}.{k}": tuple(v.shape) for k, v in network.items()}, found, header.path.name)
         shapes |= found
 

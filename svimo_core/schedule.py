@@ -65,6 +65,19 @@ class NoiseSchedule:
         """Where a run is at a training timestep."""
         return Step(index, 1 - (timestep + 1) / len(self._levels), 1 - self._levels[timestep])
 
+    def nearest_timestep(self, abar: float) -> int:
+        """The training timestep whose level is nearest to this one, by log-SNR; levels beyond the ends count as those."""
+        if abar <= self._levels[-2] / 2:  # the last level is pure noise, infinitely far away
+            return len(self._levels) - 1
+        return min(
+            range(len(self._levels) - 1),
+            key=lambda t: abs(_half_log_snr(self._levels[t]) - _half_log_snr(min(abar, self._levels[0]))),
+        )
+
+    def step_at(self, index: int, abar: float) -> Step:
+        """Where a run is at a noise level that other code chose."""
+        return self.step(index, self.nearest_timestep(abar))._replace(noise=1 - abar)
+
     def level(self, timestep: int | None) -> float:
         """abar at a training timestep; None is the clean end of the schedule."""
         return 1.0 if timestep is None else self._levels[timestep]

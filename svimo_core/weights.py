@@ -230,6 +230,7 @@ def _factor(stored: StoredTensor) -> Tensor:
 
 def fill(
     module: nn.Module,
+    expected: dict[str, tuple[int, ...]],
     tensors: dict[str, StoredTensor],
     source: str,
     dtype: torch.dtype | None = None,
@@ -238,6 +239,7 @@ def fill(
     """Give a module built on the meta device its weights, strictly: each must be there, fit, and be used.
 
     Args:
+        expected: names and shapes of the module's weights.
         source: what to call the file in an error.
         dtype: storage type of the loaded weights; None keeps the file's, memory-mapped.
         shared: further names of a weight in the module, to the name it is stored under.
@@ -245,9 +247,8 @@ def fill(
     Raises:
         ValueError: the tensors do not match the module.
     """
-    names = module.state_dict()
-    shared = {name: original for name, original in (shared or {}).items() if name in names}
-    expected = {name: tuple(value.shape) for name, value in names.items() if name not in shared}
+    shared = {name: original for name, original in (shared or {}).items() if name in expected}
+    expected = {name: shape for name, shape in expected.items() if name not in shared}
     check_match(expected, {name: stored.shape for name, stored in tensors.items()}, source)
     state = dict(read_tensors(tensors, dtype))
     state |= {name: state[original] for name, original in shared.items()}

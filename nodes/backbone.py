@@ -1,0 +1,452 @@
+"""MODEL: the MM-DiT as a model of ComfyUI's own kind, with two nested streams, the video and its drawing.
+
+Being a `comfy.model_base.BaseModel` under core's own patcher, it gets from core what any model gets: samplers, guiders,
+schedulers, caches, compile, choice of attention, LoRAs, context windows, offloading, and cancelling between layers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar
+
+import comfy.conds
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.patcher_extension
+import comfy.supported_models_base
+import torch
+from comfy.latent_formats import LatentFormat
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from torch import Tensor, nn
+
+from ..svimo_core.checkpoint import CheckpointHeader, load_part
+from ..svimo_core.config import SViMoConfig
+from ..svimo_core.model.mmdit import MMDiT, SeparateMMDiT
+from ..svimo_core.schedule import NoiseSchedule
+from .lora import LoraChecks
+
+KEY = "svimo"
+"""Of what this pack adds to a patcher."""
+GUIDANCE = "svimo_guidance"
+"""CONDITIONING key: the drawing latent of a given motion, B C T h w in VAE space, already scaled by its strength."""
+IMAGE_LATENT = "concat_latent_image"
+"""CONDITIONING key, core's own: the reference image's latent in VAE space, B C 1 h w."""
+LOOP_MEMORY = "svimo_loop_memory"
+"""Bytes that the loop needs beside the model, on their way to core's memory estimate."""
+COMPUTE_DTYPES = torch.bfloat16, torch.float32
+"""What MM-DiT and VID may compute in, best first. CogVideoX overflows float16."""
+NETWORK_BYTES = 16
+"""Values per token and channel that one forward holds at its widest moment (docs/full-size.md)."""
+
+
+class SViMoLatentFormat(LatentFormat):
+    """Core's description of the latents, whose previews show the middle of the video."""
+
+    latent_dimensions = 3
+    spacial_downscale_ratio = 8
+    temporal_downscale_ratio = 4
+
+    def __init__(self, config: SViMoConfig, preview: Tensor | None):
+        self.latent_channels = config.vae.latent_channels
+        self.scale_factor = config.vae.scaling_factor
+        self.video_shape: tuple[int, ...] | None = None
+        """Of the run's video latent: up to 0.32 ComfyUI hands previews the packed latents without a word of it."""
+        if preview is not None:
+            self.latent_rgb_factors = (2 * preview[:-1]).tolist()  # core draws [-1, 1]
+            self.latent_rgb_factors_bias = (2 * preview[-1] - 1).tolist()
+            self.latent_rgb_factors_reshape = self._middle_frame
+
+    def _middle_frame(self, x0: Tensor) -> Tensor:
+        if x0.ndim == 3:
+            count = math.prod(self.video_shape[1:])
+            x0 = x0.flatten(1)[:, :count].reshape(len(x0), *self.video_shape[1:])
+        middle = x0.shape[2] // 2
+        return x0[:, :, middle : middle + 1]
+
+
+class SViMoModelConfig(comfy.supported_models_base.BASE):
+    """What core asks of a model family."""
+
+    unet_extra_config: ClassVar[dict[str, Any]] = {}
+    supported_inference_dtypes: ClassVar[list[torch.dtype]] = list(COMPUTE_DTYPES)
+
+    def __init__(self, header: CheckpointHeader, weight_dtype: torch.dtype, compute_dtype: torch.dtype):
+        super().__init__({"disable_unet_model_creation": True, "dtype": weight_dtype})
+        self.svimo = header.config
+        self.latent_format = SViMoLatentFormat(header.config, header.preview)
+        self.manual_cast_dtype = compute_dtype if compute_dtype != weight_dtype else None
+        schedule = header.config.schedule
+        self.sampling_settings = {
+            "beta_schedule": "linear",  # of the square roots, as CogVideoX's
+            "linear_start": schedule.beta_start,
+            "linear_end": schedule.beta_end,
+            "timesteps": schedule.num_train_timesteps,
+            "zsnr": True,
+        }
+        self.metadata = header.metadata("backbone")
+
+    def process_unet_state_dict_for_saving(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """For ModelSave, whose files have no metadata of ours: what the file is lies beside the weights."""
+        saved = super().process_unet_state_dict_for_saving(state_dict)
+        encoded = json.dumps(self.metadata).encode()
+        return saved | {"svimo_header": torch.frombuffer(bytearray(encoded), dtype=torch.uint8)}
+
+
+class SViMoModel(comfy.model_base.BaseModel):
+    """The MM-DiT as core's samplers call it, on packed latents of video and drawing (or on a video's alone)."""
+
+    def __init__(self, model_config: SViMoModelConfig, network: nn.Module):
+        # Not V_PREDICTION_DDPM, which core's CogVideoX has: its input is not scaled, and k-diffusion's samplers go wrong.
+        super().__init__(model_config, comfy.model_base.ModelType.V_PREDICTION)
+        self.config = model_config.svimo
+        self.diffusion_model = network
+        if self.config.schedule.snr_shift_scale != 1:
+            abar = NoiseSchedule(self.config.schedule).abar.clamp(min=4.8973451890853435e-08)  # core's last
+            self.model_sampling.set_sigmas(((1 - abar) / abar).sqrt())
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.manual_cast_dtype or self.get_dtype()
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """Conditions of one prompt, as the network takes them.
+
+        Raises:
+            ValueError: latents, text, reference image or motion that do not fit the model or each other.
+        """
+        shapes = kwargs.get("latent_shapes") or [kwargs["noise"].shape]
+        check_latents(shapes, self.config)
+        check_mask(kwargs.get("denoise_mask"), shapes)
+        self.latent_format.video_shape = tuple(shapes[0])
+        device, text, image = kwargs["device"], kwargs.get("cross_attn"), kwargs.get(IMAGE_LATENT)
+        check_text(text, self.config)
+        check_image(image, shapes[0])
+        conds = {
+            "c_crossattn": comfy.conds.CONDRegular(text.to(device)),
+            "image": comfy.conds.CONDRegular(self.process_latent_in(image[:, :, :1].to(device))),
+            "latent_shapes": comfy.conds.CONDConstant(shapes),
+        }
+        if len(shapes) > 1:
+            given = kwargs.get(GUIDANCE)
+            if given is None:
+                given = torch.zeros(1, *shapes[1][1:])
+            check_guidance(given, shapes[1])
+            conds["guidance"] = comfy.conds.CONDRegular(self.process_latent_in(given.to(device)))
+        elif kwargs.get(GUIDANCE) is not None:
+            raise ValueError(
+                "this model makes video only, which a given motion cannot guide: leave SViMo Motion Encode out, or load "
+                "a SViMo model"
+            )
+        return conds
+
+    def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
+        """What :meth:`memory_required` shall know of a prompt's conditions."""
+        return {LOOP_MEMORY: [kwargs[LOOP_MEMORY]]} if LOOP_MEMORY in kwargs else {}
+
+    def memory_required(self, input_shape: list[int], cond_shapes: dict[str, list] | None = None) -> float:
+        """Bytes of activations for latents of this shape, packed or not, and of the loop."""
+        backbone = self.config.backbone
+        values = math.prod(input_shape[1:])
+        tokens = backbone.text_length + values / (backbone.latent_channels * backbone.patch_size**2)
+        loop = max((shape[0] for shape in (cond_shapes or {}).get(LOOP_MEMORY, ())), default=0)
+        network = NETWORK_BYTES * input_shape[0] * tokens * backbone.dim * self.compute_dtype.itemsize
+        return max(network, loop)
+
+    def map_context_window_to_modalities(self, primary_indices, latent_shapes, dim) -> list:
+        """Context windows (0.28 and newer): the drawing has the video's frames."""
+        return [list(primary_indices) for _ in latent_shapes]
+
+
+class _CoreForward:
+    """How core calls a network, for each of the networks there are."""
+
+    def __init__(self, config, operations: Any = nn, dtype: torch.dtype | None = None):
+        super().__init__(config, operations, attention)
+        self.dtype = dtype
+
+    def forward(self, x: Any, timestep: Tensor, context: Tensor, **conds: Any) -> Any:
+        """Scaled noisy latents, a tensor or [video, drawing], to their velocities in the same form.
+
+        Args:
+            timestep: (B,).
+            context: text, B L text_dim.
+            conds: `image` (B C 1 h w), `guidance` (B C T h w), `transformer_options`.
+        """
+        options = conds.pop("transformer_options", {})
+        if not isinstance(x, Tensor):
+            check_cache(options)
+        wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timestep, context, options, **conds)
+
+    def _forward(
+        self,
+        x: Any,
+        timestep: Tensor,
+        context: Tensor,
+        transformer_options: dict[str, Any],
+        image: Tensor,
+        guidance: Tensor | None = None,
+        **_others: Any,
+    ) -> Any:
+        video, drawing = (x, None) if isinstance(x, Tensor) else x
+        velocities = super().forward(
+            video,
+            self.image_condition(image[:, :, 0], video.shape[2]),
+            context,
+            timestep,
+            drawing,
+            guidance,
+            run_block=block_runner(transformer_options),
+            attention_options={"transformer_options": transformer_options},
+        )
+        return velocities[0] if drawing is None else list(velocities)
+
+
+class CoreMMDiT(_CoreForward, MMDiT):
+    """The MM-DiT under core."""
+
+
+class CoreSeparateMMDiT(_CoreForward, SeparateMMDiT):
+    """The paper's ablation under core."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """The attention that ComfyUI selected, or that a patch of the model brings."""
+    return optimized_attention(q, k, v, heads=q.shape[1], skip_reshape=True, **options)
+
+
+def block_runner(transformer_options: dict[str, Any]) -> Callable | None:
+    """Runs blocks as patches of the model replace them (`patches_replace["dit"][("double_block", i)]`)."""
+    replaced = transformer_options.get("patches_replace", {}).get("dit", {})
+    if not replaced:
+        return None
+
+    def run(index: int, block: Callable, streams: list[Tensor]) -> list[Tensor]:
+        patch = replaced.get(("double_block", index))
+        if patch is None:
+            return block(streams)
+        text, *images = streams
+
+        def original(args: dict[str, Any]) -> dict[str, Any]:
+            lengths = [image.shape[1] for image in images]
+            text, *split = block([args["txt"], *args["img"].split(lengths, dim=1)])
+            return {"txt": text, "img": torch.cat(split, dim=1)}
+
+        given = {"txt": text, "img": torch.cat(images, dim=1), "transformer_options": transformer_options}
+        out = patch(given, {"original_block": original})
+        return [out["txt"], *out["img"].split([image.shape[1] for image in images], dim=1)]
+
+    return run
+
+
+# --- loading ---
+
+
+def load_backbone(
+    header: CheckpointHeader, weight_dtype: torch.dtype | None = None, disable_dynamic: bool = False
+) -> ModelPatcher:
+    """MODEL: weights stay in the file's (or the chosen) type and are cast where they are used.
+
+    Args:
+        disable_dynamic: for core, which rebuilds a model without dynamic VRAM to compile it.
+    """
+    device = comfy.model_management.get_torch_device()
+    stored, compute = dtypes_of(header, "backbone", weight_dtype, device)
+    kind = CoreSeparateMMDiT if header.config.backbone.separate else CoreMMDiT
+    operations = operations_for(stored, compute, device)
+    main = weight_dtype or header.part_dtype("backbone")
+    network = load_part(
+        header, "backbone", weight_dtype, lambda config: kind(config.backbone, operations, main)
+    )
+    model = SViMoModel(SViMoModelConfig(header, main, compute), network)
+    logging.info("SViMo: weights in %s, computing in %s", main, compute)
+    patcher = make_patcher(model, disable_dynamic, LoraChecks)
+    patcher.cached_patcher_init = (load_backbone, (header, weight_dtype))
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, refuse_broken_latents)
+    return patcher
+
+
+def make_patcher(
+    model: nn.Module, disable_dynamic: bool = False, mixin: type | None = None, device: Any = None
+) -> ModelPatcher:
+    """The kind of patcher that core uses by now (main.py sets it), on the device of diffusion models."""
+    device = device or comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
+    base = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+    if disable_dynamic or comfy.model_management.is_device_cpu(device):
+        base = ModelPatcher
+    if not comfy.model_management.is_device_cpu(offload):
+        model.to(offload)
+    if hasattr(comfy.model_management, "archive_model_dtypes"):  # since 0.8: the types that weights keep on a card
+        comfy.model_management.archive_model_dtypes(model)
+    return _with_mixin(mixin, base)(model, load_device=device, offload_device=offload)
+
+
+@cache
+def _with_mixin(mixin: type | None, base: type[ModelPatcher]) -> type[ModelPatcher]:
+    return base if mixin is None else type(f"SViMo{base.__name__}", (mixin, base), {})
+
+
+def dtypes_of(
+    header: CheckpointHeader, part: str, weight_dtype: torch.dtype | None, device: torch.device
+) -> tuple[set[torch.dtype], torch.dtype]:
+    """The types that a part's weights will be stored in, and the one it computes in on a device."""
+    tensors = header.part_tensors(part).values()
+    stored = {weight_dtype} if weight_dtype is not None else {t.loaded_dtype for t in tensors}
+    main = weight_dtype or header.part_dtype(part)
+    compute = comfy.model_management.unet_manual_cast(main, device, list(COMPUTE_DTYPES)) or main
+    if compute not in COMPUTE_DTYPES:
+        bf16 = comfy.model_management.should_use_bf16(device)
+        compute = torch.bfloat16 if bf16 else torch.float32
+    return stored, compute
+
+
+def operations_for(stored: set[torch.dtype], compute: torch.dtype, device: torch.device) -> Any:
+    """Core's layers: those that cast where any weight has another type than the network computes in."""
+    other = next((dtype for dtype in stored if dtype != compute), compute)
+    return comfy.ops.pick_operations(other, compute, load_device=device)
+
+
+def backbone_of(model: ModelPatcher) -> SViMoModel:
+    """The SViMo backbone in a MODEL.
+
+    Raises:
+        ValueError: another kind of model is connected.
+    """
+    if not isinstance(model.model, SViMoModel):
+        name = type(model.model).__name__
+        what = f"a {name}" if name != "CogVideoX" else "ComfyUI's own CogVideoX"
+        raise ValueError(
+            f"the model is {what}, not a SViMo model: load the file with Load SViMo Checkpoint or Load SViMo Diffusion "
+            "Model (which reads CogVideoX-5b-I2V too)"
+        )
+    return model.model
+
+
+# --- what can be wrong ---
+
+
+def refuse_broken_latents(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Names latents that are not finite for what they are, at the end of a run.
+
+    Raises:
+        ValueError: NaN or infinity came out.
+    """
+    made = executor(*args, **kwargs)
+    if not torch.isfinite(made).all():
+        model = executor.class_obj.model_patcher.model
+        raise ValueError(
+            f"the sampled latents are not finite (NaN or infinity); the model computes in {model.compute_dtype} with "
+            f"weights in {model.get_dtype()}: load it with weight_dtype bf16 or fp32, and look for a broken LoRA or "
+            "reference image"
+        )
+    return made
+
+
+def check_latents(shapes: list[torch.Size], config: SViMoConfig) -> None:
+    """Refuse latents of other streams or sizes than the model makes.
+
+    Raises:
+        ValueError: not video latents that this model can patch, or without or with too many streams.
+    """
+    streams = 2 if config.backbone.motion else 1
+    if len(shapes) != streams:
+        expected = "video and drawing together" if streams == 2 else "one video"
+        raise ValueError(
+            f"the latent holds {len(shapes)} stream(s), and this model makes {expected}: take the latent from SViMo "
+            "Image Encode with this model connected to it, or use SViMo Sampler"
+        )
+    for shape in shapes:
+        if len(shape) != 5 or shape[1] != config.vae.latent_channels:
+            raise ValueError(
+                f"the latent must be batch x {config.vae.latent_channels} x frames x height x width, got "
+                f"{' x '.join(map(str, shape))}: connect the latent of SViMo Image Encode"
+            )
+    if len({tuple(shape) for shape in shapes}) > 1:
+        sizes = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
+        raise ValueError(f"the latents of video and drawing differ in size: {sizes}")
+    config.check_clip(*config.vae.clip_size(torch.empty(shapes[0], device="meta")))
+
+
+def check_mask(mask: Tensor | None, shapes: list[torch.Size]) -> None:
+    """Refuse a noise mask where ComfyUI does not fit it to each stream (0.3).
+
+    Raises:
+        ValueError: such a ComfyUI.
+    """
+    if mask is None or len(shapes) == 1:
+        return
+    if "prepare_mask" in comfy.samplers.CFGGuider.outer_sample.__code__.co_names:
+        raise ValueError(
+            "this ComfyUI does not fit a noise mask to latents of two streams: update to 0.8 or newer, or remove Set "
+            "Latent Noise Mask"
+        )
+
+
+def check_text(text: Tensor | None, config: SViMoConfig) -> None:
+    """Refuse text features of another encoder.
+
+    Raises:
+        ValueError: another number of tokens or features.
+    """
+    expected = config.backbone.text_length, config.backbone.text_dim
+    found = None if text is None else tuple(text.shape[1:])
+    if found != expected:
+        given = "no text features" if found is None else f"text features of {found[0]} tokens x {found[1]}"
+        raise ValueError(
+            f"the prompt has {given}; this model needs {expected[0]} x {expected[1]}: encode it with SViMo Text Encode "
+            "and the text encoder that belongs to the model"
+        )
+
+
+def check_image(image: Tensor | None, shape: torch.Size) -> None:
+    """Refuse a prompt without a reference image, or with one of another size.
+
+    Raises:
+        ValueError: no image, or another size than the latents (B C T h w).
+    """
+    if image is None:
+        raise ValueError("the prompt has no reference image: connect it through SViMo Image Encode")
+    if image.ndim != 5 or image.shape[1] != shape[1] or image.shape[-2:] != shape[-2:]:
+        raise ValueError(
+            f"the latent is {shape[-1]} x {shape[-2]}, but the reference image was encoded at {image.shape[-1]} x "
+            f"{image.shape[-2]} latent cells: take both from the same SViMo Image Encode"
+        )
+
+
+def check_guidance(given: Tensor, shape: torch.Size) -> None:
+    """Refuse a given motion of another size than the latents (B C T h w).
+
+    Raises:
+        ValueError: it is.
+    """
+    if given.shape[-3:] != shape[-3:]:
+        raise ValueError(
+            f"the latent is {' x '.join(map(str, shape[-3:]))}, but the given motion was encoded at "
+            f"{' x '.join(map(str, given.shape[-3:]))}: give SViMo Motion Encode the same latent"
+        )
+
+
+def check_cache(transformer_options: dict[str, Any]) -> None:
+    """Refuse EasyCache where it only knows models of one stream.
+
+    Raises:
+        ValueError: such a ComfyUI (0.3).
+    """
+    if type(transformer_options.get("easycache")).__name__ == "EasyCacheHolder":
+        from comfy_extras import nodes_easycache
+
+        if not hasattr(nodes_easycache, "_extract_tensor"):
+            raise ValueError(
+                "EasyCache of this ComfyUI knows models of one stream only: update ComfyUI, or use LazyCache"
+            )

@@ -1,0 +1,274 @@
+"""The closed loop as a patch of MODEL, so that it acts under every sampler, and classifier-free guidance that grows.
+
+A wrapper around each prediction of core's guider sets what guides the network and hears the clean latents that come
+out: the policy of `svimo_core.sampling.guidance`, as in the library's own sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import comfy.conds
+import comfy.model_patcher
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..svimo_core.config import InteractionConfig, VAEConfig
+from ..svimo_core.normalization import MotionNormalizer
+from ..svimo_core.sampling.guidance import FeedbackLoop, FeedbackOptions
+from ..svimo_core.sampling.latents import JointLatents
+from ..svimo_core.sampling.painter import MotionPainter
+from ..svimo_core.sampling.reader import MotionReader, Reading
+from ..svimo_core.sampling.sampler import SamplerReport, guidance_scales
+from ..svimo_core.schedule import NoiseSchedule, Step
+from .backbone import GUIDANCE, LOOP_MEMORY, SViMoModel, backbone_of
+from .types import throw_if_interrupted
+from .vae import SViMoVAE
+
+LOOP = "svimo_feedback"
+"""Key of the loop's wrappers and models in a patcher, and of a run in its transformer options."""
+GROWING_CFG = "svimo_growing_cfg"
+ONE_BY_ONE = "svimo_sequential_cfg"
+LISTENER = "svimo_listener"
+"""Transformer option: a :class:`Listener`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InteractionHandle:
+    """A SVIMO_INTERACTION: VID in a patcher."""
+
+    patcher: ModelPatcher
+    config: InteractionConfig
+    vae_config: VAEConfig
+    """Of the latents that VID was trained on."""
+    last_timestep: int
+    """Of the training schedule, where there is nothing but noise."""
+    normalizer: MotionNormalizer
+    compute_dtype: torch.dtype
+    fps: float
+
+    def reader(self) -> MotionReader:
+        """From latents to 3D motion, once the patcher is loaded."""
+        return MotionReader(
+            self.patcher.model, self.normalizer, self.last_timestep, self.compute_dtype, throw_if_interrupted
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the loop has at the end of a run."""
+
+    reading: Reading | None
+    report: SamplerReport
+
+
+@dataclass(eq=False)
+class Listener:
+    """Hears what the loop has when a run ends."""
+
+    outcome: Outcome | None = None
+
+    def on(self, model: ModelPatcher) -> ModelPatcher:
+        """A MODEL whose loop, if it has one, tells this listener."""
+        model = model.clone()
+        model.model_options["transformer_options"][LISTENER] = self
+        return model
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeedbackPatch:
+    """The loop's models and when it acts."""
+
+    interaction: InteractionHandle
+    vae: SViMoVAE
+    options: FeedbackOptions
+
+    def apply(self, model: ModelPatcher) -> ModelPatcher:
+        """A MODEL with this loop, in place of any it had. Core loads VID and VAE with it.
+
+        Raises:
+            ValueError: not a SViMo model with a drawing, or a VID for other latents.
+        """
+        config = backbone_of(model).config
+        if not config.backbone.motion:
+            raise ValueError(
+                "this model makes video only, without motion: leave the feedback out, or load a SViMo model"
+            )
+        if self.interaction.config.latent_channels != config.backbone.latent_channels:
+            raise ValueError(
+                f"the interaction model reads latents of {self.interaction.config.latent_channels} channels, this model "
+                f"makes {config.backbone.latent_channels}: take both from the same checkpoint"
+            )
+        patched = model.clone()
+        for kind, wrapper in (
+            (WrappersMP.OUTER_SAMPLE, self._around_run),
+            (WrappersMP.PREDICT_NOISE, _predict_with_loop),
+        ):
+            patched.remove_wrappers_with_key(kind, LOOP)
+            patched.add_wrapper_with_key(kind, LOOP, wrapper)
+        patched.set_additional_models(LOOP, [self.interaction.patcher, self.vae.patcher])
+        return patched
+
+    def _around_run(self, executor: Callable, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """A fresh state of the loop for each run of a guider."""
+        guider, shapes = executor.class_obj, kwargs.get("latent_shapes") or [noise.shape]
+        if len(shapes) != 2:
+            raise ValueError(
+                "SViMo Feedback needs a latent of video and drawing: take it from SViMo Image Encode with the model "
+                "connected, or use SViMo Sampler"
+            )
+        sigmas = args[2] if len(args) > 2 else kwargs["sigmas"]
+        run = LoopRun(self, guider.model_patcher, [tuple(shape) for shape in shapes], sigmas)
+        needed = self.vae.memory_for_encode(*run.size) * shapes[0][0]
+        for conds in guider.conds.values():
+            for cond in conds:
+                cond[LOOP_MEMORY] = needed
+        before = guider.model_options
+        guider.model_options = comfy.model_patcher.create_model_options_clone(before)
+        guider.model_options["transformer_options"][LOOP] = run
+        try:
+            made = executor(noise, *args, **kwargs)
+        finally:
+            guider.model_options = before
+        listener = before["transformer_options"].get(LISTENER)
+        if listener is not None:
+            listener.outcome = run.outcome()
+        return made
+
+
+@dataclass(eq=False)
+class LoopRun:
+    """The loop during one run of a guider."""
+
+    patch: FeedbackPatch
+    patcher: ModelPatcher
+    shapes: list[tuple[int, ...]]
+    """Of video and drawing."""
+    sigmas: Tensor
+    loop: FeedbackLoop | None = field(default=None, init=False)
+
+    def __post_init__(self):
+        config = backbone_of(self.patcher).config
+        self.size = config.vae.clip_size(torch.empty(self.shapes[0], device="meta"))
+        self.clock = SigmaClock(self.sigmas, NoiseSchedule(config.schedule))
+
+    def predict(self, executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """One prediction of the guider: clean packed latents of noisy ones, with the loop closed."""
+        guider = executor.class_obj
+        model: SViMoModel = guider.inner_model
+        conds = [cond for entries in guider.conds.values() for cond in entries or ()]
+        self.loop = self.loop or self._start(guider.conds["positive"])
+        step = self.clock.step(sigma)
+        given = any(GUIDANCE in cond and _holds(cond, sigma) for cond in guider.conds["positive"])
+        noisy = self._unpacked(model.model_sampling.calculate_input(sigma, x))
+        for i in range(1 if given else self.loop.passes(step)):
+            if not given:
+                drawn = self.loop.guide(step, noisy, again=i > 0)
+                drawn = torch.zeros_like(noisy.drawing) if drawn is None else drawn
+                for cond in conds:
+                    if GUIDANCE not in cond:
+                        cond["model_conds"]["guidance"] = comfy.conds.CONDRegular(drawn)
+            clean = executor(x, sigma, *args, **kwargs)
+            self.loop.came_out(step, self._unpacked(clean))
+        return clean
+
+    def outcome(self) -> Outcome:
+        """What was read, and where the time went."""
+        if self.loop is None:
+            return Outcome(reading=None, report=SamplerReport())
+        passes, seconds = self.loop.report()
+        steps = len(self.clock.sigmas)
+        return Outcome(
+            reading=self.loop.reading(),
+            report=SamplerReport(steps=steps, feedback_passes=passes, seconds=seconds),
+        )
+
+    def _start(self, positive: list[dict]) -> FeedbackLoop:
+        patch, device = self.patch, self.patcher.load_device
+        image = positive[0]["model_conds"]["image"].cond[:, :, 0].to(device)
+        paint = MotionPainter(
+            patch.vae.encode_scaled, patch.interaction.normalizer, self.size.width, self.size.height
+        )
+        return FeedbackLoop(patch.interaction.reader(), paint, image, patch.options)
+
+    def _unpacked(self, packed: Tensor) -> JointLatents:
+        batch = packed.shape[0]
+        shapes = [(batch, *shape[1:]) for shape in self.shapes]
+        return JointLatents(*comfy.utils.unpack_latents(packed, shapes))
+
+
+def _predict_with_loop(executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    options = args[0] if args else kwargs["model_options"]
+    run: LoopRun = options["transformer_options"][LOOP]
+    return run.predict(executor, x, sigma, *args, **kwargs)
+
+
+def _holds(cond: dict, sigma: Tensor) -> bool:
+    """Whether core uses a prompt at this noise level."""
+    level = float(sigma.max())
+    return cond.get("timestep_end", 0.0) <= level <= cond.get("timestep_start", float("inf"))
+
+
+class SigmaClock:
+    """Where a run of one of core's samplers is, told by the noise level that it asks for. That is the one number of a
+    step that the host needs; everything else about the steps is known beforehand."""
+
+    def __init__(self, sigmas: Tensor, schedule: NoiseSchedule):
+        self.sigmas = sigmas.tolist()[:-1]
+        self.schedule = schedule
+
+    def step(self, sigma: Tensor) -> Step:
+        """The step that a noise level (B,) belongs to."""
+        level = float(sigma.max())
+        index = sum(known >= level * (1 - 1e-4) for known in self.sigmas) - 1
+        return self.schedule.step_at(max(0, index), 1 / (1 + level**2))
+
+    def timesteps(self) -> list[int]:
+        """Of all steps."""
+        return [self.schedule.nearest_timestep(1 / (1 + level**2)) for level in self.sigmas]
+
+
+# --- classifier-free guidance ---
+
+
+def grow_cfg(model: ModelPatcher, schedule: str) -> ModelPatcher:
+    """A MODEL whose classifier-free guidance grows over the steps, from 1 to the guider's scale + 1."""
+    config = backbone_of(model).config
+
+    def predict(executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        guider = executor.class_obj
+        options = args[0] if args else kwargs["model_options"]
+        clock = SigmaClock(options["transformer_options"]["sample_sigmas"], NoiseSchedule(config.schedule))
+        scales, before = guidance_scales(guider.cfg, clock.timesteps(), schedule), guider.cfg
+        guider.cfg = scales[clock.step(sigma).index]
+        try:
+            return executor(x, sigma, *args, **kwargs)
+        finally:
+            guider.cfg = before
+
+    patched = model.clone()
+    patched.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, GROWING_CFG)
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, GROWING_CFG, predict)
+    return patched
+
+
+def one_prompt_at_a_time(model: ModelPatcher) -> ModelPatcher:
+    """A MODEL that runs the branches of classifier-free guidance one after the other, in half the memory."""
+
+    def each(executor: Callable, inner: Any, conds: list, *args: Any, **kwargs: Any) -> list[Tensor]:
+        alone = ([c if i == j else None for j, c in enumerate(conds)] for i in range(len(conds)))
+        return [executor(inner, only, *args, **kwargs)[i] for i, only in enumerate(alone)]
+
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, ONE_BY_ONE, each)
+    return patched
+
+
+def report_of(outcome: Outcome | None, steps: int) -> dict[str, Any]:
+    """What a run did, for the page and the API."""
+    return asdict(outcome.report if outcome is not None else SamplerReport(steps=steps))
