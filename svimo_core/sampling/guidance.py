@@ -191,6 +191,7 @@ class StageClock:
     itself never waits for it."""
 
     def __init__(self, device: torch.device):
+        self.device = device
         self.on_gpu = device.type == "cuda" and torch.cuda.is_available()
         self._marks: list[tuple[str, object, object]] = []
 
@@ -204,7 +205,7 @@ class StageClock:
     def seconds(self) -> dict[str, float]:
         """So far, by stage."""
         if self.on_gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         total: Counter[str] = Counter()
         for stage, began, ended in self._marks:
             total[stage] += began.elapsed_time(ended) / 1000 if self.on_gpu else ended - began
@@ -214,5 +215,5 @@ class StageClock:
         if not self.on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event

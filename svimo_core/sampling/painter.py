@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..model.vae import VideoVAE
-from ..motion import HandObjectMotion
-from ..normalization import MotionNormalizer
+from ..motion import HAND_NAMES, JOINTS_PER_HAND, Camera, HandObjectMotion
+from ..normalization import NUM_JOINTS, MotionNormalizer
 from ..render import render_motion
 from .reader import Reading
 
@@ -38,12 +38,49 @@ class MotionPainter:
         return self.encode(frames).to(reading.hands.device, torch.float32)
 
     def draw(self, hands: Tensor, points: Tensor) -> Tensor:
-        """Frames of normalised motion (B N 42 3, B N P 3), B N H W 3 uint8 on the CPU."""
-        size = self.width, self.height
-        motions = [
-            self.normalizer.to_motion(h, p, *size, fps=1.0) for h, p in zip(hands, points, strict=True)
-        ]
-        return draw_motions(motions, *size)
+        """Frames of normalised motion (B N 42 3, B N P 3), B N H W 3 uint8 on the CPU.
+
+        Raises:
+            ValueError: values that are not finite.
+        """
+        metres = (
+            torch.cat(self.normalizer.denormalize(hands, points), dim=2).detach().cpu()
+        )  # one wait for a GPU
+        fx, fy, cx, cy = self.normalizer.camera
+        camera = [fx * self.width, fy * self.height, cx * self.width, cy * self.height]
+        return draw_joints(metres, len(self.normalizer.object_names), camera, self.width, self.height)
+
+
+@torch.library.custom_op(
+    "svimo::draw_joints",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor metres, int objects, float[] camera, int width, int height) -> Tensor",
+)
+def draw_joints(metres: Tensor, objects: int, camera: list[float], width: int, height: int) -> Tensor:
+    """Frames (B N H W 3 uint8) of joints and points (B N 42+P 3, metres) that a camera (fx, fy, cx, cy, pixels) sees.
+
+    An operator of PyTorch's, though OpenCV draws: whoever runs the sampler for its shapes alone, on tensors without
+    values, needs only the shape of the frames.
+    """
+    lens = Camera(**dict(zip(("fx", "fy", "cx", "cy"), camera, strict=True)), width=width, height=height)
+    motions = []
+    for clip in metres.float():
+        clouds = clip[:, NUM_JOINTS:].chunk(objects, dim=1)
+        motions.append(
+            HandObjectMotion(
+                hands=clip[:, :NUM_JOINTS].unflatten(1, (len(HAND_NAMES), JOINTS_PER_HAND)).numpy(),
+                objects={f"object {i}": cloud.numpy() for i, cloud in enumerate(clouds, 1)},
+                camera=lens,
+                fps=1.0,
+            )
+        )
+    return draw_motions(motions, width, height)
+
+
+@draw_joints.register_fake
+def _(metres: Tensor, objects: int, camera: list[float], width: int, height: int) -> Tensor:
+    return metres.new_empty(*metres.shape[:2], height, width, 3, dtype=torch.uint8)
 
 
 def draw_motions(motions: list[HandObjectMotion], width: int, height: int) -> Tensor:

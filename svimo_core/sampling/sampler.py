@@ -129,7 +129,8 @@ def sample(
         start: video and drawing at the first timestep; pure noise, or noised latents to start further down.
         timesteps: descending training timesteps (:meth:`NoiseSchedule.timesteps`).
         generator: CPU generator of the noise that stochastic solvers add.
-        guidance: what guides each step; after the run it has the 3D motion, if it read any. None: nothing guides.
+        guidance: what guides each step; after the run it has the 3D motion, if it read any. None, or no drawing:
+            nothing guides.
         scales: classifier-free guidance scale of every step (:func:`guidance_scales`); None: 1 at all.
         on_step: called after each step with its index and the predicted clean video latent.
 
@@ -138,7 +139,9 @@ def sample(
     """
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
-    guidance, steps = guidance or Unguided(), len(timesteps)
+    if guidance is None or start.drawing is None:
+        guidance = Unguided()
+    steps = len(timesteps)
     scales = scales or [1.0] * steps
     clock, began = StageClock(start.video.device), time.perf_counter()
     latents, clean_before = start, JointLatents(None)
