@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Generic, TypeVar
 
 import torch
@@ -32,4 +33,6 @@ class OnceForEach(Generic[Made]):
         return self.made[key]
 
     def __deepcopy__(self, memo: dict) -> OnceForEach[Made]:
-        return OnceForEach(self.make)
+        return OnceForEach(
+            deepcopy(self.make, memo)
+        )  # a method of the copy, which need not keep the original
