@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
@@ -72,7 +73,7 @@ def backbone_flops(config: BackboneConfig, tokens: int) -> tuple[float, float]:
     return config.num_layers * 24.0 * tokens * config.dim**2 + attention, attention
 
 
-def fake_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def fake_attention(q: Tensor, k: Tensor, v: Tensor, **_options: Any) -> Tensor:
     """Attention's output without its arithmetic: fused kernels never hold the scores."""
     return rearrange(torch.empty_like(v), "b heads n d -> b n (heads d)")
 
@@ -106,10 +107,11 @@ def inputs(
     """Random arguments of one forward."""
     t, h, w = size.grid
     shape = batch, config.latent_channels, t, h * config.patch_size, w * config.patch_size
-    video, image, motion, guidance = (torch.randn(shape, device=device, dtype=dtype) for _ in range(4))
+    video, image, drawing, guidance = (torch.randn(shape, device=device, dtype=dtype) for _ in range(4))
     text = torch.randn(batch, config.text_length, config.text_dim, device=device, dtype=dtype)
     timestep = torch.full((batch,), 500, device=device)
-    return (video, image, text, timestep, motion, guidance) if size.motion else (video, image, text, timestep)
+    inputs = video, image, text, timestep
+    return (*inputs, drawing, guidance) if size.motion else inputs
 
 
 @torch.inference_mode()

@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from svimo_core.pipeline import SViMo, generate
-from svimo_core.sampler import sample
 
-from svimo_core import feedback, pipeline
+from svimo_core.sampling import painter, pipeline
+from svimo_core.sampling.pipeline import SViMo, generate
+from svimo_core.sampling.sampler import sample
 
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models" / "svimo-tiny.safetensors"
 
@@ -53,7 +53,7 @@ def main() -> None:
         inside.update(seconds)
         return result
 
-    draw, feedback.render_motion, pipeline.sample = feedback.render_motion, timed_draw, sample_alone
+    draw, painter.render_motion, pipeline.sample = painter.render_motion, timed_draw, sample_alone
     config = model.config
     image = torch.rand(config.height, config.width, 3, generator=torch.Generator().manual_seed(0))
     runs = []

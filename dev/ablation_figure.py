@@ -21,7 +21,7 @@ from svimo_core.train.trainer import LOG
 
 LOSSES = {
     "video": "error of the video latent",
-    "motion": "error of the motion latent",
+    "motion": "error of the drawing's latent",
     "hands": "hand error of VID's reading",
 }
 WINDOW = 31

@@ -33,4 +33,6 @@ class OnceForEach(Generic[Made]):
         return self.made[key]
 
     def __deepcopy__(self, memo: dict) -> OnceForEach[Made]:
-        return OnceForEach(deepcopy(self.make, memo))  # a method of the copy, which need not keep the original
+        return OnceForEach(
+            deepcopy(self.make, memo)
+        )  # a method of the copy, which need not keep the original

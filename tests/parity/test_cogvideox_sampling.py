@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import diffusers.schedulers.scheduling_dpm_cogvideox as dpm_module
 import pytest
@@ -13,7 +14,6 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXImageToVideoPipeline
 from einops import rearrange
 from helpers.tiny_cogvideox import SCHEDULER, save_pipeline, tiny_transformer, tiny_vae
-from svimo_core.sampler import Denoiser, JointLatents, sample
 from torch import Tensor
 
 from svimo_core.checkpoint import convert, load_part, read_header, with_diffusers_positions
@@ -21,6 +21,8 @@ from svimo_core.config import ScheduleConfig
 from svimo_core.model.layers import rotary_3d
 from svimo_core.model.mmdit import MMDiT
 from svimo_core.model.vae import VideoVAE
+from svimo_core.sampling.latents import JointLatents
+from svimo_core.sampling.sampler import Denoiser, guidance_scales, sample
 from svimo_core.schedule import SOLVERS, NoiseSchedule, StepLevels
 
 FRAMES, HEIGHT, WIDTH = 9, 64, 96
@@ -263,13 +265,19 @@ class SameNoise(CogVideoXDPMScheduler):
         return super().step(*args, **kwargs)
 
 
-CONSTANT = {"guidance_scale": 6.0}, {"guidance_scale": 6.0, "dynamic": False}
-DYNAMIC = (
-    {"guidance_scale": 6.0, "use_dynamic_cfg": True},
-    {"guidance_scale": 6.0, "dynamic_over": "timestep"},
-)
-NONE = {"guidance_scale": 1.0}, {"guidance_scale": 1.0, "dynamic": False}
-SEQUENTIAL = {"guidance_scale": 6.0}, {"guidance_scale": 6.0, "dynamic": False, "batched": False}
+class Guided(NamedTuple):
+    """Classifier-free guidance in diffusers' words and in ours."""
+
+    theirs: dict
+    scale: float = 6.0
+    schedule: str = "constant"
+    batched: bool = True
+
+
+CONSTANT = Guided({"guidance_scale": 6.0})
+DYNAMIC = Guided({"guidance_scale": 6.0, "use_dynamic_cfg": True}, schedule="dynamic_diffusers")
+NONE = Guided({"guidance_scale": 1.0}, scale=1.0)
+SEQUENTIAL = Guided({"guidance_scale": 6.0}, batched=False)
 
 
 @torch.no_grad()
@@ -290,7 +298,7 @@ SEQUENTIAL = {"guidance_scale": 6.0}, {"guidance_scale": 6.0, "dynamic": False, 
 def test_the_complete_run(
     models,
     size: tuple[int, int, int],
-    guidance: tuple[dict, dict],
+    guidance: Guided,
     solver: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -321,7 +329,7 @@ def test_the_complete_run(
         latents=rearrange(noise, "b c t h w -> b t c h w"),
         generator=torch.Generator().manual_seed(8),
         output_type="pt",
-        **guidance[0],
+        **guidance.theirs,
     ).frames
     assert expected.std() > 0.05
 
@@ -335,8 +343,10 @@ def test_the_complete_run(
         image=vae.encode(image[None, None], generator)[:, :, 0],
         text=text,
         negative_text=negative_text,
-        **guidance[1],
+        batched=guidance.batched,
     )
-    latents, _ = sample(denoise, JointLatents(noise), schedule.timesteps(5), generator, solver)
+    timesteps = schedule.timesteps(5)
+    scales = guidance_scales(guidance.scale, timesteps, guidance.schedule)
+    latents, _ = sample(denoise, JointLatents(noise), timesteps, generator, solver, scales=scales)
     found = rearrange(vae.decode(latents.video), "b n h w c -> b n c h w")
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

@@ -4,11 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from svimo_core.checkpoint import init_part
 from svimo_core.data.synthetic import generate_clip
-from svimo_core.model.interaction import InteractionModel
-from svimo_core.model.layers import cell_coordinates
-from svimo_core.model.mmdit import MMDiT, extend_with_motion
+from svimo_core.model.alignment import ImageAlignment
+from svimo_core.model.interaction import InteractionModel, pool
+from svimo_core.model.layers import cell_coordinates, scaled_dot_product_attention
+from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion
 from svimo_core.model.text import hand_object_prompt
 from svimo_core.model.vae import VideoVAE, build_vae, fit_preview
 from svimo_core.sampling.pipeline import SViMo, encode_image
@@ -23,7 +26,7 @@ def noise(*shape, seed=0):
 @pytest.fixture
 def latents(config):
     shape = (2, *config.latent_shape(config.frames, config.height, config.width))
-    return {name: noise(*shape, seed=i) for i, name in enumerate(("video", "image", "motion", "guidance"))}
+    return {name: noise(*shape, seed=i) for i, name in enumerate(("video", "image", "drawing", "guidance"))}
 
 
 # MM-DiT
@@ -37,32 +40,127 @@ def test_streams_see_each_other_and_their_conditions(model, latents, config):
     def run(**changed):
         values = {**latents, "text": text, **changed}
         return network(
-            values["video"], values["image"], values["text"], time, values["motion"], values["guidance"]
+            values["video"], values["image"], values["text"], time, values["drawing"], values["guidance"]
         )
 
-    video, motion = run()
-    assert video.shape == motion.shape == latents["video"].shape
-    for name in ("video", "image", "motion", "guidance", "text"):
+    video, drawing = run()
+    assert video.shape == drawing.shape == latents["video"].shape
+    for name in ("video", "image", "drawing", "guidance", "text"):
         changed = run(**{name: noise(*(text if name == "text" else latents[name]).shape, seed=9)})
         assert not torch.allclose(video, changed[0])
-        assert not torch.allclose(motion, changed[1])
+        assert not torch.allclose(drawing, changed[1])
 
 
 @torch.no_grad()
-def test_blocks_can_be_run_in_another_way(model, latents, config):
-    """As ComfyUI's block patches do; and attention hears its options."""
-    seen = []
+@pytest.mark.parametrize("separate", [False, True])
+def test_blocks_can_be_run_in_another_way(config, latents, separate):
+    """As ComfyUI's block patches do; what they return goes on."""
+    torch.manual_seed(0)
+    network = (SeparateMMDiT if separate else MMDiT)(config.backbone)
+    text = noise(2, config.backbone.text_length, config.backbone.text_dim)
+    inputs = latents["video"], latents["image"], text, torch.tensor([900, 1])
+    streams = dict(drawing=latents["drawing"], guidance=latents["guidance"])
+    layers, seen = config.backbone.num_layers, []
 
-    def stop(index, block, streams):
+    def double_last(index, block, tokens):
+        seen.append((index, len(tokens)))
+        tokens = block(tokens)
+        return [2 * stream for stream in tokens] if index == layers - 1 else tokens
+
+    plain = network(*inputs, **streams)
+    passed_on = network(*inputs, **streams, run_block=lambda index, block, tokens: block(tokens))
+    skipped = network(*inputs, **streams, run_block=lambda index, block, tokens: tokens)
+    doubled = network(*inputs, **streams, run_block=double_last)
+    for one, same, other, scaled in zip(plain, passed_on, skipped, doubled, strict=True):
+        assert torch.equal(one, same)
+        assert not torch.allclose(one, other, atol=1e-4)
+        torch.testing.assert_close(
+            scaled, one, atol=1e-3, rtol=1e-3
+        )  # the last layer norm takes a factor out
+        assert not torch.equal(scaled, one)
+    assert seen == ([(0, 2), (1, 2)] * 2 if separate else [(0, 3), (1, 3)])
+
+    def stop(index, block, tokens):
         seen.append(index)
         if index == 1:
             raise InterruptedError
-        return [2 * stream for stream in block(streams)]
+        return block(tokens)
 
-    text = noise(2, config.backbone.text_length, config.backbone.text_dim)
+    seen.clear()
     with pytest.raises(InterruptedError):
-        model.backbone(latents["video"], latents["image"], text, torch.tensor([1, 1]), run_block=stop)
+        network(*inputs, **streams, run_block=stop)
     assert seen == [0, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("separate", [False, True])
+def test_attention_hears_its_options(config, latents, separate):
+    """As ComfyUI's attention functions need `transformer_options`; without any there are none."""
+    heard = []
+
+    def attention(q, k, v, **options):
+        heard.append(options)
+        return scaled_dot_product_attention(q, k, options.get("sign", 1) * v)
+
+    torch.manual_seed(0)
+    network = (SeparateMMDiT if separate else MMDiT)(config.backbone, attention=attention)
+    text = noise(2, config.backbone.text_length, config.backbone.text_dim)
+    inputs = latents["video"], latents["image"], text, torch.tensor([900, 1]), latents["drawing"]
+    calls = config.backbone.num_layers * (2 if separate else 1)
+    plain = network(*inputs, latents["guidance"])
+    assert heard == [{}] * calls
+    heard.clear()
+    options = {"sign": -1, "patches": object()}
+    changed = network(*inputs, latents["guidance"], attention_options=options)
+    assert heard == [options] * calls
+    for one, other in zip(plain, changed, strict=True):
+        assert not torch.allclose(one, other, atol=1e-4)
+    heard.clear()
+    network(*inputs, latents["guidance"], run_block=lambda _, block, x: block(x), attention_options=options)
+    assert heard == [options] * calls
+
+
+class Unloaded:
+    """Leaves that take the place of `torch.nn`'s while their weights are elsewhere, as ComfyUI has them whose memory
+    is managed: there is nothing to touch."""
+
+
+def _unloaded(leaf: type) -> type:
+    def __init__(self, *args, **options):
+        super(made, self).__init__(*args, **options)
+        self.weight = None
+        if hasattr(self, "bias"):
+            self.bias = None
+
+    made = type(leaf.__name__, (leaf,), {"__init__": __init__})
+    return made
+
+
+for _leaf in ("Linear", "LayerNorm", "GroupNorm", "Conv1d", "Conv2d", "Conv3d", "Embedding"):
+    setattr(Unloaded, _leaf, _unloaded(getattr(torch.nn, _leaf)))
+
+
+def test_networks_can_be_built_before_they_have_weights(config):
+    table = replace(config.backbone, position_table=(3, 2, 3))
+    networks = [
+        MMDiT(table, Unloaded),
+        SeparateMMDiT(config.backbone, Unloaded),
+        InteractionModel(config.interaction, Unloaded),
+        ImageAlignment(config.interaction, Unloaded),
+    ]
+    for network in networks:
+        assert list(network.parameters()) == []
+        assert sum(hasattr(module, "weight") for module in network.modules()) > 10
+
+
+def test_drawn_weights_are_a_seeds_and_correct_nothing_at_first(config):
+    alignment = init_part(config, "interaction", 3).alignment
+    assert not any(last.weight.any() or last.bias.any() for last in (alignment.shift, alignment.joint))
+    assert alignment.hidden.weight.any()
+    again, other = (init_part(config, "interaction", seed).state_dict() for seed in (3, 4))
+    state = init_part(config, "interaction", 3).state_dict()
+    assert all(torch.equal(state[key], again[key]) for key in state)
+    assert any(not torch.equal(state[key], other[key]) for key in state)
 
 
 def test_image_condition_repeats_or_pads(model, config):
@@ -84,7 +182,7 @@ def test_untrained_guidance_changes_nothing_after_init_from_video(config, latent
     )
     text, time = noise(2, config.backbone.text_length, config.backbone.text_dim), torch.tensor([5, 900])
     run = [
-        network(latents["video"], latents["image"], text, time, latents["motion"], guidance)
+        network(latents["video"], latents["image"], text, time, latents["drawing"], guidance)
         for guidance in (latents["guidance"], torch.zeros_like(latents["guidance"]))
     ]
     torch.testing.assert_close(run[0], run[1], rtol=0, atol=0)
@@ -102,8 +200,8 @@ def test_untrained_guidance_changes_nothing_after_init_from_video(config, latent
 def test_vid_reads_both_latents_its_motion_and_the_time(model, latents, config):
     hands, points = noise(2, config.frames, 42, 3), noise(2, config.frames, config.interaction.num_points, 3)
 
-    def run(hands=hands, points=points, video=latents["video"], motion=latents["motion"], time=(500, 20)):
-        return model.interaction(hands, points, video, motion, torch.tensor(time))
+    def run(hands=hands, points=points, video=latents["video"], drawing=latents["drawing"], time=(500, 20)):
+        return model.interaction(hands, points, video, drawing, torch.tensor(time))
 
     out = run()
     assert out[0].shape == hands.shape
@@ -112,7 +210,7 @@ def test_vid_reads_both_latents_its_motion_and_the_time(model, latents, config):
         {"hands": noise(*hands.shape, seed=5)},
         {"points": noise(*points.shape, seed=5)},
         {"video": latents["image"]},
-        {"motion": latents["image"]},
+        {"drawing": latents["image"]},
         {"time": (1, 999)},
     ]
     for change in changes:
@@ -129,19 +227,20 @@ def test_vid_takes_any_length(model, config, frames):
     assert model.interaction(hands, points, z, z, torch.tensor([3]))[0].shape == hands.shape
 
 
-@pytest.mark.parametrize("stream", ["video", "motion"])
+@pytest.mark.parametrize("stream", ["video", "drawing"])
 def test_a_frame_reads_the_places_of_its_own_latent_frame_and_the_first(config, stream):
     torch.manual_seed(0)
     reader = InteractionModel(config.interaction).reader
     latents = {
-        name: noise(1, 16, 3, 8, 12, seed=i).requires_grad_() for i, name in enumerate(("video", "motion"))
+        name: noise(1, 16, 3, 8, 12, seed=i).requires_grad_() for i, name in enumerate(("video", "drawing"))
     }
-    out = reader(**latents)
+    where = cell_coordinates(8, 12, torch.device("cpu"))
+    out = reader(*latents.values(), where)
     for frame, latent_frame in zip(range(9), (0, 1, 1, 1, 1, 2, 2, 2, 2), strict=True):
         (gradient,) = torch.autograd.grad(out[0, :, frame].sum(), latents[stream], retain_graph=True)
         heard = gradient[0].abs().amax(dim=(0, 2, 3)) > 0
         assert heard.tolist() == [i in (0, latent_frame) for i in range(3)]
-    mirrored = reader(*(x.flip(-1) for x in latents.values()))
+    mirrored = reader(*(x.flip(-1) for x in latents.values()), where)
     assert not torch.allclose(out, mirrored, atol=1e-4)  # where it is matters
 
 
@@ -155,7 +254,8 @@ def test_what_is_read_is_the_first_estimate(config):
     motion = [noise(1, config.frames, count, 3) for count in (42, config.interaction.num_points)]
     out = network(*motion, z, -z, torch.tensor([7]))[0]
     assert torch.equal(out, network(*(-x for x in motion), z, -z, torch.tensor([900]))[0])
-    read = network.proj_out(network.reader(z, -z))
+    where = cell_coordinates(*z.shape[-2:], z.device)
+    read = network.proj_out(network.reader(z, -z, where))
     torch.testing.assert_close(out[0].flatten(1).T, read[0, : out[0, 0].numel()])
 
 
@@ -170,6 +270,22 @@ def test_vid_can_tell_places_apart_and_leave_noise_out(config):
     motion = [noise(1, config.frames, count, 3) for count in (42, config.interaction.num_points)]
     outs = [network(*(sign * x for x in motion), z, z, torch.tensor([7]))[0] for sign in (1, -1)]
     assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (3, 5), (8, 12), (5, 7), (9, 13), (16, 5)])
+@pytest.mark.parametrize("size", [(8, 12), (9, 13), (7, 30)])
+def test_pooling_equals_pytorchs(size, grid):
+    """Whether the grid divides the size or not, or is even finer; values and gradients."""
+    x, of_output = noise(2, 3, *size).double(), noise(2, 3, *grid, seed=1).double()
+    found, expected = (x.clone().requires_grad_() for _ in range(2))
+    made, truth = pool(found, grid), F.adaptive_avg_pool2d(expected, grid)
+    torch.testing.assert_close(made, truth, atol=1e-12, rtol=0)
+    made.backward(of_output)
+    truth.backward(of_output)
+    torch.testing.assert_close(found.grad, expected.grad, atol=1e-12, rtol=0)
+    assert pool(x.bfloat16(), grid).dtype == torch.bfloat16
+    single = pool(x.float(), grid)
+    torch.testing.assert_close(single.double(), truth.detach(), atol=1e-6, rtol=0)
 
 
 def test_every_vid_weight_learns(config):
@@ -212,7 +328,7 @@ def test_where_an_image_shows_something_is_finer_than_its_cells(config):
 
 @torch.no_grad()
 def test_alignment_moves_bodies_as_a_whole_and_joints_a_little(config):
-    alignment = InteractionModel(config.interaction).alignment
+    alignment = init_part(config, "interaction", 0).alignment
     size = config.interaction.num_points
     hands, points, found = noise(2, 9, 42, 3), noise(2, 9, size, 3, seed=1), noise(2, 48, 2, seed=2)
     places = noise(2, 42 + size, 2, seed=3)

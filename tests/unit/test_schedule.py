@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -25,6 +26,39 @@ def test_timesteps_are_trailing(schedule):
     for steps, denoise in ((0, 1.0), (1001, 1.0), (10, 0.0), (10, 1.5)):
         with pytest.raises(ValueError, match=r"steps|denoise"):
             schedule.timesteps(steps, denoise)
+
+
+def test_each_timestep_comes_once(schedule):
+    """Where a low `denoise` leaves fewer timesteps than steps, there are fewer steps."""
+    assert schedule.timesteps(8, denoise=0.004) == [3, 2, 1, 0]
+    for steps in (1, 3, 50, 1000):
+        for denoise in (0.001, 0.0151, 0.02, 0.3, 0.999, 1.0):
+            timesteps = schedule.timesteps(steps, denoise)
+            assert all(a > b for a, b in itertools.pairwise(timesteps))
+            assert timesteps[0] == round(1000 * denoise) - 1
+            assert timesteps[-1] >= 0
+            assert len(timesteps) == min(steps, round(1000 * denoise))
+
+
+def test_where_a_run_is(schedule):
+    assert schedule.step(0, 999) == (0, 0.0, 1.0)
+    step = schedule.step(3, 249)
+    assert (step.index, step.progress) == (3, 0.75)
+    assert step.noise == pytest.approx(1 - schedule.abar[249].item())
+
+
+def test_one_timestep_is_as_good_as_one_for_each(schedule):
+    x0, noise = torch.randn(2, 3, 4)
+    for call in (
+        schedule.add_noise,
+        schedule.velocity,
+        schedule.clean_from_velocity,
+        schedule.noise_from_clean,
+    ):
+        for timestep in (0, 500, 999):
+            each = call(x0, noise, torch.full((3,), timestep))
+            torch.testing.assert_close(call(x0, noise, timestep), each, atol=1e-6, rtol=1e-6)
+            assert call(x0.bfloat16(), noise.bfloat16(), timestep).dtype == torch.bfloat16
 
 
 def test_velocity_and_x0_are_inverse(schedule):

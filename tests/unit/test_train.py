@@ -18,7 +18,6 @@ import torch
 from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
 from safetensors import safe_open
 from safetensors.torch import load_file
-from svimo_core.feedback import InteractionFeedback
 from torch.amp import autocast
 from transformers import PreTrainedTokenizerFast
 
@@ -27,6 +26,8 @@ from svimo_core.config import COGVIDEOX_5B_I2V, TINY
 from svimo_core.data.synthetic import generate_motion
 from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion, split_streams
 from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
+from svimo_core.sampling.painter import MotionPainter
+from svimo_core.sampling.reader import MotionReader
 from svimo_core.schedule import NoiseSchedule, StepLevels, ddim_step
 from svimo_core.train import ablation
 from svimo_core.train.clips import Clip, ClipFolder, write_clip
@@ -214,11 +215,9 @@ def test_guidance_reads_what_was_asked_for(settings, config, source, monkeypatch
     """With a motion kernel that hears no guidance, clean latents are the same before it and with it. As in the sampler,
     what is read off clean ones is held against the image before it is drawn."""
     seen, denoised, aligned, drawn = [], [], [], []
-    align, draw = InteractionFeedback.align, InteractionFeedback.guidance
-    monkeypatch.setattr(
-        InteractionFeedback, "align", lambda *args: aligned.append(align(*args)) or aligned[-1]
-    )
-    monkeypatch.setattr(InteractionFeedback, "guidance", lambda *args: drawn.append(args[1:]) or draw(*args))
+    align, paint = MotionReader.align, MotionPainter.__call__
+    monkeypatch.setattr(MotionReader, "align", lambda *args: aligned.append(align(*args)) or aligned[-1])
+    monkeypatch.setattr(MotionPainter, "__call__", lambda *args: drawn.append(args[1]) or paint(*args))
 
     def prepare(stage):
         stage.backbone.register_forward_pre_hook(lambda _, inputs: denoised.append(inputs))
@@ -503,9 +502,9 @@ def test_alignment_learns_from_what_the_sampler_reads_first(settings, monkeypatc
     stage.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     stage.alignment.register_forward_pre_hook(lambda _, inputs: aligned.append(inputs))
     readings = []
-    read = InteractionFeedback.read
+    read = MotionReader.read
     monkeypatch.setattr(
-        InteractionFeedback, "read", lambda self, *z: readings.append(read(self, *z)) or readings[-1]
+        MotionReader, "read", lambda self, *z: readings.append(read(self, *z)) or readings[-1]
     )
     monkeypatch.setattr("svimo_core.train.stages.NEARER_SHARE", 0.0)
     loss, terms = stage(batch, step_generator(0, 0, 0, 0))
