@@ -146,6 +146,17 @@ ADVICE = {
 """,
 }
 
+LATER_OUTPUTS = {
+    "SViMoSaveGLB": [
+        (
+            "model_3d",
+            "FILE_3D_GLB",
+            "The file itself, for core's Preview 3D (Advanced), Save 3D Model and other 3D nodes.",
+        )
+    ]
+}
+"""Outputs (name, type, tooltip) that only newer ComfyUI than 0.3.75 gives: a help page serves all versions."""
+
 
 def is_ours(node: dict) -> bool:
     """Whether an entry of /object_info is a node of this pack."""

@@ -14,6 +14,7 @@ from ..svimo_core.clean import place_in_view
 from ..svimo_core.export.reading import read_motion
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.render import render_motion, render_view
+from .compat import aliases
 from .types import CATEGORY, Motion, check_choice
 
 SUFFIXES = (".npz", ".npy", ".json", ".bvh")
@@ -75,6 +76,9 @@ class SViMoLoadMotion(io.ComfyNode):
             display_name="Load SViMo Motion",
             category=f"{CATEGORY}/motion",
             description="Load 3D motion: what Save SViMo Motion wrote, a BVH with both hands, or arrays of 21 joints per hand from a hand tracker. Import SViMo Motion has settings for motion from elsewhere.",
+            **aliases(
+                "hand pose", "hand tracking", "hamer", "wilor", "mocap", "motion capture", "bvh", "npz"
+            ),
             inputs=[
                 io.Combo.Input(
                     "motion",
@@ -129,6 +133,7 @@ class SViMoImportMotion(io.ComfyNode):
             display_name="Import SViMo Motion",
             category=f"{CATEGORY}/motion",
             description="Load motion from elsewhere, such as motion capture or a hand tracker: one BVH per hand, other units, gaps, and a place in front of the camera.",
+            **aliases("mocap", "motion capture", "bvh", "hand tracking", "hamer", "wilor", "hand pose"),
             inputs=[
                 io.Combo.Input(
                     "motion",
@@ -217,6 +222,7 @@ class SViMoPreviewMotion(io.ComfyNode):
             display_name="Preview SViMo Motion",
             category=f"{CATEGORY}/motion",
             description="Draw 3D motion from the side, or through its own camera as the model sees it.",
+            **aliases("view motion", "draw hands", "hand skeleton", "hand pose"),
             inputs=[
                 Motion.Input("motion", tooltip="3D motion."),
                 io.Combo.Input(

@@ -62,6 +62,44 @@ def test_retarget_and_export(client, example, tmp_path):
     assert "mm" in result.outputs[ids["SViMoRigMotion"]]["text"][0]
 
 
+def test_core_takes_the_glb(client, tmp_path):
+    """As text where saved workflows have it, and as a file for the 3D nodes of newer ComfyUI."""
+    core = client.object_info()
+    workflow = {
+        "load": LOAD,
+        "rig": {
+            "class_type": "SViMoRigMotion",
+            "inputs": {"motion": ["load", 0], "hands": "capsule", "smoothness": 1.0},
+        },
+        "save": {
+            "class_type": "SViMoSaveGLB",
+            "inputs": {"rigged_motion": ["rig", 0], "filename_prefix": "glb/taken"},
+        },
+        "old": {"class_type": "Preview3D", "inputs": {"model_file": ["save", 0]}},
+    }
+    newer = "Preview3DAdvanced" in core
+    if newer:
+        view = {"model_3d": ["save", 1], "viewport_state": {}, "width": 64, "height": 64}
+        copy = {"mesh": ["save", 1], "filename_prefix": "glb/copied"}
+        workflow |= {
+            "file": {"class_type": "Preview3D", "inputs": {"model_file": ["save", 1]}},
+            "new": {"class_type": "Preview3DAdvanced", "inputs": view},
+            "copy": {"class_type": "SaveGLB", "inputs": copy},
+        }
+    assert newer == (len(core["SViMoSaveGLB"]["output"]) == 2)
+    result = client.run(workflow)
+    (saved,) = result.files("save")
+    assert result.outputs["old"]["result"][0] == f"glb/{saved['filename']}"
+    if newer:
+        (copied,) = result.files("copy")
+        content = client.download(saved)
+        assert client.download(copied) == content
+        temporary = {"filename": result.outputs["new"]["result"][0], "subfolder": "", "type": "temp"}
+        assert client.download(temporary) == content
+        kept = {"filename": result.outputs["file"]["result"][0], "subfolder": "", "type": "output"}
+        assert client.download(kept) == content
+
+
 def test_cleaning_changes_rate_and_keeps_the_way(client, example, tmp_path):
     workflow = {
         "load": LOAD,
