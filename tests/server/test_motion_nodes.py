@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,8 +168,7 @@ def test_mano_hands_are_the_users_own(client, server, example, tmp_path):
     with np.load(download(client, saved[".npz"], tmp_path), allow_pickle=False) as parameters:
         assert parameters["left_hand_pose"].shape == (len(example), 45)
     assert saved[".npz"]["filename"] == "mano_00001_mano.npz"
-    listed = client.object_info()["SViMoLoadMotion"]["input"]["required"]["motion"]
-    assert not any("_mano.npz" in name for name in listed[1].get("options", listed[0]))
+    assert not any("_mano.npz" in name for name in listed(client.object_info()))
 
 
 def test_motion_from_a_hand_tracker(client, server, example, tmp_path):
@@ -189,6 +189,67 @@ def test_motion_from_a_hand_tracker(client, server, example, tmp_path):
     motion = HandObjectMotion.load(download(client, result.files("save")[0], tmp_path))
     np.testing.assert_array_equal(motion.hands, example.hands)
     assert motion.fps == 30
+
+
+def listed(info: dict) -> list[str]:
+    choices, options = info["SViMoLoadMotion"]["input"]["required"]["motion"]
+    return options.get("options", choices)
+
+
+def test_the_list_follows_the_folders(client, server, example):
+    """Files come and go at any depth, and what was made after the list was sent can be loaded all the same."""
+    folder = server.base_directory / "output" / "some" / "where"
+    folder.mkdir(parents=True)
+    name = "some/where/kept.npz [output]"
+    assert name not in listed(client.object_info())
+    example.save(folder / "kept.npz")
+    workflow = {
+        "load": {"class_type": "SViMoLoadMotion", "inputs": {"motion": name, "fps": 0.0}},
+        "view": {"class_type": "SViMoMotionViewer", "inputs": {"motion": ["load", 0]}},
+    }
+    client.run(workflow)
+    assert name in listed(client.object_info())
+    (folder / "notes.txt").write_text("no motion")
+    (folder / "kept.npz").rename(folder / "Moved.NPZ")
+    after = listed(client.object_info())
+    assert "some/where/Moved.NPZ [output]" in after
+    assert not any("kept" in motion or "notes" in motion for motion in after)
+    with pytest.raises(WorkflowRefused, match="no motion file"):
+        client.run(workflow)
+    shutil.rmtree(folder.parent)
+    assert not any("some/where" in motion for motion in listed(client.object_info()))
+    workflow["load"]["inputs"]["motion"] = "../outside.npz"
+    with pytest.raises(WorkflowRefused, match="lies outside"):
+        client.run(workflow)
+
+
+def test_listing_does_not_slow_down_with_a_full_output_folder(tmp_path):
+    """20,000 pictures in one folder: only the first look reads them."""
+    printed = run_inside(
+        """
+        import time
+        from pathlib import Path
+        import folder_paths
+        from pack.nodes import motion
+
+        folder_paths.set_output_directory(args[0])
+        for i in range(20_000):
+            Path(args[0], f"picture_{i:05}.png").touch()
+        Path(args[0], "walk.npz").touch()
+        seconds = []
+        for _ in range(5):
+            before = time.perf_counter()
+            for node in motion.NODES:
+                node.define_schema()
+            seconds.append(time.perf_counter() - before)
+        assert "walk.npz [output]" in motion.list_motions()
+        print(seconds[0], min(seconds[1:]))
+        """,
+        str(tmp_path),
+    )
+    first, later = map(float, printed.split()[-2:])
+    assert first < 1
+    assert later < min(0.01, first / 4)
 
 
 @pytest.fixture
