@@ -116,7 +116,7 @@ class ComfyPage:
         self.settle()
 
     def _on_console(self, message: ConsoleMessage) -> None:
-        services = ("https://api.comfy.org", "Failed to load resource")
+        services = ("https://api.comfy.org", "https://huggingface.co", "Failed to load resource")
         problem = f"console: {message.text} ({message.location['url']})"
         if message.type == "error" and (
             PACK_NAME in problem or not any(service in problem for service in services)

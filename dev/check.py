@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -11,8 +12,14 @@ from pathlib import Path
 
 import tomlkit
 
-ROOT = Path(__file__).resolve().parent.parent
+from dev.comfy import ROOT, find_comfyui
+
 SOURCES = {".css", ".js", ".mjs", ".py", ".toml", ".yaml"}
+
+UNSHIPPED = {"benchmarks", "dev", "docs", "tests"}
+COMES_WITH_COMFYUI = {"PIL", "numpy", "torch"}
+MODULES = {"opencv-python": "cv2"}
+"""Of requirements whose module has another name."""
 
 
 def project_files() -> list[Path]:
@@ -64,6 +71,31 @@ def requirements_agree() -> list[str]:
     return problems
 
 
+def imports_are_declared() -> list[str]:
+    """Packages that what ships imports without requiring them, and the other way round."""
+    project = tomlkit.parse((ROOT / "pyproject.toml").read_text())["project"].unwrap()
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = [re.match(r"[\w-]+", requirement)[0] for group in groups for requirement in group]
+    declared = {MODULES.get(name, name) for name in names}
+    own = {path.stem for folder in (ROOT, find_comfyui()) for path in folder.iterdir()}
+
+    imported = {}
+    for path in project_files():
+        place = path.relative_to(ROOT)
+        if path.suffix == ".py" and place.parts[0] not in UNSHIPPED:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    modules = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    modules = [node.module]
+                else:
+                    continue
+                imported |= {module.split(".")[0]: f"{place}:{node.lineno}" for module in modules}
+    known = declared | own | COMES_WITH_COMFYUI | sys.stdlib_module_names
+    problems = [f"{where}: {name} is not required" for name, where in imported.items() if name not in known]
+    return problems + [f"pyproject.toml: {name} is never imported" for name in declared - set(imported)]
+
+
 def ruff_versions_agree() -> list[str]:
     """Differences between the ruff of `make lint` and the one of pre-commit."""
     versions = {
@@ -91,6 +123,7 @@ CHECKS = (
     sources_are_ascii,
     json_files_parse,
     requirements_agree,
+    imports_are_declared,
     ruff_versions_agree,
     registry_accepts,
 )

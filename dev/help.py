@@ -1,9 +1,12 @@
-"""Write what the page shows about the nodes: `js/docs/<NodeId>.md` and `locales/en/nodeDefs.json`.
+"""Write what the page shows about the nodes: help in `js/docs`, and `locales/en/nodeDefs.json`.
 
     python -m dev.help
 
-Inputs and outputs come from a real ComfyUI, so that help and tooltips never disagree; the advice is below. A test
-compares the files with what this writes.
+Inputs and outputs come from a real ComfyUI, so that help and tooltips never disagree; the advice is below. Help in
+another language takes the texts of its `nodeDefs.json`, and the rest from its `help.json`, which holds English ->
+translation; what is not translated yet stays English. A test compares the files with what this writes.
+
+The page asks for `<NodeId>/<language>.md`, and for `<NodeId>.md` where that is missing.
 """
 
 from __future__ import annotations
@@ -15,6 +18,10 @@ import tempfile
 from pathlib import Path
 
 from dev.comfy import PACK_NAME, ROOT, ComfyClient, ComfyServer
+
+DOCS = ROOT / "js" / "docs"
+LOCALES = ROOT / "locales"
+TRANSLATIONS = ["zh"]
 
 ADVICE = {
     "SViMoCheckpointLoader": """
@@ -123,6 +130,8 @@ ADVICE = {
 """,
     "SViMoSaveGLB": """
 - Connect `model_file` to core's *Preview 3D & Animation* and press play there; until then it shows the rest pose.
+- Newer ComfyUI: `model_3d` is the file itself, for *Preview 3D (Advanced)* and *Save 3D Model*. Saved workflows may
+  keep their link to `model_file`.
 - Dropped onto the page, the file opens the graph that made it.
 - With MANO hands, MANO's parameters are saved beside it as `..._mano.npz`.
 - Blender: File > Import > glTF 2.0. Units, axes, frame rate and camera are set.
@@ -146,42 +155,80 @@ ADVICE = {
 """,
 }
 
+LATER_OUTPUTS = {
+    "SViMoSaveGLB": [
+        (
+            "model_3d",
+            "FILE_3D_GLB",
+            "The file itself, for core's Preview 3D (Advanced), Save 3D Model and other 3D nodes.",
+        )
+    ]
+}
+"""Outputs (name, type, tooltip) that only newer ComfyUI than 0.3.75 gives: a help page serves all versions."""
+
 
 def is_ours(node: dict) -> bool:
     """Whether an entry of /object_info is a node of this pack."""
     return node["python_module"].endswith(PACK_NAME)
 
 
-def page(name: str, node: dict) -> str:
-    """The help page of one node."""
-    lines = [f"# {node['display_name']}", "", node["description"], "", ADVICE[name].strip()]
-    lines += ["", "## Inputs", ""]  # lists, since the page's panel is too narrow for tables
+def advice(name: str) -> list[str]:
+    """The advice on a node, one item each."""
+    return [" ".join(item.split()) for item in ADVICE.get(name, "").strip().removeprefix("- ").split("\n- ")]
+
+
+def page(node: dict, texts: dict, words: dict[str, str]) -> str:
+    """The help page of one node in one language.
+
+    Args:
+        node: of /object_info.
+        texts: of the node, as in `nodeDefs.json`.
+        words: English -> translation of all else.
+    """
+
+    def say(english: str) -> str:
+        return words.get(english, english)
+
+    def text(group: str, key: str, part: str, english: str) -> str:
+        return plain(texts.get(group, {}).get(key, {}).get(part, english))
+
+    lines = [f"# {plain(texts.get('display_name', node['display_name']))}", ""]
+    lines += [plain(texts.get("description", node["description"])), ""]
+    lines += [f"- {say(item)}" for item in advice(node["name"])]
+    lines += ["", f"## {say('Inputs')}", ""]  # lists, since the page's panel is too narrow for tables
     for group in ("required", "optional"):
         for key, value in node["input"].get(group, {}).items():
-            details = [kind(value), default(value), "optional" if group == "optional" else ""]
-            lines.append(f"- **{key}** ({', '.join(filter(None, details))}): {value[1]['tooltip']}")
+            name = text("inputs", key, "name", key)
+            details = ["" if name == key else f"`{key}`", f" {say('or')} ".join(map(say, kind(value)))]
+            preset = default(value)
+            details += [f"{say('default')} {preset}" if preset else ""]
+            details += [say("optional") if group == "optional" else ""]
+            tooltip = text("inputs", key, "tooltip", value[1]["tooltip"])
+            lines.append(f"- **{name}** ({', '.join(filter(None, details))}): {tooltip}")
     if node["output"]:
-        outputs = zip(node["output_name"], node["output"], node["output_tooltips"], strict=True)
-        lines += ["", "## Outputs", ""]
-        lines += [f"- **{key}** ({of}): {text}" for key, of, text in outputs]
+        lines += ["", f"## {say('Outputs')}", ""]
+    outputs = zip(node["output_name"], node["output"], node["output_tooltips"], strict=True)
+    for i, (key, of, tooltip) in enumerate(outputs):
+        name = text("outputs", str(i), "name", key)
+        lines.append(f"- **{name}** ({of}): {text('outputs', str(i), 'tooltip', tooltip)}")
     return "\n".join(lines) + "\n"
 
 
-def kind(value: list) -> str:
-    """Type of an input; its choices, unless they are the files of one machine."""
+def kind(value: list) -> list[str]:
+    """Type of an input; or its choices, unless they are the files of one machine."""
     choices = value[0] if isinstance(value[0], list) else value[1].get("options")
     if choices is None:
-        return value[0]
+        return [value[0]]
     named = [choice for choice in choices if choice != "none"]
     if not named or any("." in str(choice) for choice in named):
-        return "file"
-    return " or ".join(f"`{choice}`" for choice in choices)
+        return ["file"]
+    return [f"`{choice}`" for choice in choices]
 
 
 def default(value: list) -> str:
     """Default of an input, as the page shows it."""
     preset = value[1].get("default", "")
-    return "" if preset == "" else f"default `{preset}`"
+    return "" if preset == "" else f"`{preset}`"
 
 
 def english(nodes: dict[str, dict]) -> dict:
@@ -211,16 +258,39 @@ def message(text: str) -> str:
     return re.sub(r"[{}@|]", lambda found: f"{{'{found[0]}'}}", text)
 
 
+def plain(text: str) -> str:
+    """The text of a :func:`message`."""
+    return re.sub(r"\{'([{}@|])'\}", r"\1", text)
+
+
+def with_later_outputs(name: str, node: dict) -> dict:
+    """A node as newer ComfyUI has it: see :data:`LATER_OUTPUTS`."""
+    later = [output for output in LATER_OUTPUTS.get(name, []) if output[0] not in node["output_name"]]
+    keys = ("output_name", "output", "output_tooltips")
+    return node | {key: [*node[key], *(output[i] for output in later)] for i, key in enumerate(keys)}
+
+
+def read_locale(language: str, file: str) -> dict:
+    """A file of texts; empty where a language does not have it."""
+    path = LOCALES / language / file
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def files(info: dict[str, dict]) -> dict[Path, str]:
     """Path -> content of every file that this module writes."""
-    nodes = {name: node for name, node in info.items() if is_ours(node)}
-    pages = {ROOT / "js" / "docs" / f"{name}.md": page(name, node) for name, node in nodes.items()}
-    texts = json.dumps(english(nodes), indent=2) + "\n"
-    return {**pages, ROOT / "locales" / "en" / "nodeDefs.json": texts}
+    nodes = {name: with_later_outputs(name, node) for name, node in info.items() if is_ours(node)}
+    written = {LOCALES / "en" / "nodeDefs.json": json.dumps(english(nodes), indent=2) + "\n"}
+    for name, node in nodes.items():
+        written[DOCS / f"{name}.md"] = written[DOCS / name / "en.md"] = page(node, {}, {})
+    for language in TRANSLATIONS:
+        texts, words = read_locale(language, "nodeDefs.json"), read_locale(language, "help.json")
+        for name, node in nodes.items():
+            written[DOCS / name / f"{language}.md"] = page(node, texts.get(name, {}), words)
+    return written
 
 
 def main() -> int:
-    """Write every file."""
+    """Write every file, and remove help of nodes that are gone."""
     with (
         tempfile.TemporaryDirectory() as base,
         ComfyServer(Path(base)) as server,
@@ -231,6 +301,10 @@ def main() -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
         print(path.relative_to(ROOT))
+    for path in DOCS.rglob("*.md"):
+        if path not in written:
+            path.unlink()
+            print(f"removed {path.relative_to(ROOT)}")
     return 0
 
 

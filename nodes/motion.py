@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ..svimo_core.clean import place_in_view
 from ..svimo_core.export.reading import read_motion
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.render import render_motion, render_view
+from .compat import aliases
 from .types import CATEGORY, Motion, check_choice
 
 SUFFIXES = (".npz", ".npy", ".json", ".bvh")
@@ -38,11 +40,41 @@ def list_motions() -> list[str]:
     """Motion files of all folders, marked."""
     found = []
     for kind, root in folders().items():
-        files = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-        files = (path for path in files if not path.name.endswith(MANO_SUFFIX))
-        names = sorted(path.relative_to(root).as_posix() for path in files)
+        names = sorted(Path(file).relative_to(root).as_posix() for file in motions_in(str(root)))
         found += [name if kind == "input" else f"{name} [{kind}]" for name in names]
     return found
+
+
+def motions_in(folder: str) -> list[str]:
+    """Paths of the motion files in a folder and all below it.
+
+    The page and the validation of every run ask for the list several times, and output folders hold tens of thousands
+    of files: a folder is read again only when it has changed, as `folder_paths` does for models.
+    """
+    try:
+        changed = os.stat(folder).st_mtime_ns
+        if folder not in _contents or _contents[folder][0] != changed:
+            _contents[folder] = (changed, *read_folder(folder))
+    except OSError:  # not made yet, removed meanwhile, or not ours to read
+        return []
+    _, files, subfolders = _contents[folder]
+    return files + [file for subfolder in subfolders for file in motions_in(subfolder)]
+
+
+def read_folder(folder: str) -> tuple[list[str], list[str]]:
+    """Paths of the motion files, and of the folders, directly in a folder."""
+    files, subfolders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                subfolders.append(entry.path)
+            elif entry.name.lower().endswith(SUFFIXES) and not entry.name.endswith(MANO_SUFFIX):
+                files.append(entry.path)
+    return files, subfolders
+
+
+_contents: dict[str, tuple[int, list[str], list[str]]] = {}
+"""What :func:`motions_in` has read: folder -> its time of change, motion files and subfolders."""
 
 
 def motion_path(name: str) -> Path:
@@ -75,6 +107,9 @@ class SViMoLoadMotion(io.ComfyNode):
             display_name="Load SViMo Motion",
             category=f"{CATEGORY}/motion",
             description="Load 3D motion: what Save SViMo Motion wrote, a BVH with both hands, or arrays of 21 joints per hand from a hand tracker. Import SViMo Motion has settings for motion from elsewhere.",
+            **aliases(
+                "hand pose", "hand tracking", "hamer", "wilor", "mocap", "motion capture", "bvh", "npz"
+            ),
             inputs=[
                 io.Combo.Input(
                     "motion",
@@ -129,6 +164,7 @@ class SViMoImportMotion(io.ComfyNode):
             display_name="Import SViMo Motion",
             category=f"{CATEGORY}/motion",
             description="Load motion from elsewhere, such as motion capture or a hand tracker: one BVH per hand, other units, gaps, and a place in front of the camera.",
+            **aliases("mocap", "motion capture", "bvh", "hand tracking", "hamer", "wilor", "hand pose"),
             inputs=[
                 io.Combo.Input(
                     "motion",
@@ -217,6 +253,7 @@ class SViMoPreviewMotion(io.ComfyNode):
             display_name="Preview SViMo Motion",
             category=f"{CATEGORY}/motion",
             description="Draw 3D motion from the side, or through its own camera as the model sees it.",
+            **aliases("view motion", "draw hands", "hand skeleton", "hand pose"),
             inputs=[
                 Motion.Input("motion", tooltip="3D motion."),
                 io.Combo.Input(

@@ -16,6 +16,7 @@ from ..svimo_core.mano import WHERE_TO_GET, ManoModel, load_mano, save_mano
 from ..svimo_core.motion import HAND_NAMES, HandObjectMotion
 from ..svimo_core.render import render_motion
 from ..svimo_core.rigged import RiggedMotion, rig_motion
+from .compat import File3D, File3DGLB, aliases
 from .load import FOLDER
 from .save import progress, with_graph
 from .types import CATEGORY, Motion, RiggedMotionType, check_choice
@@ -50,6 +51,7 @@ class SViMoCleanMotion(io.ComfyNode):
             display_name="Clean SViMo Motion",
             category=f"{CATEGORY}/motion",
             description="Smooth 3D motion without losing contact between hands and objects, and change its frame rate or scale.",
+            **aliases("smooth motion", "filter motion", "jitter", "resample", "frame rate"),
             inputs=[
                 Motion.Input("motion", tooltip="3D motion."),
                 io.Float.Input(
@@ -98,6 +100,7 @@ class SViMoRigMotion(io.ComfyNode):
             display_name="Rig SViMo Motion",
             category=f"{CATEGORY}/motion",
             description="Turn joints into skinned hands of constant bone lengths, and point clouds into rigid objects, for GLB and BVH.",
+            **aliases("skeleton", "retarget", "hand rig", "mano", "skinning"),
             inputs=[
                 Motion.Input("motion", tooltip="3D motion."),
                 io.Combo.Input(
@@ -135,6 +138,17 @@ class SViMoRigMotion(io.ComfyNode):
         return io.NodeOutput(rigged, residuals, ui={"text": [residuals]})
 
 
+def model_3d_outputs() -> list[io.Output]:
+    """The GLB as core's own 3D nodes hand it on, where this ComfyUI can.
+
+    Behind `model_file`, which links of saved workflows count on as the first output and as text.
+    """
+    if File3DGLB is None:
+        return []
+    tooltip = "The file itself, for core's Preview 3D (Advanced), Save 3D Model and other 3D nodes."
+    return [File3DGLB.Output(display_name="model_3d", tooltip=tooltip)]
+
+
 class SViMoSaveGLB(io.ComfyNode):
     """A rigged motion to an animated GLB."""
 
@@ -145,6 +159,7 @@ class SViMoSaveGLB(io.ComfyNode):
             display_name="Save SViMo Motion as GLB",
             category=f"{CATEGORY}/motion",
             description="Save an animated GLB: skinned hands, rigid objects and the camera, for Blender, game engines and core's Preview 3D. MANO hands are saved as parameters as well.",
+            **aliases("glb", "gltf", "export 3d model", "save animation", "blender", "mano"),
             inputs=[
                 RiggedMotionType.Input("rigged_motion", tooltip="From Rig SViMo Motion."),
                 io.String.Input(
@@ -156,7 +171,8 @@ class SViMoSaveGLB(io.ComfyNode):
             outputs=[
                 io.String.Output(
                     display_name="model_file", tooltip="Path within the output folder, for core's Preview 3D."
-                )
+                ),
+                *model_3d_outputs(),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
@@ -174,7 +190,9 @@ class SViMoSaveGLB(io.ComfyNode):
             parameters = f"{name}_{counter:05}_mano.npz"
             save_mano(Path(folder) / parameters, rigged_motion.mano, rigged_motion.fps)
             saved["svimo_mano"] = [ui.SavedResult(parameters, subfolder, io.FolderType.output)]
-        return io.NodeOutput((Path(subfolder) / file).as_posix(), ui=saved)
+        model_file = (Path(subfolder) / file).as_posix()
+        model_3d = [File3D(str(Path(folder) / file))] if File3DGLB else []
+        return io.NodeOutput(model_file, *model_3d, ui=saved)
 
 
 class SViMoSaveBVH(io.ComfyNode):
@@ -187,6 +205,7 @@ class SViMoSaveBVH(io.ComfyNode):
             display_name="Save SViMo Hands as BVH",
             category=f"{CATEGORY}/motion",
             description="Save the skeleton and movement of each hand as .bvh, in centimetres, for rigs and motion-capture tools.",
+            **aliases("bvh", "mocap", "motion capture", "export skeleton", "save animation"),
             inputs=[
                 RiggedMotionType.Input("rigged_motion", tooltip="From Rig SViMo Motion."),
                 io.String.Input(
@@ -222,6 +241,7 @@ class SViMoOverlayMotion(io.ComfyNode):
             display_name="Overlay SViMo Motion",
             category=f"{CATEGORY}/motion",
             description="Draw 3D motion through its camera over the frames of the video, to see how well they agree.",
+            **aliases("draw hands", "hand pose", "compare motion", "blend"),
             inputs=[
                 io.Image.Input("images", tooltip="Frames of the video, one for each frame of the motion."),
                 Motion.Input("motion", tooltip="3D motion."),

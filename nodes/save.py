@@ -16,6 +16,7 @@ from comfy_api.latest import io, ui
 from ..svimo_core.export.json_ import write_json
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.rigged import RiggedMotion
+from .compat import aliases
 from .types import CATEGORY, Motion, check_choice, throw_if_interrupted
 
 AnyMotion = TypeVar("AnyMotion", HandObjectMotion, RiggedMotion)
@@ -32,6 +33,7 @@ class SViMoSaveMotion(io.ComfyNode):
             display_name="Save SViMo Motion",
             category=f"{CATEGORY}/motion",
             description="Save 3D motion as .npz: plain arrays in metres that numpy opens without pickle.",
+            **aliases("export motion", "npz", "json", "hand pose", "mocap"),
             inputs=[
                 Motion.Input("motion", tooltip="3D motion."),
                 io.String.Input(

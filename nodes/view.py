@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..svimo_core.export.json_ import write_json
 from ..svimo_core.motion import HandObjectMotion
+from .compat import aliases
 from .types import CATEGORY, Motion
 
 MAX_POINTS = 2000
@@ -37,6 +38,7 @@ class SViMoMotionViewer(io.ComfyNode):
             display_name="SViMo Motion Viewer",
             category=f"{CATEGORY}/motion",
             description="Look at 3D motion from all sides or through its own camera, in step with the video.",
+            **aliases("3d viewer", "preview 3d", "view motion", "hand pose", "mocap"),
             inputs=[
                 Motion.Input("motion", tooltip="3D motion."),
                 io.Image.Input(

@@ -89,7 +89,6 @@ export class MotionViewer {
         let position = this.frame; // in frames, with a fraction
         let before = null;
         const tick = now => {
-            if (!this.playing) return;
             position += ((now - (before ?? now)) / 1000) * this.motion.fps * this.state.speed;
             before = now;
             if (this.seeked !== null) position = this.seeked;
@@ -101,14 +100,15 @@ export class MotionViewer {
             const frame = Math.floor(position) % (last + 1);
             if (frame !== this.frame) this.goTo(frame);
             this.seeked = null;
-            requestAnimationFrame(tick);
+            this.ticking = requestAnimationFrame(tick);
         };
         this.seeked = null;
-        requestAnimationFrame(tick);
+        this.ticking = requestAnimationFrame(tick);
     }
 
     pause() {
         this.playing = false;
+        cancelAnimationFrame(this.ticking); // else it would go on beside the next one, when played again at once
         this.setIcon(this.playButton, "play", "Play (space)");
     }
 

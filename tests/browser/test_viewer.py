@@ -177,6 +177,30 @@ def test_plays_pauses_and_stops_at_the_end(page, run_viewers):
     assert frame_of(viewer) == LAST
 
 
+def test_played_again_within_a_frame_ticks_once_per_frame(page, run_viewers):
+    (viewer,) = run_viewers()
+    page.page.evaluate(
+        """() => {
+            const request = window.requestAnimationFrame;
+            window.ticks = {};
+            window.requestAnimationFrame = callback => request(now => {
+                if (callback.name === "tick") ticks[now] = (ticks[now] ?? 0) + 1;
+                callback(now);
+            });
+            window.stopCounting = () => { window.requestAnimationFrame = request; };
+            const button = document.querySelector(".svimo-viewer .svimo-bar button");
+            for (let i = 0; i < 5; i++) button.click(); // play, pause, play, pause, play
+        }"""
+    )
+    page.page.wait_for_function("document.querySelector('.svimo-viewer').dataset.frame > 2", timeout=5000)
+    ticks = page.page.evaluate("ticks")
+    press(viewer, "Pause (space)")
+    page.page.evaluate("ticks = {}")
+    page.settle(200)
+    assert set(ticks.values()) == {1}
+    assert page.page.evaluate("stopCounting() ?? ticks") == {}  # paused, nothing goes on
+
+
 def test_toggles_orbit_and_home_change_the_view(page, run_viewers):
     _, viewer = run_viewers(2)
     seek(viewer, 8)

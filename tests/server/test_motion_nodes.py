@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,44 @@ def test_retarget_and_export(client, example, tmp_path):
     assert fps == pytest.approx(8, rel=1e-3)
     np.testing.assert_allclose(joints, example.hands, atol=2e-3)
     assert "mm" in result.outputs[ids["SViMoRigMotion"]]["text"][0]
+
+
+def test_core_takes_the_glb(client, tmp_path):
+    """As text where saved workflows have it, and as a file for the 3D nodes of newer ComfyUI."""
+    core = client.object_info()
+    workflow = {
+        "load": LOAD,
+        "rig": {
+            "class_type": "SViMoRigMotion",
+            "inputs": {"motion": ["load", 0], "hands": "capsule", "smoothness": 1.0},
+        },
+        "save": {
+            "class_type": "SViMoSaveGLB",
+            "inputs": {"rigged_motion": ["rig", 0], "filename_prefix": "glb/taken"},
+        },
+        "old": {"class_type": "Preview3D", "inputs": {"model_file": ["save", 0]}},
+    }
+    newer = "Preview3DAdvanced" in core
+    if newer:
+        view = {"model_3d": ["save", 1], "viewport_state": {}, "width": 64, "height": 64}
+        copy = {"mesh": ["save", 1], "filename_prefix": "glb/copied"}
+        workflow |= {
+            "file": {"class_type": "Preview3D", "inputs": {"model_file": ["save", 1]}},
+            "new": {"class_type": "Preview3DAdvanced", "inputs": view},
+            "copy": {"class_type": "SaveGLB", "inputs": copy},
+        }
+    assert newer == (len(core["SViMoSaveGLB"]["output"]) == 2)
+    result = client.run(workflow)
+    (saved,) = result.files("save")
+    assert result.outputs["old"]["result"][0] == f"glb/{saved['filename']}"
+    if newer:
+        (copied,) = result.files("copy")
+        content = client.download(saved)
+        assert client.download(copied) == content
+        temporary = {"filename": result.outputs["new"]["result"][0], "subfolder": "", "type": "temp"}
+        assert client.download(temporary) == content
+        kept = {"filename": result.outputs["file"]["result"][0], "subfolder": "", "type": "output"}
+        assert client.download(kept) == content
 
 
 def test_cleaning_changes_rate_and_keeps_the_way(client, example, tmp_path):
@@ -129,8 +168,7 @@ def test_mano_hands_are_the_users_own(client, server, example, tmp_path):
     with np.load(download(client, saved[".npz"], tmp_path), allow_pickle=False) as parameters:
         assert parameters["left_hand_pose"].shape == (len(example), 45)
     assert saved[".npz"]["filename"] == "mano_00001_mano.npz"
-    listed = client.object_info()["SViMoLoadMotion"]["input"]["required"]["motion"]
-    assert not any("_mano.npz" in name for name in listed[1].get("options", listed[0]))
+    assert not any("_mano.npz" in name for name in listed(client.object_info()))
 
 
 def test_motion_from_a_hand_tracker(client, server, example, tmp_path):
@@ -151,6 +189,67 @@ def test_motion_from_a_hand_tracker(client, server, example, tmp_path):
     motion = HandObjectMotion.load(download(client, result.files("save")[0], tmp_path))
     np.testing.assert_array_equal(motion.hands, example.hands)
     assert motion.fps == 30
+
+
+def listed(info: dict) -> list[str]:
+    choices, options = info["SViMoLoadMotion"]["input"]["required"]["motion"]
+    return options.get("options", choices)
+
+
+def test_the_list_follows_the_folders(client, server, example):
+    """Files come and go at any depth, and what was made after the list was sent can be loaded all the same."""
+    folder = server.base_directory / "output" / "some" / "where"
+    folder.mkdir(parents=True)
+    name = "some/where/kept.npz [output]"
+    assert name not in listed(client.object_info())
+    example.save(folder / "kept.npz")
+    workflow = {
+        "load": {"class_type": "SViMoLoadMotion", "inputs": {"motion": name, "fps": 0.0}},
+        "view": {"class_type": "SViMoMotionViewer", "inputs": {"motion": ["load", 0]}},
+    }
+    client.run(workflow)
+    assert name in listed(client.object_info())
+    (folder / "notes.txt").write_text("no motion")
+    (folder / "kept.npz").rename(folder / "Moved.NPZ")
+    after = listed(client.object_info())
+    assert "some/where/Moved.NPZ [output]" in after
+    assert not any("kept" in motion or "notes" in motion for motion in after)
+    with pytest.raises(WorkflowRefused, match="no motion file"):
+        client.run(workflow)
+    shutil.rmtree(folder.parent)
+    assert not any("some/where" in motion for motion in listed(client.object_info()))
+    workflow["load"]["inputs"]["motion"] = "../outside.npz"
+    with pytest.raises(WorkflowRefused, match="lies outside"):
+        client.run(workflow)
+
+
+def test_listing_does_not_slow_down_with_a_full_output_folder(tmp_path):
+    """20,000 pictures in one folder: only the first look reads them."""
+    printed = run_inside(
+        """
+        import time
+        from pathlib import Path
+        import folder_paths
+        from pack.nodes import motion
+
+        folder_paths.set_output_directory(args[0])
+        for i in range(20_000):
+            Path(args[0], f"picture_{i:05}.png").touch()
+        Path(args[0], "walk.npz").touch()
+        seconds = []
+        for _ in range(5):
+            before = time.perf_counter()
+            for node in motion.NODES:
+                node.define_schema()
+            seconds.append(time.perf_counter() - before)
+        assert "walk.npz [output]" in motion.list_motions()
+        print(seconds[0], min(seconds[1:]))
+        """,
+        str(tmp_path),
+    )
+    first, later = map(float, printed.split()[-2:])
+    assert first < 1
+    assert later < min(0.01, first / 4)
 
 
 @pytest.fixture
