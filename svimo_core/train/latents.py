@@ -122,7 +122,7 @@ class SampledLatents(LatentCache):
         denoise = Denoiser(
             model=self.backbone,
             schedule=self.schedule,
-            image=encode_image(self.vae, image, shape.width, shape.height, generator=generator),
+            image=encode_image(self.vae.encode, image, shape.width, shape.height, generator=generator),
             text=text,
             negative_text=text,
             guidance_scale=1.0,

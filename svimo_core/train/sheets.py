@@ -96,7 +96,7 @@ def generations(
     denoise = Denoiser(
         model=stage.backbone,
         schedule=schedule,
-        image=encode_image(vae, image, shape.width, shape.height, generator=generator).to(device),
+        image=encode_image(vae.encode, image, shape.width, shape.height, generator=generator).to(device),
         text=text,
         negative_text=negative_text,
     )
