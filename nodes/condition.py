@@ -9,25 +9,21 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..svimo_core.feedback import encode_motions
 from ..svimo_core.model.text import hand_object_prompt
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.pipeline import empty_latents, encode_image
-from ..svimo_core.render import check_in_view
+from ..svimo_core.render import check_in_view, render_motion
 from ..svimo_core.sampler import Guidance
-from .clip import SViMoCLIP
+from .clip import SViMoCLIP, tokenize_as_cogvideox
 from .types import (
     CATEGORY,
     GUIDANCE,
     IMAGE_LATENT,
     PROMPT,
     Motion,
-    throw_if_interrupted,
     unpack_latents,
 )
 from .vae import SViMoVAE, svimo_vae
-
-COGVIDEOX_TEXT_LENGTH = 226
 
 
 class SViMoPrompt(io.ComfyNode):
@@ -90,31 +86,6 @@ class SViMoTextEncode(io.ComfyNode):
         tokens = clip.tokenize(text) if isinstance(clip, SViMoCLIP) else tokenize_as_cogvideox(clip, text)
         conditioning = clip.encode_from_tokens_scheduled(tokens)
         return io.NodeOutput(node_helpers.conditioning_set_values(conditioning, {PROMPT: text}))
-
-
-def tokenize_as_cogvideox(clip: Any, text: str) -> dict[str, list]:
-    """T5-XXL tokens of one of core's CLIPs, padded or cut to 226 with the end token kept, as CogVideoX does.
-
-    Raises:
-        ValueError: the CLIP has no T5-XXL, or one that is set up for another video model.
-    """
-    clip = clip.clone()
-    clip.set_tokenizer_option("t5xxl_min_length", COGVIDEOX_TEXT_LENGTH)
-    tokens = clip.tokenize(text)
-    t5 = getattr(clip.cond_stage_model, "t5xxl", None)
-    if "t5xxl" not in tokens or t5 is None:  # type sd3 makes its tokens even where it is not loaded
-        raise ValueError(
-            f"this CLIP has no T5-XXL ({', '.join(tokens)}): load T5-XXL with core's CLIP loader, type sd3"
-        )
-    if t5.enable_attention_masks:
-        raise ValueError(
-            "this CLIP hides the padding of a prompt from T5-XXL, as Mochi and LTX-Video want it; CogVideoX was trained "
-            "with the padding in view. Load T5-XXL with core's CLIP loader, type sd3"
-        )
-    padded = tokens["t5xxl"][0]
-    if len(padded) > COGVIDEOX_TEXT_LENGTH:
-        padded = [*padded[: COGVIDEOX_TEXT_LENGTH - 1], padded[-1]]
-    return tokens | {"t5xxl": [padded]}
 
 
 class SViMoImageEncode(io.ComfyNode):
@@ -188,15 +159,15 @@ class SViMoImageEncode(io.ComfyNode):
         frames: int,
         noise_augmentation: float,
     ) -> io.NodeOutput:
-        config = svimo_vae(vae).config
-        width, height, frames = width or config.width, height or config.height, frames or config.frames
+        vae = svimo_vae(vae)
+        frames, height, width = vae.clip_size(frames, height, width)
         if len(image) != 1:
             raise ValueError(
                 f"image is a batch of {len(image)}: give one reference image (core's ImageFromBatch picks one)"
             )
-        latent = empty_latents(config, frames, height, width)
+        latent = empty_latents(vae.config, frames, height, width)
         encoded = encode_image(
-            vae.load(1, height, width),
+            vae.encode_scaled,
             image[0, ..., :3],
             width,
             height,
@@ -270,7 +241,8 @@ class SViMoMotionEncode(io.ComfyNode):
         start_percent: float,
         end_percent: float,
     ) -> io.NodeOutput:
-        config = svimo_vae(vae).config
+        vae = svimo_vae(vae)
+        config = vae.config
         _, _, t, h, w = unpack_latents(latent, vae.scale).video.shape
         frames = (t - 1) * config.vae.temporal_compression + 1
         if len(motion) != frames:
@@ -279,8 +251,8 @@ class SViMoMotionEncode(io.ComfyNode):
             )
         check_in_view(motion)
         width, height = w * config.vae.spatial_compression, h * config.vae.spatial_compression
-        working = vae.load(frames, height, width)
-        encoded = encode_motions(working, [motion], width, height, on_work=throw_if_interrupted).cpu()
+        drawing = torch.from_numpy(render_motion(motion, width, height))
+        encoded = vae.encode_scaled(drawing[None]).cpu()
         values = {GUIDANCE: Guidance(strength * encoded / vae.scale, start_percent, end_percent)}
         return io.NodeOutput(
             node_helpers.conditioning_set_values(positive, values),

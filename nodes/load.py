@@ -24,14 +24,11 @@ from ..svimo_core.checkpoint import (
     with_diffusers_positions,
 )
 from ..svimo_core.cogvideox import lora_key_map
-from ..svimo_core.model.text import TextEncoder
-from ..svimo_core.model.vae import VideoVAE
 from .clip import SViMoCLIP
 from .lora import BackbonePatcher
 from .types import (
     CATEGORY,
     BackboneModel,
-    Held,
     Interaction,
     InteractionHandle,
     backbone_of,
@@ -105,25 +102,15 @@ def load_interaction(header: CheckpointHeader) -> InteractionHandle:
 
 
 def load_vae(header: CheckpointHeader) -> SViMoVAE:
-    """VAE, whole on its device when used: diffusers' layers do not cast."""
+    """VAE, in bfloat16 where the device computes in it."""
     device = comfy.model_management.vae_device()
     dtype = comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float32])
-    network = load_part(header, "vae", dtype)
-    patcher = ModelPatcher(
-        Held(network), load_device=device, offload_device=comfy.model_management.vae_offload_device()
-    )
-    return SViMoVAE(VideoVAE(network, header.config.vae, header.preview), patcher, header.config)
+    return SViMoVAE.of_svimo(load_part(header, "vae", dtype), header.config, header.preview)
 
 
 def load_text_encoder(header: CheckpointHeader) -> SViMoCLIP:
     """CLIP, float32: it is small."""
-    network = load_part(header, "text_encoder", torch.float32)
-    patcher = ModelPatcher(
-        Held(network),
-        load_device=comfy.model_management.text_encoder_device(),
-        offload_device=comfy.model_management.text_encoder_offload_device(),
-    )
-    return SViMoCLIP(TextEncoder(network, header.config.text), patcher)
+    return SViMoCLIP(load_part(header, "text_encoder", torch.float32), header.config.text)
 
 
 def _load_castable(header: CheckpointHeader, part: str, weight_dtype: torch.dtype | None):

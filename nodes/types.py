@@ -98,14 +98,6 @@ def backbone_of(model: ModelPatcher) -> BackboneModel:
     return model.model
 
 
-class Held(nn.Module):
-    """A network of another library for a ModelPatcher to hold: it writes `device`, which they define as read-only."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InteractionHandle:
     """A SVIMO_INTERACTION: VID in a patcher."""
@@ -141,10 +133,7 @@ def check_choice(name: str, value: str, options: Iterable[str]) -> None:
 
 
 def throw_if_interrupted() -> None:
-    """Stop here if the user cancelled. Waits for the GPU first: a long queue of kernels would outlive the cancel."""
-    device = comfy.model_management.get_torch_device()
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
+    """Stop here if the user cancelled. Core's layers ask by themselves; for those of other libraries, ask in between."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
