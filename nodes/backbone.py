@@ -287,7 +287,9 @@ def make_patcher(
         base = ModelPatcher
     if not comfy.model_management.is_device_cpu(offload):
         model.to(offload)
-    if hasattr(comfy.model_management, "archive_model_dtypes"):  # since 0.8: the types that weights keep on a card
+    if hasattr(
+        comfy.model_management, "archive_model_dtypes"
+    ):  # since 0.8: the types that weights keep on a card
         comfy.model_management.archive_model_dtypes(model)
     return _with_mixin(mixin, base)(model, load_device=device, offload_device=offload)
 

@@ -17,12 +17,10 @@ from ..svimo_core.sampling.latents import JointLatents
 from ..svimo_core.sampling.painter import draw_motions
 from ..svimo_core.sampling.pipeline import empty_latents, encode_image
 from .backbone import GUIDANCE, IMAGE_LATENT, backbone_of
-from .clip import SViMoCLIP
+from .clip import SViMoCLIP, tokenize_as_cogvideox
 from .latents import PROMPT, packed, streams_of
 from .types import CATEGORY, Motion
 from .vae import SViMoVAE, svimo_vae
-
-COGVIDEOX_TEXT_LENGTH = 226
 
 
 class SViMoPrompt(io.ComfyNode):
@@ -85,31 +83,6 @@ class SViMoTextEncode(io.ComfyNode):
         tokens = clip.tokenize(text) if isinstance(clip, SViMoCLIP) else tokenize_as_cogvideox(clip, text)
         conditioning = clip.encode_from_tokens_scheduled(tokens)
         return io.NodeOutput(node_helpers.conditioning_set_values(conditioning, {PROMPT: text}))
-
-
-def tokenize_as_cogvideox(clip: Any, text: str) -> dict[str, list]:
-    """T5-XXL tokens of one of core's CLIPs, padded or cut to 226 with the end token kept, as CogVideoX does.
-
-    Raises:
-        ValueError: the CLIP has no T5-XXL, or one that is set up for another video model.
-    """
-    clip = clip.clone()
-    clip.set_tokenizer_option("t5xxl_min_length", COGVIDEOX_TEXT_LENGTH)
-    tokens = clip.tokenize(text)
-    t5 = getattr(clip.cond_stage_model, "t5xxl", None)
-    if "t5xxl" not in tokens or t5 is None:  # type sd3 makes its tokens even where it is not loaded
-        raise ValueError(
-            f"this CLIP has no T5-XXL ({', '.join(tokens)}): load T5-XXL with core's CLIP loader, type sd3"
-        )
-    if t5.enable_attention_masks:
-        raise ValueError(
-            "this CLIP hides the padding of a prompt from T5-XXL, as Mochi and LTX-Video want it; CogVideoX was trained "
-            "with the padding in view. Load T5-XXL with core's CLIP loader, type sd3"
-        )
-    padded = tokens["t5xxl"][0]
-    if len(padded) > COGVIDEOX_TEXT_LENGTH:
-        padded = [*padded[: COGVIDEOX_TEXT_LENGTH - 1], padded[-1]]
-    return tokens | {"t5xxl": [padded]}
 
 
 class SViMoImageEncode(io.ComfyNode):
@@ -192,14 +165,16 @@ class SViMoImageEncode(io.ComfyNode):
     ) -> io.NodeOutput:
         vae = svimo_vae(vae)
         config = backbone_of(model).config if model is not None else vae.config
-        width, height, frames = width or config.width, height or config.height, frames or config.frames
+        if model is not None:
+            width, height, frames = width or config.width, height or config.height, frames or config.frames
+        frames, height, width = vae.clip_size(frames, height, width)
         if len(image) != 1:
             raise ValueError(
                 f"image is a batch of {len(image)}: give one reference image (core's ImageFromBatch picks one)"
             )
         empty = empty_latents(config, frames, height, width)
         encoded = encode_image(
-            vae.load(1, height, width),
+            vae.encode_scaled,
             image[0, ..., :3],
             width,
             height,

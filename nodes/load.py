@@ -24,23 +24,12 @@ from ..svimo_core.checkpoint import (
 )
 from ..svimo_core.cogvideox import lora_key_map
 from ..svimo_core.model.interaction import InteractionModel
-from ..svimo_core.model.text import TextEncoder
-from ..svimo_core.model.vae import VideoVAE
 from ..svimo_core.weights import weight_files
 from .backbone import attention, backbone_of, dtypes_of, load_backbone, make_patcher, operations_for
 from .clip import SViMoCLIP
 from .loop import InteractionHandle
 from .types import CATEGORY, Interaction, check_choice, throw_if_interrupted
 from .vae import SViMoVAE
-
-
-class Held(torch.nn.Module):
-    """A network of another library for a ModelPatcher to hold: it writes `device`, which they define as read-only."""
-
-    def __init__(self, network: torch.nn.Module):
-        super().__init__()
-        self.network = network
-
 
 FOLDER = "svimo"
 """Model category: `models/svimo`, anything extra_model_paths.yaml adds to it, and what ships with the pack."""
@@ -108,25 +97,15 @@ def load_interaction(header: CheckpointHeader) -> InteractionHandle:
 
 
 def load_vae(header: CheckpointHeader) -> SViMoVAE:
-    """VAE, whole on its device when used: diffusers' layers do not cast."""
+    """VAE, in bfloat16 where the device computes in it."""
     device = comfy.model_management.vae_device()
     dtype = comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float32])
-    network = load_part(header, "vae", dtype)
-    patcher = ModelPatcher(
-        Held(network), load_device=device, offload_device=comfy.model_management.vae_offload_device()
-    )
-    return SViMoVAE(VideoVAE(network, header.config.vae, header.preview), patcher, header.config)
+    return SViMoVAE.of_svimo(load_part(header, "vae", dtype), header.config, header.preview)
 
 
 def load_text_encoder(header: CheckpointHeader) -> SViMoCLIP:
     """CLIP, float32: it is small."""
-    network = load_part(header, "text_encoder", torch.float32)
-    patcher = ModelPatcher(
-        Held(network),
-        load_device=comfy.model_management.text_encoder_device(),
-        offload_device=comfy.model_management.text_encoder_offload_device(),
-    )
-    return SViMoCLIP(TextEncoder(network, header.config.text), patcher)
+    return SViMoCLIP(load_part(header, "text_encoder", torch.float32), header.config.text)
 
 
 def written_when(name: str, *categories: str) -> list[tuple[int, int]]:

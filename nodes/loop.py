@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import comfy.conds
@@ -191,9 +192,8 @@ class LoopRun:
     def _start(self, positive: list[dict]) -> FeedbackLoop:
         patch, device = self.patch, self.patcher.load_device
         image = positive[0]["model_conds"]["image"].cond[:, :, 0].to(device)
-        paint = MotionPainter(
-            patch.vae.encode_scaled, patch.interaction.normalizer, self.size.width, self.size.height
-        )
+        encode = partial(patch.vae.encode_scaled, loaded=True)
+        paint = MotionPainter(encode, patch.interaction.normalizer, self.size.width, self.size.height)
         return FeedbackLoop(patch.interaction.reader(), paint, image, patch.options)
 
     def _unpacked(self, packed: Tensor) -> JointLatents:

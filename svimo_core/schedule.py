@@ -66,7 +66,7 @@ class NoiseSchedule:
         return Step(index, 1 - (timestep + 1) / len(self._levels), 1 - self._levels[timestep])
 
     def nearest_timestep(self, abar: float) -> int:
-        """The training timestep whose level is nearest to this one, by log-SNR; levels beyond the ends count as those."""
+        """The training timestep whose level is nearest to this one by log-SNR; one beyond the ends is the end."""
         if abar <= self._levels[-2] / 2:  # the last level is pure noise, infinitely far away
             return len(self._levels) - 1
         return min(

@@ -164,7 +164,7 @@ def generate(
 
     # 1. conditions
     text, negative_text = model.text_encoder.encode([prompt, ""]).chunk(2)
-    image_latent = encode_image(model.vae, image, size.width, size.height, generator=generator)
+    image_latent = encode_image(model.vae.encode, image, size.width, size.height, generator=generator)
 
     # 2. noise to latents of video and drawing, with the loop closed
     latents, reading, report = model.denoise(
@@ -197,7 +197,7 @@ def to_uint8(frames: Tensor) -> np.ndarray:
 
 
 def encode_image(
-    vae: VideoVAE,
+    encode: Callable[[Tensor], Tensor],
     image: Tensor,
     width: int,
     height: int,
@@ -207,6 +207,7 @@ def encode_image(
     """A reference image (H W 3 in [0, 1]), resized and cropped, to its latent (1 C h w float32).
 
     Args:
+        encode: of the video VAE: frames (B N H W 3) to scaled latents.
         noise: standard deviation of the pixel noise in [-1, 1] space; training draws it from exp(N(-3, 0.5)), so a
             small amount is what the model expects.
     """
@@ -214,7 +215,7 @@ def encode_image(
     pixels = pixels + noise / 2 * torch.randn(
         pixels.shape, generator=generator
     )  # [-1, 1] is twice as wide as [0, 1]
-    return vae.encode(pixels[None, None])[:, :, 0].float()
+    return encode(pixels[None, None])[:, :, 0].float()
 
 
 def fit_image(image: Tensor, width: int, height: int) -> Tensor:

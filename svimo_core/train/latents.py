@@ -117,7 +117,7 @@ class SampledLatents(LatentCache):
         generator = torch.Generator().manual_seed(index)
         image = torch.from_numpy(np.array(self.clips.video(index)[0])).float() / 255
         text = self.features[self.clips.motion(index).prompt][None]
-        image = encode_image(self.vae, image, shape.width, shape.height, generator=generator)
+        image = encode_image(self.vae.encode, image, shape.width, shape.height, generator=generator)
         size = ClipSize(shape.frames, shape.height, shape.width)
         model = SViMo(config=self.model.config, backbone=self.backbone, vae=self.vae)
         latents, _, _ = model.denoise(

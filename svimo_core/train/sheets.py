@@ -98,7 +98,7 @@ def generations(
         normalizer=model.normalizer,
     )
     image = torch.from_numpy(video[0]).float() / 255
-    image = encode_image(svimo.vae, image, shape.width, shape.height, generator=generator)
+    image = encode_image(svimo.vae.encode, image, shape.width, shape.height, generator=generator)
     prompts = stage.encode_prompts([clip.motion.prompt, ""]).chunk(2)
     latents, reading, _ = svimo.denoise(image, *prompts, size, generator, SAMPLING_STEPS)
     rows = [

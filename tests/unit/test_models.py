@@ -372,7 +372,7 @@ def test_the_shipped_alignment_finds_joints():
     for seed in range(500, 508):
         clip = generate_clip(seed, "test", **size)
         latent = encode_image(
-            model.vae, torch.from_numpy(clip.video[0]) / 255, config.width, config.height, 0
+            model.vae.encode, torch.from_numpy(clip.video[0]) / 255, config.width, config.height, 0
         )
         found = model.interaction.alignment.find(latent.float())[0, :42]
         hands, points = model.normalizer.normalize(clip.motion, config.interaction.points_per_object)

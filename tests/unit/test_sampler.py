@@ -46,7 +46,7 @@ def image():
 def denoiser(model, config, image):
     with torch.no_grad():
         text, negative = model.text_encoder.encode([PROMPT, ""]).chunk(2)
-        latent = encode_image(model.vae, image, config.width, config.height, noise=0)
+        latent = encode_image(model.vae.encode, image, config.width, config.height, noise=0)
     return Denoiser(
         model=model.backbone,
         schedule=NoiseSchedule(config.schedule),
