@@ -266,7 +266,8 @@ def load_part(
         plain = _build(header.config, part)
         module = plain if build is None else build(header.config)
     expected = {name: tuple(weight.shape) for name, weight in plain.state_dict().items()}
-    fill(module, expected, header.part_tensors(part), f"{header.path.name}: {part}", dtype, SHARED_WEIGHTS)
+    source = f"{header.path.name}: {part}"
+    fill(module, header.part_tensors(part), source, dtype, SHARED_WEIGHTS, expected)
     if part == "text_encoder":
         module.encoder.embed_tokens = module.shared
     return module.eval().requires_grad_(False)

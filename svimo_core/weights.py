@@ -230,23 +230,25 @@ def _factor(stored: StoredTensor) -> Tensor:
 
 def fill(
     module: nn.Module,
-    expected: dict[str, tuple[int, ...]],
     tensors: dict[str, StoredTensor],
     source: str,
     dtype: torch.dtype | None = None,
     shared: dict[str, str] | None = None,
+    expected: dict[str, tuple[int, ...]] | None = None,
 ) -> nn.Module:
     """Give a module built on the meta device its weights, strictly: each must be there, fit, and be used.
 
     Args:
-        expected: names and shapes of the module's weights.
         source: what to call the file in an error.
         dtype: storage type of the loaded weights; None keeps the file's, memory-mapped.
         shared: further names of a weight in the module, to the name it is stored under.
+        expected: names and shapes of the module's weights, where it is not to be asked.
 
     Raises:
         ValueError: the tensors do not match the module.
     """
+    if expected is None:
+        expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     shared = {name: original for name, original in (shared or {}).items() if name in expected}
     expected = {name: shape for name, shape in expected.items() if name not in shared}
     check_match(expected, {name: stored.shape for name, stored in tensors.items()}, source)
