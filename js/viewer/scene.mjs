@@ -62,6 +62,10 @@ export class MotionScene {
         this.clipCamera = new THREE.PerspectiveCamera();
         this.controls = new THREE.OrbitControls(this.orbitCamera, canvas);
         this.controls.addEventListener("change", onChange);
+        // They follow a drag on the document, to which newer Nodes 2.0 lets no pointermove or pointerup through.
+        // Where both arrive, the second finds nothing left to do.
+        canvas.addEventListener("pointermove", this.controls._onPointerMove);
+        canvas.addEventListener("pointerup", this.controls._onPointerUp);
         this.resetView();
         this.setFrame(0);
     }

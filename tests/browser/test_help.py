@@ -21,15 +21,23 @@ def page(server, request):
 def test_help_opens_in_the_language_of_the_page_at_the_first_request(page):
     replies = []
     page.page.on("response", lambda reply: replies.append((reply.url, reply.status)))
-    page.page.evaluate(
+    # Until it is there: starting up, the page replaces the graph and forgets the selection once more.
+    page.page.wait_for_function(
         """type => {
-            const node = LiteGraph.createNode(type);
-            node.pos = [300, 300];
-            app.graph.add(node);
+            if (document.querySelector("[data-testid=info-button]")) return true;
+            let node = app.graph.nodes.find(node => node.type === type);
+            if (!node) {
+                node = LiteGraph.createNode(type);
+                node.pos = [300, 300];
+                app.graph.add(node);
+            }
+            app.canvas.deselectAll();
             app.canvas.selectNode(node);
             app.canvas.setDirty(true, true);
+            return false;
         }""",
-        NODE,
+        arg=NODE,
+        polling=1000,
     )
     page.page.get_by_test_id("info-button").click()
     words = {}
