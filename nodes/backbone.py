@@ -19,6 +19,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
+import comfy.samplers
 import comfy.supported_models_base
 import torch
 from comfy.latent_formats import LatentFormat
@@ -125,7 +126,6 @@ class SViMoModel(comfy.model_base.BaseModel):
         """
         shapes = kwargs.get("latent_shapes") or [kwargs["noise"].shape]
         check_latents(shapes, self.config)
-        check_mask(kwargs.get("denoise_mask"), shapes)
         self.latent_format.video_shape = tuple(shapes[0])
         device, text, image = kwargs["device"], kwargs.get("cross_attn"), kwargs.get(IMAGE_LATENT)
         check_text(text, self.config)
@@ -272,7 +272,7 @@ def load_backbone(
     logging.info("SViMo: weights in %s, computing in %s", main, compute)
     patcher = make_patcher(model, disable_dynamic, LoraChecks)
     patcher.cached_patcher_init = (load_backbone, (header, weight_dtype))
-    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, refuse_broken_latents)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guard_run)
     return patcher
 
 
@@ -338,13 +338,24 @@ def backbone_of(model: ModelPatcher) -> SViMoModel:
 # --- what can be wrong ---
 
 
-def refuse_broken_latents(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Names latents that are not finite for what they are, at the end of a run.
+def guard_run(
+    executor: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    denoise_mask: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Names what core would fail on or pass on: a mask that it cannot fit to two streams, and latents that are not finite.
 
     Raises:
-        ValueError: NaN or infinity came out.
+        ValueError: such a mask, or NaN or infinity came out.
     """
-    made = executor(*args, **kwargs)
+    if denoise_mask is not None and len(kwargs.get("latent_shapes") or ()) > 1:
+        check_masks()
+    made = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
     if not torch.isfinite(made).all():
         model = executor.class_obj.model_patcher.model
         raise ValueError(
@@ -380,14 +391,12 @@ def check_latents(shapes: list[torch.Size], config: SViMoConfig) -> None:
     config.check_clip(*config.vae.clip_size(torch.empty(shapes[0], device="meta")))
 
 
-def check_mask(mask: Tensor | None, shapes: list[torch.Size]) -> None:
+def check_masks() -> None:
     """Refuse a noise mask where ComfyUI does not fit it to each stream (0.3).
 
     Raises:
         ValueError: such a ComfyUI.
     """
-    if mask is None or len(shapes) == 1:
-        return
     if "prepare_mask" in comfy.samplers.CFGGuider.outer_sample.__code__.co_names:
         raise ValueError(
             "this ComfyUI does not fit a noise mask to latents of two streams: update to 0.8 or newer, or remove Set "

@@ -1,0 +1,695 @@
+"""MODEL under core's samplers, caches, patches and memory management, checked from the inside."""
+
+from pathlib import Path
+
+import pytest
+from helpers.inside import run_inside
+
+from dev.comfy import ROOT, find_comfyui
+
+BUNDLED = ROOT / "assets" / "models" / "svimo-tiny.safetensors"
+COMFYUI = find_comfyui()
+HAS_DYNAMIC_VRAM = (COMFYUI / "comfy" / "memory_management.py").is_file()
+HAS_CORES_COGVIDEOX = (COMFYUI / "comfy" / "ldm" / "cogvideo").is_dir()
+HAS_TWO_STREAM_WINDOWS = "map_context_window" in (COMFYUI / "comfy" / "context_windows.py").read_text()
+HAS_TWO_STREAM_CACHE = "_extract_tensor" in (COMFYUI / "comfy_extras" / "nodes_easycache.py").read_text()
+HAS_STREAM_MASKS = "denoise_masks" in (COMFYUI / "comfy" / "samplers.py").read_text()
+
+GRAPH = """
+import comfy.model_management, comfy.ops, comfy.sample, comfy.samplers, comfy.utils, folder_paths, nodes
+from pack.nodes import condition, decode, sample
+from pack.nodes.backbone import SViMoModel, backbone_of, dtypes_of, load_backbone
+from pack.nodes.latents import READING, streams_of
+from pack.nodes.load import load_interaction, load_text_encoder, load_vae, read_header
+
+comfy.utils.PROGRESS_BAR_ENABLED = False
+torch.inference_mode().__enter__()
+
+def parts_of(path):
+    header = read_header(path)
+    return load_backbone(header), load_interaction(header), load_vae(header), load_text_encoder(header)
+
+def conditions(clip, vae, frames=0, model=None):
+    image = torch.rand(1, 40, 60, 3, generator=torch.Generator().manual_seed(0))
+    prompts = [condition.SViMoTextEncode.execute(clip, text).result[0] for text in ("use spoon to stir cup", "")]
+    return condition.SViMoImageEncode.execute(*prompts, vae, image, 0, 0, frames, 0.02, model).result
+
+def loop(model, vid, vae, enabled=True, start=0.2, **options):
+    options = dict(every=1, iterations=1, strength=1.0) | options
+    execute = sample.SViMoFeedbackLoop.execute
+    return execute(model, vid, vae, enabled=enabled, start_percent=start, end_percent=1.0, **options).result[0]
+
+def sampled(
+    model, positive, negative, latent, seed=3, steps=4, cfg=1.0, schedule="constant", solver="ddim", denoise=1.0
+):
+    return sample.SViMoSampler.execute(
+        model, positive, negative, latent, seed, steps, cfg, schedule, solver, denoise, False
+    ).result[0]
+
+def ksampled(
+    model, positive, negative, latent, seed=3, steps=4, cfg=1.0, sampler="euler", scheduler="simple", denoise=1.0
+):
+    return nodes.common_ksampler(
+        model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise=denoise
+    )[0]
+
+def difference(a, b):
+    return max(float((x - y).norm() / y.norm()) for x, y in zip(streams_of(a), streams_of(b), strict=True))
+
+def refused(work, *parts, kind=ValueError):
+    try:
+        work()
+    except kind as error:
+        assert all(part in str(error) for part in parts), error
+    else:
+        raise AssertionError("accepted")
+
+model, vid, vae, clip = parts_of(args[0])
+positive, negative, latent = conditions(clip, vae)
+graph = positive, negative, latent
+"""
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_cores_euler_is_the_librarys_ddim(closed: bool):
+    """From the same noise, with the loop open and closed and classifier-free guidance constant and growing; and the
+    reading is the library's, held against the image either way.
+
+    With the model that ships: drawings round to a sixteenth of a pixel, which the last bits of a float can move, and
+    what random weights read is all over the place.
+    """
+    run_inside(
+        GRAPH
+        + """
+from pack.svimo_core.config import ClipSize
+from pack.svimo_core.sampling.guidance import FeedbackOptions
+from pack.svimo_core.sampling.pipeline import SViMo
+
+closed = args[1] == "True"
+core, size = SViMo.load(args[0]), ClipSize(9, 64, 96)
+image = positive[0][1]["concat_latent_image"][:, :, 0] * vae.scale
+for steps, cfg, schedule in (
+    (10, 1.0, "constant"), (10, 3.0, "constant"), (7, 2.0, "dynamic"), (5, 2.0, "dynamic_diffusers")
+):
+    made = sampled(loop(model, vid, vae, closed), *graph, steps=steps, cfg=cfg, schedule=schedule)
+    expected, reading, report = core.denoise(
+        image, positive[0][0], negative[0][0], size, torch.Generator().manual_seed(3), steps, cfg,
+        schedule, "ddim", FeedbackOptions(enabled=closed),
+    )
+    assert (report.feedback_passes > 0) == closed
+    for found, latents in zip(streams_of(made), expected, strict=True):
+        relative = (found * vae.scale - latents).norm() / latents.norm()
+        strong = closed and cfg == 3  # where a drawing that moves by a sixteenth of a pixel counts four times
+        assert relative < (2e-4 if strong else 1e-4), (steps, cfg, schedule, float(relative))
+    for found, expected in zip(made[READING].reading, reading, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
+    aligned = core.reader().align(image, reading)
+    assert not torch.allclose(aligned.hands, reading.hands, atol=1e-2), "alignment does nothing here"
+""",
+        str(BUNDLED),
+        str(closed),
+    )
+
+
+def test_any_of_cores_samplers_and_schedulers(checkpoint_file: Path):
+    """With the loop closed, also those that call the model twice a step; a run's bytes are its seed's."""
+    run_inside(
+        GRAPH
+        + """
+closed = loop(model, vid, vae, start=0.0)
+assert difference(ksampled(closed, *graph), sampled(closed, *graph)) < 1e-5
+assert difference(ksampled(loop(model, vid, vae, False), *graph), ksampled(closed, *graph)) > 1e-3
+# dpm_adaptive takes as many steps as it likes
+samplers = [name for name in comfy.samplers.SAMPLER_NAMES if name != "dpm_adaptive"]
+for name in samplers:
+    made = streams_of(ksampled(closed, *graph, sampler=name, steps=3))
+    assert all(x.shape == (1, 16, 3, 4, 6) and torch.isfinite(x).all() for x in made), name
+for name in comfy.samplers.SCHEDULER_NAMES:
+    made = streams_of(ksampled(closed, *graph, scheduler=name, steps=3))
+    assert all(torch.isfinite(x).all() for x in made), name
+for sampler in ("euler", "dpmpp_2m_sde"):
+    first, second = (streams_of(ksampled(closed, *graph, sampler=sampler)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+low = sampled(closed, positive, negative, ksampled(closed, *graph), steps=50, solver="dpmpp_2m_sde", denoise=0.01)
+assert all(torch.isfinite(x).all() for x in streams_of(low))
+""",
+        str(checkpoint_file),
+    )
+
+
+def test_calls_of_the_network_and_copies_to_the_host(checkpoint_file: Path):
+    """One call a step at cfg 1, growing cfg calls twice from its second step on, heun twice a step; VID reads after
+    each call, and only the step's noise level is asked of the device."""
+    run_inside(
+        GRAPH
+        + """
+from torch.utils._python_dispatch import TorchDispatchMode
+
+calls, reads = [], []
+model.model.diffusion_model.patch_embed.register_forward_pre_hook(lambda *_: None)
+network = model.model.diffusion_model
+network.time_embedding.register_forward_hook(lambda module, inputs, out: calls.append(len(out)))
+vid.patcher.model.reader.register_forward_hook(lambda *_: reads.append(1))
+
+def counted(run):
+    calls.clear(), reads.clear()
+    run()
+    return list(calls), len(reads)
+
+opened, closed = loop(model, vid, vae, False), loop(model, vid, vae, start=0.0)
+assert counted(lambda: sampled(opened, *graph)) == ([1] * 4, 4)
+assert counted(lambda: sampled(closed, *graph)) == ([1] * 4, 5)  # the first guidance is read off noise
+assert counted(lambda: sampled(loop(model, vid, vae, start=0.0, iterations=3), *graph)) == ([1] * 12, 13)
+assert counted(lambda: ksampled(opened, *graph, sampler="heun")) == ([1] * 7, 7)
+found, _ = counted(lambda: sampled(opened, *graph, cfg=3.0, schedule="dynamic"))
+assert found[0] == 1 and sum(found) == 7, found
+found, _ = counted(lambda: sampled(model, *graph, cfg=3.0))
+assert sum(found) == 8, found
+
+class HostReads(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+def host_reads(steps, **options):
+    with HostReads() as mode:
+        sampled(opened, *graph, steps=steps, **options)
+    return mode.count
+
+bare = host_reads(4)
+assert (host_reads(8) - bare) / 4 <= 2 + 1e-9, (bare, host_reads(8))  # the loop's, and k-diffusion's own
+""",
+        str(checkpoint_file),
+    )
+
+
+def test_a_given_motion_guides_while_it_holds(checkpoint_file: Path):
+    """As prompts for parts of the schedule, of which core uses whichever holds; the loop has the rest."""
+    run_inside(
+        GRAPH
+        + """
+import numpy as np
+from pack.svimo_core.motion import Camera, HandObjectMotion
+
+cloud = np.random.default_rng(0).normal(scale=0.05, size=(9, 10, 3)) + (0, 0, 0.5)
+motion = HandObjectMotion(
+    hands=np.random.default_rng(1).normal(scale=0.05, size=(9, 2, 21, 3)) + (0, 0, 0.5),
+    objects={"tool": cloud, "target": cloud}, camera=Camera.from_fov(48, 32), fps=8,
+)
+seen = []
+network = model.model.diffusion_model
+before = network._forward
+network._forward = lambda *a, **k: seen.append(k["guidance"].clone()) or before(*a, **k)
+
+def guided(start, end, with_loop):
+    seen.clear()
+    encode = condition.SViMoMotionEncode.execute
+    prompts = encode(positive, negative, vae, motion, latent, 1.0, start, end).result
+    sampled(loop(model, vid, vae, start=0.0) if with_loop else model, *prompts, latent)
+    return list(seen)
+
+given = guided(0.0, 1.0, False)
+assert len(given) == 4 and all(torch.equal(g, given[0]) for g in given) and given[0].any()
+part = guided(0.25, 0.75, False)
+assert [bool(g.any()) for g in part] == [False, True, True, False]
+assert torch.equal(part[1], given[0])
+mixed = guided(0.25, 0.75, True)
+assert torch.equal(mixed[1], given[0]) and torch.equal(mixed[2], given[0])
+assert all(g.any() and not torch.equal(g, given[0]) for g in (mixed[0], mixed[3]))
+""",
+        str(checkpoint_file),
+    )
+
+
+def test_readings_travel_beside_the_streams_and_are_never_stale(checkpoint_file: Path):
+    run_inside(
+        GRAPH
+        + """
+import comfy_extras.nodes_latent as latent_nodes
+
+def read(latent, refine=False):
+    return decode.SViMoDecodeMotion.execute(vid, latent, refine).result[0].hands
+
+closed = loop(model, vid, vae)
+made = sampled(closed, *graph)
+mean, finished = read(made), read(made, refine=True)
+assert abs(mean - finished).max() > 1e-4
+plain = ksampled(closed, *graph)
+assert READING not in plain
+assert abs(read(plain) - finished).max() < 1e-5
+# core's nodes keep foreign keys while they change the samples
+multiplied = made | {"samples": made["samples"] * 0.5}
+assert abs(read(multiplied) - read({"samples": multiplied["samples"]})).max() == 0
+again = ksampled(closed, positive, negative, made, seed=4, denoise=0.5)
+assert READING in again and abs(read(again) - read({"samples": again["samples"]})).max() == 0
+# through the disk and back: split, and joined again
+split = decode.SViMoSplitLatent.execute(made).result
+joined = decode.SViMoJoinLatents.execute(*split).result[0]
+assert abs(read(joined) - finished).max() == 0
+assert read(made).shape == (9, 2, 21, 3) and abs(read(made) - mean).max() == 0
+repeated = nodes.RepeatLatentBatch().repeat(made, 2)[0]
+assert [x.shape[0] for x in streams_of(repeated)] == [2, 2]
+refused(lambda: read(repeated), "batch of 2 clips")
+batch = sampled(closed, positive, negative, nodes.RepeatLatentBatch().repeat(latent, 2)[0])
+assert [x.shape[0] for x in streams_of(batch)] == [2, 2]
+for work in (
+    lambda: nodes.LatentFlip().flip(made, "x-axis: vertically"),
+    lambda: nodes.LatentRotate().rotate(made, "90 degrees"),
+    lambda: nodes.LatentUpscale().upscale(made, "bilinear", 64, 64, "disabled"),
+    lambda: nodes.SaveLatent().save(made),
+):
+    refused(work, "SViMo Split Latent", kind=(AttributeError, TypeError))
+frames = vae.decode(made["samples"])
+assert torch.equal(frames, decode.SViMoDecodeVideo.execute(vae, made, False).result[0][None])
+""",
+        str(checkpoint_file),
+    )
+
+
+@pytest.mark.skipif(not HAS_TWO_STREAM_CACHE, reason="this ComfyUI's EasyCache knows one stream")
+def test_easycache_skips_calls(checkpoint_file: Path):
+    run_inside(
+        GRAPH
+        + """
+from comfy_extras.nodes_easycache import EasyCacheNode
+
+calls = []
+model.model.diffusion_model.time_embedding.register_forward_hook(lambda *_: calls.append(1))
+cached = EasyCacheNode.execute(model, 0.8, 0.1, 0.95, False).result[0]
+made = sampled(loop(cached, vid, vae), *graph, steps=12)
+assert 3 <= len(calls) < 12, len(calls)
+calls.clear()
+assert difference(made, sampled(loop(model, vid, vae), *graph, steps=12)) < 1.0
+assert len(calls) == 12
+""",
+        str(checkpoint_file),
+    )
+
+
+@pytest.mark.skipif(HAS_TWO_STREAM_CACHE, reason="this ComfyUI's EasyCache knows two streams")
+def test_easycache_of_one_stream_is_refused(checkpoint_file: Path):
+    run_inside(
+        GRAPH
+        + """
+from comfy_extras.nodes_easycache import EasyCacheNode
+
+cached = EasyCacheNode.execute(model, 0.8, 0.1, 0.95, False).result[0]
+refused(lambda: sampled(cached, *graph), "one stream only", "LazyCache")
+""",
+        str(checkpoint_file),
+    )
+
+
+def test_lazycache_compile_attention_blocks_and_schedule(checkpoint_file: Path):
+    """What core patches into a model acts on ours."""
+    run_inside(
+        GRAPH
+        + """
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_easycache import LazyCacheNode
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+calls = []
+model.model.diffusion_model.time_embedding.register_forward_hook(lambda *_: calls.append(1))
+plain = sampled(loop(model, vid, vae), *graph, steps=12)
+assert len(calls) == 12
+calls.clear()
+lazy = LazyCacheNode.execute(model, 0.8, 0.1, 0.95, False).result[0]
+sampled(loop(lazy, vid, vae), *graph, steps=12)
+assert 3 <= len(calls) < 12, len(calls)
+
+compiled = model.clone()
+set_torch_compile_wrapper(model=compiled, backend="eager")
+assert difference(sampled(loop(compiled, vid, vae), *graph, steps=12), plain) < 1e-4
+
+attended = []
+def override(function, q, *others, **options):
+    attended.append(q.shape)
+    return function(q, *others, **options)
+overridden = model.clone()
+overridden.model_options["transformer_options"]["optimized_attention_override"] = override
+sampled(overridden, *graph)
+assert len(attended) == 4 * 2, len(attended)
+
+seen = []
+def replacement(arguments, extra):
+    seen.append(sorted(arguments))
+    out = extra["original_block"](arguments)
+    return {"txt": out["txt"], "img": out["img"].flip(1)}
+replaced = model.clone()
+replaced.set_model_patch_replace(replacement, "dit", "double_block", 1)
+assert difference(sampled(replaced, *graph), sampled(model, *graph)) > 1e-3
+assert len(seen) == 4 and {"txt", "img", "transformer_options"} <= set(seen[0])
+
+patch = ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]
+assert difference(sampled(loop(patch, vid, vae), *graph), sampled(loop(model, vid, vae), *graph)) < 1e-3
+patch = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
+assert all(torch.isfinite(x).all() for x in streams_of(sampled(loop(patch, vid, vae), *graph)))
+""",
+        str(checkpoint_file),
+    )
+
+
+@pytest.mark.skipif(not HAS_TWO_STREAM_WINDOWS, reason="this ComfyUI's context windows know one stream")
+def test_context_windows_carry_a_clip_beyond_its_trained_length(checkpoint_file: Path):
+    run_inside(
+        GRAPH
+        + """
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+lengths, guides = [], []
+network = model.model.diffusion_model
+before = network._forward
+def seen(x, *a, **k):
+    lengths.append([s.shape[2] for s in x])
+    guides.append(k["guidance"].shape[2])
+    return before(x, *a, **k)
+network._forward = seen
+long = conditions(clip, vae, frames=25)
+windows = ContextWindowsManualNode.execute(model, 3, 1, "standard_static", 1, False, "pyramid", 2, False).result[0]
+made = sampled(loop(windows, vid, vae, start=0.0), *long, steps=2)
+assert [x.shape[2] for x in streams_of(made)] == [7, 7]
+assert len(lengths) == 2 * 3 and all(length == [3, 3] for length in lengths), lengths
+assert set(guides) == {3}
+assert all(torch.isfinite(x).all() for x in streams_of(made))
+""",
+        str(checkpoint_file),
+    )
+
+
+def test_masks_ranges_and_several_prompts(checkpoint_file: Path):
+    run_inside(
+        GRAPH
+        + f"""
+has_masks = {HAS_STREAM_MASKS}
+import node_helpers
+
+first = sampled(model, *graph)
+masked = first | {{"noise_mask": torch.cat([torch.zeros(1, 1, 32, 24), torch.ones(1, 1, 32, 24)], dim=-1)}}
+if has_masks:
+    made = streams_of(sampled(model, positive, negative, masked, seed=9))
+    assert torch.allclose(made.video[..., :2], streams_of(first).video[..., :2], atol=1e-4)
+    assert not torch.allclose(made.video[..., 4:], streams_of(first).video[..., 4:], atol=1e-2)
+else:
+    refused(lambda: sampled(model, positive, negative, masked, seed=9), "noise mask", "two streams")
+
+other = condition.SViMoTextEncode.execute(clip, "use brush to hit pan").result[0]
+other = node_helpers.conditioning_set_values(other, {{"concat_latent_image": positive[0][1]["concat_latent_image"]}})
+early = node_helpers.conditioning_set_values(positive, {{"start_percent": 0.0, "end_percent": 0.5}})
+late = node_helpers.conditioning_set_values(other, {{"start_percent": 0.5, "end_percent": 1.0}})
+ranged, both = sampled(model, early + late, negative, latent), sampled(model, positive + other, negative, latent)
+for made in (ranged, both):
+    assert difference(made, first) > 1e-4 and difference(made, sampled(model, other, negative, latent)) > 1e-4
+assert difference(ranged, both) > 1e-4
+""",
+        str(checkpoint_file),
+    )
+
+
+def test_modelsave_is_read_back(checkpoint_file: Path, tmp_path: Path):
+    """With a LoRA baked in, as core's Save Model does it."""
+    run_inside(
+        GRAPH
+        + """
+import comfy.sd
+from pack.nodes.load import load_backbone, read_header
+
+name = "diffusion_model.transformer_blocks.0.attn1.to_q"
+lora = {f"{name}.lora_A.weight": torch.randn(2, 32), f"{name}.lora_B.weight": torch.randn(32, 2)}
+patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+assert difference(sampled(patched, *graph), sampled(model, *graph)) > 1e-4
+refused(
+    lambda: comfy.sd.load_lora_for_models(
+        model, None, {key.replace("diffusion_model", "transformer"): value for key, value in lora.items()}, 1.0, 0.0
+    ),
+    "Load SViMo LoRA",
+)
+for number, saved in enumerate((model, patched)):
+    path = f"{args[1]}/saved{number}.safetensors"
+    comfy.sd.save_checkpoint(path, saved, metadata={})
+    header = read_header(path)
+    assert header.parts == ("backbone",), header.parts
+    again = load_backbone(header)
+    assert again.model.config == model.model.config
+    assert difference(sampled(again, *graph), sampled(saved, *graph)) < 1e-3
+""",
+        str(checkpoint_file),
+        str(tmp_path),
+    )
+
+
+def test_what_does_not_fit_is_refused_by_name(checkpoint_file: Path):
+    run_inside(
+        GRAPH
+        + f"""
+cores = {HAS_CORES_COGVIDEOX}
+import node_helpers
+from types import SimpleNamespace
+
+video_only = {{"samples": streams_of(latent).video}}
+refused(lambda: ksampled(model, positive, negative, video_only), "video and drawing together", "SViMo Image Encode")
+assert len(streams_of(sampled(model, positive, negative, video_only)).drawing) == 1  # our sampler adds the drawing
+bare = [[positive[0][0], {{}}]]
+refused(lambda: sampled(model, bare, negative, latent), "no reference image", "SViMo Image Encode")
+wrong = [[torch.randn(1, 3, 16), positive[0][1]]]
+refused(lambda: sampled(model, wrong, negative, latent), "3 tokens x 16", "8 x 16")
+small = node_helpers.conditioning_set_values(positive, {{"concat_latent_image": torch.zeros(1, 16, 1, 2, 2)}})
+refused(lambda: sampled(model, small, negative, latent), "2 x 2 latent cells")
+odd = {{"samples": torch.zeros(1, 16, 2, 4, 6)}}
+refused(lambda: sampled(model, positive, negative, odd), "frames must be 8k + 1")
+refused(lambda: sampled(model, positive, negative, {{"samples": torch.zeros(1, 4, 64, 64)}}), "SViMo Image Encode")
+if cores:
+    import comfy.ldm.cogvideo.model, comfy.model_base, comfy.supported_models
+    sizes = dict(num_attention_heads=1, attention_head_dim=64, in_channels=32, num_layers=1, text_embed_dim=16)
+    config = comfy.supported_models.CogVideoX_I2V({{"image_model": "cogvideox", **sizes}})
+    config.set_inference_dtype(torch.float32, None)
+    foreign = comfy.model_patcher.ModelPatcher(config.get_model({{}}), torch.device("cpu"), torch.device("cpu"))
+    refused(lambda: loop(foreign, vid, vae), "ComfyUI's own CogVideoX", "Load SViMo Diffusion Model")
+    refused(lambda: sampled(foreign, *graph), "ComfyUI's own CogVideoX")
+broken = node_helpers.conditioning_set_values(
+    positive, {{"concat_latent_image": torch.full_like(positive[0][1]["concat_latent_image"], float("nan"))}}
+)
+refused(lambda: sampled(model, broken, negative, latent), "not finite", "weight_dtype")
+refused(lambda: sampled(loop(model, vid, vae, start=0.0), broken, negative, latent), "not finite")
+""",
+        str(checkpoint_file),
+    )
+
+
+TYPES = """
+import json
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+def rewritten(target, change):
+    with safe_open(args[0], framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    save_file({k: v.contiguous() for k, v in change(tensors).items()}, target, metadata)
+    return target
+"""
+
+
+def test_every_type_of_weights_loads_and_computes_in_the_type_of_its_input(
+    checkpoint_file: Path, tmp_path: Path
+):
+    """One type, several in one file (core keeps CogVideoX's patch embedding in float32), and fp8 by choice."""
+    run_inside(
+        GRAPH
+        + TYPES
+        + """
+expected = sampled(loop(model, vid, vae), *graph)
+
+def cast(dtype, keep=()):
+    def change(tensors):
+        return {
+            k: v if not v.is_floating_point() or any(part in k for part in keep) else v.to(dtype)
+            for k, v in tensors.items()
+        }
+    return change
+
+def mixed(tensors):
+    return {k: v if k.startswith(("backbone.patch_embed", "vae", "text", "interaction.stem")) else v.bfloat16()
+            for k, v in tensors.items()}
+
+names = {}
+for name, change, tolerance in (
+    ("bf16", cast(torch.bfloat16, ("vae.", "text_encoder.")), 0.2),
+    ("fp16", cast(torch.float16, ("vae.", "text_encoder.")), 0.1),
+    ("mixed", mixed, 0.2),
+):
+    parts = parts_of(rewritten(f"{args[1]}/{name}.safetensors", change))
+    stored = {w.dtype for w in parts[0].model.diffusion_model.parameters()}
+    assert parts[0].model.compute_dtype == torch.float32, (name, parts[0].model.compute_dtype)
+    assert len(stored) == (2 if name == "mixed" else 1), stored
+    made = sampled(loop(parts[0], parts[1], vae), *graph)
+    assert 0 < difference(made, expected) < tolerance, (name, difference(made, expected))
+    # as on a card that computes in bf16: each layer in the type of its input
+    for half in (torch.bfloat16, torch.float16):
+        x = [torch.randn(1, 16, 3, 4, 6).to(half) for _ in range(2)]
+        text, still = positive[0][0].to(half), torch.randn(1, 16, 1, 4, 6).to(half)
+        network = load_backbone(read_header(f"{args[1]}/{name}.safetensors"), disable_dynamic=True)
+        network.model.diffusion_model.to(torch.device("cpu"))
+        for module in network.model.modules():
+            if hasattr(module, "comfy_cast_weights"):
+                module.comfy_cast_weights = True
+        conds = dict(image=still, guidance=torch.zeros_like(x[1]))
+        out = network.model.diffusion_model(x, torch.tensor([500.0]), text, **conds)
+        assert all(o.dtype == half and torch.isfinite(o).all() for o in out)
+
+fp8 = load_backbone(read_header(args[0]), torch.float8_e4m3fn)
+assert {w.dtype for w in fp8.model.diffusion_model.parameters()} == {torch.float8_e4m3fn}
+assert 0 < difference(sampled(fp8, *graph), sampled(model, *graph)) < 0.9
+""",
+        str(checkpoint_file),
+        str(tmp_path),
+    )
+
+
+def test_half_precision_of_a_card_does_not_overflow(checkpoint_file: Path, tmp_path: Path):
+    """On a card that would compute in fp16, fp16 weights compute in bf16, or in float32 where there is none."""
+    run_inside(
+        GRAPH
+        + TYPES
+        + """
+halved = rewritten(f"{args[1]}/half.safetensors", lambda tensors: {k: v.half() for k, v in tensors.items()})
+header = read_header(halved)
+card = torch.device("cuda")
+manage = comfy.model_management
+for has_bf16, expected in ((True, torch.bfloat16), (False, torch.float32)):
+    manage.should_use_fp16 = lambda *a, **k: True
+    manage.should_use_bf16 = lambda *a, has_bf16=has_bf16, **k: has_bf16
+    for part in ("backbone", "interaction"):
+        assert dtypes_of(header, part, None, card)[1] == expected, (has_bf16, part)
+    assert dtypes_of(header, "backbone", torch.float8_e4m3fn, card)[1] == expected
+""",
+        str(checkpoint_file),
+        str(tmp_path),
+    )
+
+
+DYNAMIC = """
+import comfy.model_patcher
+if has_dynamic_vram:  # core's own flag: Linear and Embedding are then born without their weights
+    import comfy.memory_management
+    comfy.memory_management.aimdo_enabled = True
+else:  # as newer cores' are
+    import comfy.ops
+    class Late:
+        def __init__(self, *sizes, bias=True, **others):
+            torch.nn.Module.__init__(self)
+            self.in_features, self.out_features, self.weight, self.bias, self.has_bias = *sizes, None, None, bias
+        def _load_from_state_dict(self, state_dict, prefix, *others):
+            self.weight = torch.nn.Parameter(state_dict[prefix + "weight"], requires_grad=False)
+            self.bias = torch.nn.Parameter(state_dict[prefix + "bias"], requires_grad=False)
+    class LateOps(comfy.ops.manual_cast):
+        class Linear(Late, comfy.ops.manual_cast.Linear):
+            pass
+    comfy.ops.pick_operations = lambda *a, **k: LateOps
+"""
+
+
+def test_everything_loads_under_dynamic_vram(checkpoint_file: Path, tmp_path: Path):
+    """Whole checkpoint, backbone alone, VID, VAE, LoRA: layers are born without weights, nothing is asked of them
+    before they are loaded, and a run gives the same bytes."""
+    run_inside(
+        GRAPH
+        + f"has_dynamic_vram = {HAS_DYNAMIC_VRAM}"
+        + """
+expected = sampled(loop(model, vid, vae), *graph)
+name = "diffusion_model.transformer_blocks.0.attn1.to_q"
+lora = {f"{name}.lora_A.weight": torch.randn(2, 32), f"{name}.lora_B.weight": torch.randn(32, 2)}
+patched = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+expected_patched = sampled(patched, *graph)
+"""
+        + DYNAMIC
+        + """
+from pack.nodes.load import SViMoCheckpointLoader, SViMoDiffusionModelLoader, SViMoInteractionLoader, SViMoVAELoader
+
+folder_paths.add_model_folder_path("svimo", args[1])
+model, vid, vae, clip = SViMoCheckpointLoader.execute("dynamic.safetensors").result
+born = type(model.model.diffusion_model.proj_out)(4, 4)
+assert born.weight is None, "the flag does nothing here"
+graph = conditions(clip, vae)
+for mine, theirs in zip(streams_of(sampled(loop(model, vid, vae), *graph)), streams_of(expected)):
+    assert torch.equal(mine, theirs)
+patched = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+assert difference(sampled(patched, *graph), expected_patched) < 1e-6
+alone = SViMoDiffusionModelLoader.execute("dynamic.safetensors", "bf16").result[0]
+vid, vae = (kind.execute("dynamic.safetensors").result[0] for kind in (SViMoInteractionLoader, SViMoVAELoader))
+assert 0 < difference(sampled(loop(alone, vid, vae), *graph), expected) < 0.2
+""",
+        str(checkpoint_file),
+        str(folder_with(checkpoint_file, tmp_path)),
+    )
+
+
+def folder_with(checkpoint: Path, folder: Path) -> Path:
+    (folder / "dynamic.safetensors").write_bytes(checkpoint.read_bytes())
+    return folder
+
+
+def test_a_file_that_was_written_anew_is_loaded_anew(checkpoint_file: Path, tmp_path: Path):
+    run_inside(
+        """
+        import os, folder_paths
+        from pack.nodes import load
+
+        folder_paths.add_model_folder_path("svimo", args[0])
+        for category in ("vae", "diffusion_models", "loras"):
+            folder_paths.add_model_folder_path(category, args[0])
+        for node, name in (
+            (load.SViMoCheckpointLoader, "ckpt_name"),
+            (load.SViMoDiffusionModelLoader, "model_name"),
+            (load.SViMoInteractionLoader, "model_name"),
+            (load.SViMoVAELoader, "vae_name"),
+            (load.SViMoLoraLoader, "lora_name"),
+        ):
+            values = {name: "dynamic.safetensors"}
+            before = node.fingerprint_inputs(**values)
+            assert before and before == node.fingerprint_inputs(**values)
+            path = f"{args[0]}/dynamic.safetensors"
+            os.utime(path, ns=(1, before[0][0] + 10**9))
+            assert node.fingerprint_inputs(**values) != before
+            assert node.fingerprint_inputs(**{name: "gone.safetensors"}) == []
+        try:
+            load.SViMoConvertCogVideoX.execute("dynamic.safetensors", " ")
+        except ValueError as error:
+            assert "no new plain name" in str(error), error
+        else:
+            raise AssertionError("accepted")
+        """,
+        str(folder_with(checkpoint_file, tmp_path)),
+    )
+
+
+def test_the_loops_memory_is_planned_for(checkpoint_file: Path):
+    """VID and VAE are among what core loads for MODEL, with room to encode a clip, and the weights' sizes are seen."""
+    run_inside(
+        GRAPH
+        + """
+asked = []
+before = comfy.model_management.load_models_gpu
+def record(models, memory_required=0, **others):
+    asked.append((list(models), memory_required))
+    return before(models, memory_required=memory_required, **others)
+comfy.model_management.load_models_gpu = record
+closed = loop(model, vid, vae)
+ksampled(closed, *graph)
+(models, needed), *others = asked
+held = {id(patcher.model) for patcher in models}
+assert {id(p.model) for p in (model, vid.patcher, vae.patcher)} == held, len(held)
+assert needed >= vae.memory_for_encode(9, 32, 48) > 0
+assert not others, "models were loaded again during the run"
+asked.clear()
+ksampled(model, *graph)
+(models, without), = asked
+assert len(models) == 1 and 0 < without < needed
+full = closed.model.memory_required([2, 1, 2 * 16 * 13 * 52 * 78])
+assert full == 16 * 2 * (8 + 2 * 13 * 26 * 39) * 32 * 4, full
+""",
+        str(checkpoint_file),
+    )
