@@ -43,9 +43,8 @@ class MotionPainter:
         Raises:
             ValueError: values that are not finite.
         """
-        metres = (
-            torch.cat(self.normalizer.denormalize(hands, points), dim=2).detach().cpu()
-        )  # one wait for a GPU
+        metres = torch.cat(self.normalizer.denormalize(hands, points), dim=2)
+        metres = metres.detach().cpu()  # the loop's only wait for a GPU
         fx, fy, cx, cy = self.normalizer.camera
         camera = [fx * self.width, fy * self.height, cx * self.width, cy * self.height]
         return draw_joints(metres, len(self.normalizer.object_names), camera, self.width, self.height)

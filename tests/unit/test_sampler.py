@@ -234,6 +234,9 @@ def test_a_reading_is_held_against_the_image(denoiser, start, reader, normalizer
         for images in (denoiser.image, denoiser.image.repeat(2, 1, 1, 1)):
             one = reader.align(images, pair).hands[1:]
             torch.testing.assert_close(one, aligned.hands, atol=1e-5, rtol=1e-5)
+        both = reader.align(torch.cat([-denoiser.image, denoiser.image]), pair).hands  # each its own image
+        torch.testing.assert_close(both[1:], aligned.hands, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(both[0], both[1], atol=1e-3)
         bare = copy.deepcopy(reader.interaction)
         bare.alignment = None
         assert MotionReader(bare, normalizer).align(denoiser.image, reading) is reading
@@ -256,16 +259,20 @@ def test_reading_can_be_stopped(start, denoiser, model):
 # Painting
 
 
-def test_readings_are_drawn_in_metres_through_the_models_camera(model, painter, config):
+def test_readings_are_drawn_in_metres_through_the_models_camera(model, config):
     """Each clip as its motion would be drawn that comes out of the pipeline."""
     generator = torch.Generator().manual_seed(0)
     reading = Reading(
         torch.randn(2, config.frames, 42, 3, generator=generator),
         torch.randn(2, config.frames, config.interaction.num_points, 3, generator=generator),
     )
-    frames = painter.draw(*reading)
     size = config.width, config.height
-    expected = draw_motions(model.reader().to_motions(reading, *size, fps=8.0), *size)
+    normalizer = replace(model.normalizer, camera=(0.9, 1.6, 0.4, 0.55))  # nothing about it is square
+    painter = MotionPainter(model.vae.encode, normalizer, *size)
+    frames = painter.draw(*reading)
+    expected = draw_motions(
+        MotionReader(model.interaction, normalizer).to_motions(reading, *size, fps=8.0), *size
+    )
     assert frames.dtype == torch.uint8
     assert frames.shape == (2, config.frames, config.height, config.width, 3)
     assert torch.equal(frames, expected)
