@@ -31,8 +31,10 @@ ADVICE = {
 - The tiny checkpoint that comes with the pack shows that everything works; its pictures are small and simple.
 """,
     "SViMoDiffusionModelLoader": """
-- CogVideoX-5b-I2V gives video without motion: leave the sampler's `feedback` empty and use *SViMo Decode Video*
-  alone.
+- CogVideoX-5b-I2V gives video without motion: leave *SViMo Feedback* out, connect `model` to *SViMo Image Encode*
+  too, and use *SViMo Decode Video* alone.
+- The model is one of core's own kind: core's samplers, schedulers, LoRA loaders, *EasyCache* and *TorchCompileModel*
+  take it.
 - Of a sharded model in diffusers' layout choose any shard; the others are found beside it.
 - CogVideoX 1.5 has another layout and is refused with a message.
 - Leave `rotary_positions` as it is, except to compare with diffusers, or for a model that was tuned under its rule.
@@ -69,19 +71,33 @@ ADVICE = {
 - The image is scaled to cover the clip and cropped at its centre. Crop it yourself first when the hands are
   near an edge.
 - Large sizes cost memory quickly: tokens grow with width times height times frames.
+- The latent holds two streams, the video and its drawing, if the model makes both. Connect `model` where the VAE does
+  not come from the same SViMo checkpoint, so that the latent fits it.
 """,
     "SViMoMotionEncode": """
 - Motion comes from *Load SViMo Motion*: an earlier result, a BVH, or the arrays of a hand tracker.
 - The motion must have as many frames as the clip: change its frame rate in *Clean SViMo Motion*.
-- With `end_percent` below 1 the given motion sets the scene, and the feedback loop finishes it.
+- With `end_percent` below 1 the given motion sets the scene, and *SViMo Feedback* finishes it.
 """,
-    "SViMoFeedback": """
+    "SViMoFeedbackLoop": """
+- Between the model and what samples it: *SViMo Sampler*, core's *KSampler*, or the guider of *SamplerCustomAdvanced*.
+- LoRAs, *EasyCache* and *TorchCompileModel* go before it.
 - The loop costs one pass of the interaction model and one encoding for each refresh. `every` = 2 or 3 saves
   most of it.
 - Comparing: switch `enabled` off and keep the seed. The motion is still read, but neither held against the image
   nor guiding.
 """,
+    "SViMoGrowingCFG": """
+- For core's *KSampler* and guiders. *SViMo Sampler* has it as `cfg_schedule`: do not use both.
+- At a cfg of 1 it changes nothing.
+""",
+    "SViMoFeedback": """
+- To renew a workflow: put *SViMo Feedback* between the model and the sampler, with the same values, and delete this
+  node. Results stay the same.
+""",
     "SViMoSampler": """
+- The closed loop comes with the model: put *SViMo Feedback* before it.
+- Core's *KSampler* with `euler` and `simple` samples the same way; its cfg grows with *SViMo Growing CFG*.
 - Try few steps and a small size first; the preview under the node shows where it is going.
 - Cancel works at every step, also within the feedback loop and while decoding.
 - Out of memory: switch `sequential_cfg` on, lower the size, or load the model with a smaller `weight_dtype`.
@@ -93,12 +109,17 @@ ADVICE = {
 """,
     "SViMoDecodeMotion": """
 - Axes: x right, y down, z forward from the camera, in metres. The left hand comes first.
-- Leave `refine` off unless something changed the latent after sampling: the sampler has read the motion at every step,
-  and the mean of many readings is better than the last one.
+- Leave `refine` off: *SViMo Sampler* has read the motion at every step, and the mean of many readings is better than
+  the last one. A latent of another sampler, or one that was changed since, is read as it is.
 """,
     "SViMoSplitLatent": """
 - For core's *Save Latent*, *VAE Decode (Tiled)* and other nodes that expect one plain latent.
-- Hands and objects stay behind: decode motion from the joint latent.
+- Hands and objects are read off both together: decode motion from the joint latent, or put the two together again
+  with *SViMo Join Latents*.
+""",
+    "SViMoJoinLatents": """
+- What *SViMo Split Latent* took apart, in the same order: the video first.
+- Both decoders and every sampler take the result; *SViMo Decode Motion* reads the motion anew.
 """,
     "SViMoLoadMotion": """
 - Put files into ComfyUI's input folder. `docs/motion-format.md` describes what is read.

@@ -8,6 +8,7 @@ needs no hand-edited JSON. Thumbnails are pictures of results and are not made h
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import tempfile
@@ -18,9 +19,17 @@ from dev.comfy import ROOT, ComfyClient, ComfyServer
 
 FOLDER = ROOT / "workflows"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-COLUMN, NODE_WIDTH, ROW_GAP, MARGIN, SLOT, WIDGET, TEXT = 380, 310, 70, 16, 20, 24, 90
-"""Layout in pixels: columns, space between nodes (their titles take 30 of it), and what a node's own height is made of:
-its margin, its slots, and its widgets, of which fields of several lines are taller."""
+NOTE = "MarkdownNote"
+"""A node of the page's own, of which the server knows nothing."""
+COLUMN, NODE_WIDTH, TITLE, GAP = 390, 310, 30, 60
+"""Layout in pixels: columns, a node's width, the height of its title, and the space between nodes below each other."""
+MARGIN, SLOT, WIDGET, TEXT = 16, 20, 24, 90
+"""What a node's own height is made of: its margin, its slots, and its widgets, of which fields of several lines are
+taller."""
+ROOM_MARGIN, ROOM_SLOT, ROOM_WIDGET = 58, 22, 32
+"""The same in the tallest way to draw it that there is, Nodes 2.0 of ComfyUI 0.33: the room that it is left."""
+VIDEO = (NODE_WIDTH, 330)
+"""Size of a node that shows a picture or a video."""
 
 
 class Link(NamedTuple):
@@ -45,17 +54,39 @@ Graph = dict[str, Node]
 """Nodes by a name that says what they do, in the order of their ids."""
 
 
-def image_to_video_and_motion(feedback: bool = True) -> Graph:
-    """Reference image and prompt to video, rendered motion and 3D motion."""
+def note(place: tuple[int, int], text: str, height: int = 330) -> Node:
+    """What a workflow is for, on the canvas, in Markdown."""
+    return Node(NOTE, place, {"text": inspect.cleandoc(text)}, (NODE_WIDTH, height))
+
+
+def moved(graph: Graph, since: int, by: int) -> Graph:
+    """Everything from a column on, so many columns further to the right: room for new nodes."""
     return {
-        "checkpoint": Node("SViMoCheckpointLoader", (0, 0), {"ckpt_name": "svimo-tiny.safetensors"}),
-        "image": Node("LoadImage", (0, 1), {"image": "stir_cup.png"}, (NODE_WIDTH, 330)),
-        "prompt": Node("SViMoPrompt", (0, 2), {"tool": "spoon", "action": "stir", "target": "cup"}),
-        "positive": Node("SViMoTextEncode", (1, 0), {"clip": Link("checkpoint", 3), "text": Link("prompt")}),
-        "negative": Node("SViMoTextEncode", (1, 1), {"clip": Link("checkpoint", 3), "text": ""}),
+        name: node._replace(place=(node.place[0] + by * (node.place[0] >= since), node.place[1]))
+        for name, node in graph.items()
+    }
+
+
+def changed(graph: Graph, name: str, **inputs: Any) -> Graph:
+    """A graph with other inputs at one of its nodes."""
+    node = graph[name]
+    return graph | {name: node._replace(inputs=node.inputs | inputs)}
+
+
+# --- the workflows ---
+
+
+def image_to_video_and_motion() -> Graph:
+    """Reference image and prompt to video, rendered motion and 3D motion, with the loop closed."""
+    return {
+        "checkpoint": Node("SViMoCheckpointLoader", (1, 0), {"ckpt_name": "svimo-tiny.safetensors"}),
+        "image": Node("LoadImage", (0, 1), {"image": "stir_cup.png"}, VIDEO),
+        "prompt": Node("SViMoPrompt", (1, 1), {"tool": "spoon", "action": "stir", "target": "cup"}),
+        "positive": Node("SViMoTextEncode", (2, 0), {"clip": Link("checkpoint", 3), "text": Link("prompt")}),
+        "negative": Node("SViMoTextEncode", (2, 1), {"clip": Link("checkpoint", 3), "text": ""}),
         "conditions": Node(
             "SViMoImageEncode",
-            (2, 0),
+            (3, 1),
             {
                 "positive": Link("positive"),
                 "negative": Link("negative"),
@@ -64,19 +95,22 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
             },
         ),
         "feedback": Node(
-            "SViMoFeedback",
-            (2, 1),
-            {"interaction": Link("checkpoint", 1), "vae": Link("checkpoint", 2), "enabled": feedback},
-        ),
-        "sampler": Node(
-            "SViMoSampler",
+            "SViMoFeedbackLoop",
             (3, 0),
             {
                 "model": Link("checkpoint"),
+                "interaction": Link("checkpoint", 1),
+                "vae": Link("checkpoint", 2),
+            },
+        ),
+        "sampler": Node(
+            "SViMoSampler",
+            (4, 0),
+            {
+                "model": Link("feedback"),
                 "positive": Link("conditions"),
                 "negative": Link("conditions", 1),
                 "latent_image": Link("conditions", 2),
-                "feedback": Link("feedback"),
                 "seed": 42,
                 "steps": 10,
                 "cfg": 1.0,
@@ -84,63 +118,180 @@ def image_to_video_and_motion(feedback: bool = True) -> Graph:
             },
             (NODE_WIDTH, 480),
         ),
-        "frames": Node("SViMoDecodeVideo", (4, 0), {"vae": Link("checkpoint", 2), "latent": Link("sampler")}),
+        "frames": Node("SViMoDecodeVideo", (5, 0), {"vae": Link("checkpoint", 2), "latent": Link("sampler")}),
         "motion": Node(
-            "SViMoDecodeMotion", (4, 1), {"interaction": Link("checkpoint", 1), "latent": Link("sampler")}
+            "SViMoDecodeMotion", (5, 1), {"interaction": Link("checkpoint", 1), "latent": Link("sampler")}
         ),
         "save_motion": Node(
-            "SViMoSaveMotion", (5, 2), {"motion": Link("motion"), "filename_prefix": "svimo/motion"}
+            "SViMoSaveMotion", (6, 2), {"motion": Link("motion"), "filename_prefix": "svimo/motion"}
         ),
-        "rig": Node("SViMoRigMotion", (4, 2), {"motion": Link("motion")}),
+        "rig": Node("SViMoRigMotion", (5, 2), {"motion": Link("motion")}),
         "save_glb": Node(
-            "SViMoSaveGLB", (4, 3), {"rigged_motion": Link("rig"), "filename_prefix": "svimo/motion"}
+            "SViMoSaveGLB", (6, 3), {"rigged_motion": Link("rig"), "filename_prefix": "svimo/motion"}
         ),
-        "video": Node("CreateVideo", (5, 0), {"images": Link("frames"), "fps": 8.0}),
+        "video": Node("CreateVideo", (6, 0), {"images": Link("frames"), "fps": 8.0}),
         "save_video": Node(
             "SaveVideo",
-            (6, 0),
+            (7, 0),
             {"video": Link("video"), "filename_prefix": "svimo/video", "format": "mp4"},
-            (NODE_WIDTH, 330),
+            VIDEO,
         ),
-        "motion_video": Node("CreateVideo", (5, 1), {"images": Link("frames", 1), "fps": 8.0}),
+        "motion_video": Node("CreateVideo", (6, 1), {"images": Link("frames", 1), "fps": 8.0}),
         "save_motion_video": Node(
             "SaveVideo",
-            (6, 1),
+            (7, 1),
             {"video": Link("motion_video"), "filename_prefix": "svimo/motion_video", "format": "mp4"},
-            (NODE_WIDTH, 330),
+            VIDEO,
         ),
         "viewer": Node(
             "SViMoMotionViewer",
-            (5, 3),
+            (4, 3),
             {"motion": Link("motion"), "video": Link("frames"), "rendered_motion": Link("frames", 1)},
             (COLUMN + NODE_WIDTH, 540),
         ),
+        "note": note(
+            (0, 0),
+            """
+            # Image to video and 3D motion
+
+            One image and a prompt become a short **video**, the **rendered motion** beside it, and the **3D motion**
+            of both hands and all objects.
+
+            **SViMo Feedback** closes the loop: at each step the motion is read off the video while it forms, held
+            against the image, drawn, and guides the next step. Switch `enabled` off to compare.
+
+            *svimo-tiny* comes with the pack and shows that everything works. It is trained on synthetic clips of 9
+            frames, 96 x 64 pixels; a photograph is beyond it.
+            """,
+        ),
     }
+
+
+def without_feedback() -> Graph:
+    """The same with the loop open."""
+    graph = changed(image_to_video_and_motion(), "feedback", enabled=False)
+    graph["note"] = note(
+        (0, 0),
+        """
+        # Without feedback
+
+        The main workflow with the loop open: `enabled` of *SViMo Feedback* is off. Video and rendered motion are
+        denoised together, and the 3D motion is only read off them.
+
+        Same seed, same everything else: run both and compare how well the hands of the 3D view lie on those of the
+        video.
+        """,
+    )
+    return graph
+
+
+def with_core_sampler() -> Graph:
+    """The same with core's sampler, guider and noise."""
+    graph = moved(image_to_video_and_motion(), since=5, by=1)
+    graph |= {
+        "noise": Node("RandomNoise", (4, 0), {"noise_seed": 42}),
+        "guider": Node(
+            "CFGGuider",
+            (4, 1),
+            {
+                "model": Link("feedback"),
+                "positive": Link("conditions"),
+                "negative": Link("conditions", 1),
+                "cfg": 1.0,
+            },
+        ),
+        "solver": Node("KSamplerSelect", (4, 2), {"sampler_name": "euler"}),
+        "sigmas": Node(
+            "BasicScheduler", (4, 3), {"model": Link("feedback"), "scheduler": "simple", "steps": 10}
+        ),
+        "sampler": Node(
+            "SamplerCustomAdvanced",
+            (5, 0),
+            {
+                "noise": Link("noise"),
+                "guider": Link("guider"),
+                "sampler": Link("solver"),
+                "sigmas": Link("sigmas"),
+                "latent_image": Link("conditions", 2),
+            },
+            VIDEO,
+        ),
+    }
+    graph["viewer"] = graph["viewer"]._replace(place=(5, 4))
+    graph["note"] = note(
+        (0, 0),
+        """
+        # With core's sampler
+
+        The model is one of ComfyUI's own kind, and the loop is a patch of it: any sampler, scheduler and guider of
+        core takes both. Here *SamplerCustomAdvanced* with `euler` and `simple`, which sample as *SViMo Sampler* does
+        with `ddim`.
+
+        *SViMo Decode Motion* reads the 3D motion off the finished latent. After *SViMo Sampler* it is the mean of
+        all steps, which is more exact.
+
+        For a cfg above 1 put *SViMo Growing CFG* before the loop, as CogVideoX was made to be sampled.
+        """,
+        380,
+    )
+    return graph
+
+
+def fast() -> Graph:
+    """The same with core's cache and compiler before the loop."""
+    graph = moved(image_to_video_and_motion(), since=2, by=1)
+    graph |= {
+        "cache": Node("EasyCache", (2, 0), {"model": Link("checkpoint")}),
+        "compile": Node("TorchCompileModel", (2, 1), {"model": Link("cache"), "backend": "inductor"}),
+    }
+    graph = changed(graph, "feedback", model=Link("compile"), every=2)
+    graph["note"] = note(
+        (0, 0),
+        """
+        # Faster
+
+        Core's **EasyCache** leaves out steps that would change little, **TorchCompileModel** compiles the model, and
+        `every` = 2 of *SViMo Feedback* refreshes the guidance at every second step. Each costs a little quality;
+        remove what you can do without.
+
+        - *EasyCache* takes models of two streams from ComfyUI 0.28 on.
+        - *TorchCompileModel* needs Triton on a graphics card and a C++ compiler on a CPU. The first run compiles and
+          is slow: it pays off with a full-size model.
+        """,
+        360,
+    )
+    return graph
 
 
 def given_motion_to_video() -> Graph:
     """A motion that exists already guides the video."""
-    graph = {
-        name: node._replace(
-            place=(node.place[0] + (node.place[0] >= 3), node.place[1])
-        )  # room for the new node
-        for name, node in image_to_video_and_motion().items()
+    graph = moved(image_to_video_and_motion(), since=4, by=1)
+    graph |= {
+        "load_motion": Node("SViMoLoadMotion", (2, 2), {"motion": "stir_cup_short.npz [example]"}),
+        "guided": Node(
+            "SViMoMotionEncode",
+            (4, 0),
+            {
+                "positive": Link("conditions"),
+                "negative": Link("conditions", 1),
+                "vae": Link("checkpoint", 2),
+                "motion": Link("load_motion"),
+                "latent": Link("conditions", 2),
+            },
+        ),
     }
-    graph["load_motion"] = Node("SViMoLoadMotion", (0, 3), {"motion": "stir_cup_short.npz [example]"})
-    graph["guided"] = Node(
-        "SViMoMotionEncode",
-        (3, 0),
-        {
-            "positive": Link("conditions"),
-            "negative": Link("conditions", 1),
-            "vae": Link("checkpoint", 2),
-            "motion": Link("load_motion"),
-            "latent": Link("conditions", 2),
-        },
-    )
-    sampler = graph["sampler"]
-    graph["sampler"] = sampler._replace(
-        inputs=sampler.inputs | {"positive": Link("guided"), "negative": Link("guided", 1)}
+    graph = changed(graph, "sampler", positive=Link("guided"), negative=Link("guided", 1))
+    graph["note"] = note(
+        (0, 0),
+        """
+        # A given motion to video
+
+        A 3D motion that you already have guides the video: an earlier result, a BVH, or the arrays of a hand
+        tracker. It must have as many frames as the clip, and the image should show its first frame.
+
+        With `end_percent` of *SViMo Motion Encode* below 1 the motion sets the scene, and *SViMo Feedback* finishes
+        it.
+        """,
     )
     return graph
 
@@ -148,17 +299,17 @@ def given_motion_to_video() -> Graph:
 def full_size(model_name: str, vae_name: str, size: tuple[int, int], prompt: str) -> Graph:
     """Reference image and prompt to video with a full-size model that the user has; T5-XXL through core's loader."""
     return {
-        "model": Node("SViMoDiffusionModelLoader", (0, 0), {"model_name": model_name}),
+        "model": Node("SViMoDiffusionModelLoader", (1, 0), {"model_name": model_name}),
         "clip": Node(
-            "CLIPLoader", (0, 1), {"clip_name": "t5xxl_fp16.safetensors", "type": "sd3", "device": "default"}
+            "CLIPLoader", (1, 1), {"clip_name": "t5xxl_fp16.safetensors", "type": "sd3", "device": "default"}
         ),
-        "vae": Node("SViMoVAELoader", (0, 2), {"vae_name": vae_name}),
-        "image": Node("LoadImage", (0, 3), {"image": "coffee.png"}, (NODE_WIDTH, 330)),
-        "positive": Node("SViMoTextEncode", (1, 0), {"clip": Link("clip"), "text": prompt}),
-        "negative": Node("SViMoTextEncode", (1, 1), {"clip": Link("clip"), "text": ""}),
+        "vae": Node("SViMoVAELoader", (1, 2), {"vae_name": vae_name}),
+        "image": Node("LoadImage", (0, 1), {"image": "coffee.png"}, VIDEO),
+        "positive": Node("SViMoTextEncode", (2, 0), {"clip": Link("clip"), "text": prompt}),
+        "negative": Node("SViMoTextEncode", (2, 1), {"clip": Link("clip"), "text": ""}),
         "conditions": Node(
             "SViMoImageEncode",
-            (2, 0),
+            (3, 0),
             {
                 "positive": Link("positive"),
                 "negative": Link("negative"),
@@ -168,11 +319,12 @@ def full_size(model_name: str, vae_name: str, size: tuple[int, int], prompt: str
                 "height": size[1],
                 "frames": 49,
                 "noise_augmentation": 0.0,
+                "model": Link("model"),
             },
         ),
         "sampler": Node(
             "SViMoSampler",
-            (3, 0),
+            (4, 0),
             {
                 "model": Link("model"),
                 "positive": Link("conditions"),
@@ -182,25 +334,63 @@ def full_size(model_name: str, vae_name: str, size: tuple[int, int], prompt: str
             },
             (NODE_WIDTH, 480),
         ),
-        "frames": Node("SViMoDecodeVideo", (4, 0), {"vae": Link("vae"), "latent": Link("sampler")}),
-        "video": Node("CreateVideo", (5, 0), {"images": Link("frames"), "fps": 8.0}),
+        "frames": Node("SViMoDecodeVideo", (5, 0), {"vae": Link("vae"), "latent": Link("sampler")}),
+        "video": Node("CreateVideo", (6, 0), {"images": Link("frames"), "fps": 8.0}),
         "save_video": Node(
             "SaveVideo",
-            (6, 0),
+            (7, 0),
             {"video": Link("video"), "filename_prefix": "svimo/video", "format": "mp4"},
-            (NODE_WIDTH, 330),
+            VIDEO,
         ),
     }
+
+
+def cogvideox() -> Graph:
+    """CogVideoX-5b-I2V, which makes video without motion."""
+    graph = full_size(
+        "cogvideox-5b-i2v.safetensors",
+        "cogvideox-vae.safetensors",
+        (720, 480),
+        "A spoon stirs a cup of coffee on a wooden table, steam rising, soft morning light.",
+    )
+    graph["note"] = note(
+        (0, 0),
+        """
+        # CogVideoX: image to video
+
+        Video alone, with the model that SViMo starts from. Bring three files:
+
+        - `models/diffusion_models`: CogVideoX-5b-I2V, in diffusers' layout (any shard) or in one file
+        - `models/text_encoders`: T5-XXL
+        - `models/vae`: the VAE of CogVideoX
+
+        Choose them in the three loaders. With less than 16 GB of graphics memory choose `fp8_e4m3fn` as
+        `weight_dtype`.
+        """,
+    )
+    return graph
 
 
 def converted_checkpoint() -> Graph:
     """A checkpoint started from CogVideoX-I2V: video and its rendered motion, to watch while it trains."""
     file = "svimo-from-cogvideox.safetensors"
     graph = full_size(file, file, (624, 416), "use spoon to stir cup")
-    graph["motion_video"] = Node("CreateVideo", (5, 1), {"images": Link("frames", 1), "fps": 8.0})
+    graph["motion_video"] = Node("CreateVideo", (6, 1), {"images": Link("frames", 1), "fps": 8.0})
     graph["save_motion_video"] = graph["save_video"]._replace(
-        place=(6, 1),
+        place=(7, 1),
         inputs={"video": Link("motion_video"), "filename_prefix": "svimo/motion_video", "format": "mp4"},
+    )
+    graph["note"] = note(
+        (0, 0),
+        """
+        # A converted checkpoint
+
+        What *Convert CogVideoX to SViMo* wrote, or a checkpoint of its training: video and rendered motion, to watch
+        how it learns. Before training the video is CogVideoX's own, and the motion stream is not yet of use.
+
+        Bring T5-XXL in `models/text_encoders`. The loop joins in when the interaction model is trained: *SViMo
+        Feedback* between the model and the sampler.
+        """,
     )
     return graph
 
@@ -208,7 +398,7 @@ def converted_checkpoint() -> Graph:
 def retarget_and_export() -> Graph:
     """A motion that exists already, cleaned, rigged and saved for other programs; needs no model."""
     return {
-        "load": Node("SViMoLoadMotion", (0, 0), {"motion": "stir_cup.npz [example]"}),
+        "load": Node("SViMoLoadMotion", (0, 1), {"motion": "stir_cup.npz [example]"}),
         "clean": Node("SViMoCleanMotion", (1, 0), {"motion": Link("load"), "fps": 24.0}),
         "rig": Node("SViMoRigMotion", (2, 0), {"motion": Link("clean")}),
         "glb": Node(
@@ -220,25 +410,37 @@ def retarget_and_export() -> Graph:
             (2, 1),
             {"motion": Link("clean"), "filename_prefix": "svimo/motion", "format": "json"},
         ),
-        "preview": Node("SViMoPreviewMotion", (2, 2), {"motion": Link("clean")}, (NODE_WIDTH, 380)),
+        "preview": Node("SViMoPreviewMotion", (1, 1), {"motion": Link("clean")}, (NODE_WIDTH, 380)),
+        "note": note(
+            (0, 0),
+            """
+            # Retarget and export
+
+            A 3D motion for other programs; needs no model. It is smoothed without losing contact, brought to 24
+            frames per second, put on skinned hands, and saved:
+
+            - **GLB**: both hands and all objects, for Blender, Unity, three.js
+            - **BVH**: a skeleton for each hand
+            - **JSON**: the numbers
+            """,
+        ),
     }
 
 
 WORKFLOWS = {
     "image_to_video_and_motion": image_to_video_and_motion(),
-    "image_to_video_and_motion_without_feedback": image_to_video_and_motion(feedback=False),
+    "image_to_video_and_motion_fast": fast(),
+    "image_to_video_and_motion_with_core_sampler": with_core_sampler(),
+    "image_to_video_and_motion_without_feedback": without_feedback(),
     "given_motion_to_video": given_motion_to_video(),
     "retarget_and_export": retarget_and_export(),
-    "cogvideox_image_to_video": full_size(
-        "cogvideox-5b-i2v.safetensors",
-        "cogvideox-vae.safetensors",
-        (720, 480),
-        "A spoon stirs a cup of coffee on a wooden table, steam rising, soft morning light.",
-    ),
+    "cogvideox_image_to_video": cogvideox(),
     "svimo_from_converted_checkpoint": converted_checkpoint(),
 }
 BRING_YOUR_OWN = ("cogvideox_image_to_video", "svimo_from_converted_checkpoint")
 """Workflows that need weights which do not come with the pack."""
+NEEDS = {"image_to_video_and_motion_fast": (0, 28)}
+"""Workflows that the oldest ComfyUI cannot run yet, and the version that can."""
 
 
 def to_api(graph: Graph, info: dict[str, dict]) -> dict[str, dict]:
@@ -246,6 +448,8 @@ def to_api(graph: Graph, info: dict[str, dict]) -> dict[str, dict]:
     ids = {name: str(i) for i, name in enumerate(graph, start=1)}
     workflow = {}
     for name, node in graph.items():
+        if node.type == NOTE:
+            continue
         inputs = {}
         for key, _, options in _inputs(info[node.type]):
             value = node.inputs.get(key, options.get("default"))
@@ -258,7 +462,7 @@ def to_api(graph: Graph, info: dict[str, dict]) -> dict[str, dict]:
         workflow[ids[name]] = {
             "class_type": node.type,
             "inputs": inputs,
-            "_meta": {"title": info[node.type]["display_name"]},
+            "_meta": {"title": info[node.type]["display_name"] or node.type},
         }
     return workflow
 
@@ -266,30 +470,14 @@ def to_api(graph: Graph, info: dict[str, dict]) -> dict[str, dict]:
 def to_page(graph: Graph, info: dict[str, dict]) -> dict[str, Any]:
     """The page's format: nodes with positions, slots and widget values, and a list of links."""
     ids = {name: i for i, name in enumerate(graph, start=1)}
-    nodes, links = {}, []
+    nodes, links, room = {}, [], {}
     for order, (name, node) in enumerate(graph.items()):
-        slots, widgets, fields = [], [], 0
-        for key, kind, options in _inputs(info[node.type]):
-            value = node.inputs.get(key, options.get("default"))
-            if kind not in WIDGET_TYPES:
-                slots.append({"name": key, "type": kind, "link": None})
-                continue
-            if isinstance(value, Link):
-                slots.append({"name": key, "type": kind, "widget": {"name": key}, "link": None})
-                value = options.get("default", "")
-            widgets.append(value)
-            fields += TEXT if options.get("multiline") else WIDGET
-            if options.get("control_after_generate"):
-                widgets.append("fixed")
-                fields += WIDGET
-            if options.get("image_upload"):
-                widgets.append("image")
-        outputs = [
-            {"name": label, "type": kind, "links": []}
-            for label, kind in zip(info[node.type]["output_name"], info[node.type]["output"], strict=True)
-        ]
-        sockets = max(len([slot for slot in slots if "widget" not in slot]), len(outputs))
-        size = node.size or (NODE_WIDTH, MARGIN + SLOT * sockets + fields)
+        shape = _note(node) if node.type == NOTE else _slots_and_widgets(node, info[node.type])
+        sockets = max(len([slot for slot in shape["inputs"] if "widget" not in slot]), len(shape["outputs"]))
+        fields, texts = shape.pop("fields"), shape.pop("texts")
+        size = node.size or (NODE_WIDTH, MARGIN + SLOT * sockets + WIDGET * fields + TEXT * texts)
+        least = ROOM_MARGIN + ROOM_SLOT * sockets + ROOM_WIDGET * fields + TEXT * texts
+        room[name] = max(size[1], least)
         nodes[name] = {
             "id": ids[name],
             "type": node.type,
@@ -298,18 +486,16 @@ def to_page(graph: Graph, info: dict[str, dict]) -> dict[str, Any]:
             "flags": {},
             "order": order,
             "mode": 0,
-            "inputs": slots,
-            "outputs": outputs,
-            "properties": {"Node name for S&R": node.type},
-            "widgets_values": widgets,
+            **shape,
         }
     bottoms: dict[int, int] = {}
     for name, node in sorted(graph.items(), key=lambda item: item[1].place[::-1]):  # row by row
-        width, height = nodes[name]["size"]
-        columns = range(node.place[0], node.place[0] + -(-width // COLUMN))  # a wide node covers several
+        columns = range(
+            node.place[0], node.place[0] + -(-nodes[name]["size"][0] // COLUMN)
+        )  # a wide node covers several
         top = max(bottoms.get(column, 0) for column in columns)
         nodes[name]["pos"][1] = top
-        bottoms.update(dict.fromkeys(columns, top + height + ROW_GAP))
+        bottoms.update(dict.fromkeys(columns, top + room[name] + TITLE + GAP))
     for name, node in graph.items():
         for slot, entry in enumerate(nodes[name]["inputs"]):
             source = node.inputs.get(entry["name"])
@@ -327,6 +513,54 @@ def to_page(graph: Graph, info: dict[str, dict]) -> dict[str, Any]:
         "config": {},
         "extra": {},
         "version": 0.4,
+    }
+
+
+def _slots_and_widgets(node: Node, info: dict) -> dict[str, Any]:
+    """Slots and widget values of a node as the page saves them, and how many widgets of which height it has."""
+    slots, widgets, fields, texts = [], [], 0, 0
+    for key, kind, options in _inputs(info):
+        value = node.inputs.get(key, options.get("default"))
+        if kind not in WIDGET_TYPES:
+            slots.append({"name": key, "type": kind, "link": None})
+            continue
+        if isinstance(value, Link):
+            slots.append({"name": key, "type": kind, "widget": {"name": key}, "link": None})
+            value = options.get("default", "")
+        widgets.append(value)
+        texts += bool(options.get("multiline"))
+        fields += not options.get("multiline")
+        if options.get("control_after_generate"):
+            widgets.append("fixed")
+            fields += 1
+        if options.get("image_upload"):
+            widgets.append("image")
+            fields += 1
+    outputs = [
+        {"name": label, "type": kind, "links": []}
+        for label, kind in zip(info["output_name"], info["output"], strict=True)
+    ]
+    return {
+        "inputs": slots,
+        "outputs": outputs,
+        "properties": {"Node name for S&R": node.type},
+        "widgets_values": widgets,
+        "fields": fields,
+        "texts": texts,
+    }
+
+
+def _note(node: Node) -> dict[str, Any]:
+    return {
+        "inputs": [],
+        "outputs": [],
+        "title": "About this workflow",
+        "properties": {},
+        "widgets_values": [node.inputs["text"]],
+        "fields": 0,
+        "texts": 0,
+        "color": "#432",
+        "bgcolor": "#653",
     }
 
 

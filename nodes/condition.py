@@ -18,6 +18,7 @@ from ..svimo_core.sampling.painter import draw_motions
 from ..svimo_core.sampling.pipeline import empty_latents, encode_image
 from .backbone import GUIDANCE, IMAGE_LATENT, backbone_of
 from .clip import SViMoCLIP, tokenize_as_cogvideox
+from .compat import aliases
 from .latents import PROMPT, packed, streams_of
 from .types import CATEGORY, Motion
 from .vae import SViMoVAE, svimo_vae
@@ -33,6 +34,7 @@ class SViMoPrompt(io.ComfyNode):
             display_name="SViMo Hand-Object Prompt",
             category=f"{CATEGORY}/conditioning",
             description='Write the prompt the way SViMo was trained: "use {tool} to {action} {target}".',
+            **aliases("hoi", "hand object interaction", "tool action target", "taco"),
             inputs=[
                 io.String.Input(
                     "tool", default="spoon", tooltip="What the right hand holds, such as spoon or brush."
@@ -60,6 +62,7 @@ class SViMoTextEncode(io.ComfyNode):
             display_name="SViMo Text Encode",
             category=f"{CATEGORY}/conditioning",
             description="Encode a prompt with the checkpoint's text encoder, or with T5-XXL from core's CLIP loader (padded to 226 tokens, as CogVideoX expects).",
+            **aliases("clip text encode", "cogvideo prompt", "t5", "prompt"),
             inputs=[
                 io.Clip.Input(
                     "clip", tooltip="Text encoder of a SViMo checkpoint, or T5-XXL from core's CLIP loader."
@@ -95,6 +98,7 @@ class SViMoImageEncode(io.ComfyNode):
             display_name="SViMo Image Encode",
             category=f"{CATEGORY}/conditioning",
             description="Fit the reference image to the clip (scale and centre crop), encode it, and make the empty latent of the clip.",
+            **aliases("image to video", "i2v", "first frame", "start image", "empty latent video"),
             inputs=[
                 io.Conditioning.Input("positive", tooltip="Prompt to follow."),
                 io.Conditioning.Input("negative", tooltip="Prompt to move away from; usually empty text."),
@@ -200,6 +204,7 @@ class SViMoMotionEncode(io.ComfyNode):
             display_name="SViMo Motion Encode",
             category=f"{CATEGORY}/conditioning",
             description="Let a 3D motion you already have guide the video: it is drawn, encoded, and takes the place of the loop's own guidance.",
+            **aliases("motion control", "motion guidance", "control video", "pose to video", "hoi"),
             inputs=[
                 io.Conditioning.Input("positive", tooltip="Prompt to follow."),
                 io.Conditioning.Input("negative", tooltip="Prompt to move away from."),

@@ -10,6 +10,7 @@ from comfy_execution.graph import ExecutionBlocker
 
 from ..svimo_core.sampling.latents import JointLatents
 from ..svimo_core.sampling.reader import Reading
+from .compat import aliases
 from .latents import PROMPT, READING, StoredReading, packed, streams_of
 from .loop import InteractionHandle
 from .types import CATEGORY, Interaction, Motion, frames_to_image_batch
@@ -26,6 +27,7 @@ class SViMoDecodeVideo(io.ComfyNode):
             display_name="SViMo Decode Video",
             category=f"{CATEGORY}/decode",
             description="Decode the video and the rendered motion. Send the frames to core's Create Video and Save Video.",
+            **aliases("vae decode", "latent to video", "cogvideo"),
             inputs=[
                 io.Vae.Input("vae", tooltip="SViMo's video VAE."),
                 io.Latent.Input("latent", tooltip="From SViMo Sampler or any other sampler."),
@@ -65,6 +67,7 @@ class SViMoDecodeMotion(io.ComfyNode):
             display_name="SViMo Decode Motion",
             category=f"{CATEGORY}/decode",
             description="Read the 3D motion of both hands and all objects off a sampled latent. After SViMo Sampler with feedback it is the mean of what was read at every step, otherwise what the finished latents show; either is held against the reference image.",
+            **aliases("3d hands", "hand pose", "point cloud", "video to motion", "hoi"),
             inputs=[
                 Interaction.Input("interaction", tooltip="3D interaction model (VID)."),
                 io.Latent.Input(
@@ -144,6 +147,7 @@ class SViMoSplitLatent(io.ComfyNode):
             display_name="SViMo Split Latent",
             category=f"{CATEGORY}/decode",
             description="Take the joint latent apart into plain video latents for core nodes such as Save Latent or VAE Decode.",
+            **aliases("separate latents", "unpack latent", "video latent"),
             inputs=[io.Latent.Input("latent", tooltip="Video and drawing together, from a sampler.")],
             outputs=[
                 io.Latent.Output(display_name="video", tooltip="The video's latent."),
@@ -171,6 +175,7 @@ class SViMoJoinLatents(io.ComfyNode):
             display_name="SViMo Join Latents",
             category=f"{CATEGORY}/decode",
             description="Put the latents of a video and of its drawing together again, after core nodes such as Load Latent or Flip Latent worked on each.",
+            **aliases("combine latents", "concat latents", "pack latent"),
             inputs=[
                 io.Latent.Input("video", tooltip="The video's latent."),
                 io.Latent.Input("rendered_motion", tooltip="The rendered motion's latent, of the same size."),

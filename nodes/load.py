@@ -27,6 +27,7 @@ from ..svimo_core.model.interaction import InteractionModel
 from ..svimo_core.weights import weight_files
 from .backbone import attention, backbone_of, dtypes_of, load_backbone, make_patcher, operations_for
 from .clip import SViMoCLIP
+from .compat import aliases
 from .loop import InteractionHandle
 from .types import CATEGORY, Interaction, check_choice, throw_if_interrupted
 from .vae import SViMoVAE
@@ -127,6 +128,7 @@ class SViMoCheckpointLoader(io.ComfyNode):
             display_name="Load SViMo Checkpoint",
             category=f"{CATEGORY}/loaders",
             description="Load a complete SViMo model from one file: video and motion transformer, 3D interaction model, VAE and text encoder.",
+            **aliases("hoi", "hand object interaction", "hand-object", "video model"),
             inputs=[
                 io.Combo.Input(
                     "ckpt_name",
@@ -167,6 +169,7 @@ class SViMoDiffusionModelLoader(io.ComfyNode):
             display_name="Load SViMo Diffusion Model",
             category=f"{CATEGORY}/loaders",
             description="Load only the video and motion transformer (MM-DiT), or CogVideoX-5b-I2V for video without motion, with a choice of storage type.",
+            **aliases("cogvideo", "cogvideox", "mm-dit", "mmdit", "unet loader", "fp8"),
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -216,6 +219,7 @@ class SViMoInteractionLoader(io.ComfyNode):
             display_name="Load SViMo Interaction Model",
             category=f"{CATEGORY}/loaders",
             description="Load only the 3D interaction model (VID) with its motion statistics.",
+            **aliases("vid", "vision-aware", "3d interaction diffusion", "hand pose", "point cloud"),
             inputs=[
                 io.Combo.Input(
                     "model_name", options=list_files(FOLDER), tooltip="A SViMo file in models/svimo."
@@ -243,6 +247,7 @@ class SViMoVAELoader(io.ComfyNode):
             display_name="Load SViMo VAE",
             category=f"{CATEGORY}/loaders",
             description="Load only the video VAE. It also works in core's VAE Encode and VAE Decode.",
+            **aliases("cogvideo vae", "cogvideox vae", "video vae", "3d vae"),
             inputs=[
                 io.Combo.Input(
                     "vae_name",
@@ -272,6 +277,7 @@ class SViMoLoraLoader(io.ComfyNode):
             display_name="Load SViMo LoRA",
             category=f"{CATEGORY}/loaders",
             description="Apply a LoRA trained for CogVideoX-I2V (diffusers/PEFT or kohya names) to CogVideoX or SViMo. Core's LoRA loaders know the kohya names only.",
+            **aliases("cogvideo lora", "cogvideox lora", "peft", "kohya"),
             inputs=[
                 io.Model.Input("model", tooltip="SViMo or CogVideoX model."),
                 io.Combo.Input("lora_name", options=list_files("loras"), tooltip="A LoRA in models/loras."),
@@ -315,6 +321,7 @@ class SViMoConvertCogVideoX(io.ComfyNode):
             display_name="Convert CogVideoX to SViMo",
             category=f"{CATEGORY}/loaders",
             description="Start a SViMo checkpoint from CogVideoX-5b-I2V: its weights, with a motion stream that begins as a copy of the video stream. The result is for training.",
+            **aliases("cogvideo", "cogvideox", "finetune", "fine-tune", "train from cogvideox"),
             inputs=[
                 io.Combo.Input(
                     "model_name",

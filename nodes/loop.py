@@ -242,6 +242,8 @@ def grow_cfg(model: ModelPatcher, schedule: str) -> ModelPatcher:
 
     def predict(executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         guider = executor.class_obj
+        if guider.cfg <= 1:  # off, as for core, which then leaves the negative prompt out
+            return executor(x, sigma, *args, **kwargs)
         options = args[0] if args else kwargs["model_options"]
         clock = SigmaClock(options["transformer_options"]["sample_sigmas"], NoiseSchedule(config.schedule))
         scales, before = guidance_scales(guider.cfg, clock.timesteps(), schedule), guider.cfg

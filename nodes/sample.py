@@ -17,6 +17,7 @@ from ..svimo_core.sampling.latents import JointLatents
 from ..svimo_core.sampling.reader import Reading
 from ..svimo_core.schedule import NoiseSchedule
 from .backbone import SViMoModel, backbone_of
+from .compat import aliases
 from .latents import PROMPT, READING, StoredReading, packed, streams_of
 from .loop import (
     FeedbackPatch,
@@ -93,6 +94,7 @@ class SViMoFeedbackLoop(io.ComfyNode):
             display_name="SViMo Feedback",
             category=f"{CATEGORY}/sampling",
             description="The closed loop, under any sampler: the 3D interaction model reads the video while it forms, its motion is held against the reference image and drawn, and the drawing guides the next step.",
+            **aliases("closed loop", "feedback loop", "motion feedback", "vid", "interaction guidance"),
             inputs=[
                 io.Model.Input("model", tooltip="SViMo's video and motion transformer."),
                 Interaction.Input("interaction", tooltip="3D interaction model (VID)."),
@@ -153,6 +155,7 @@ class SViMoGrowingCFG(io.ComfyNode):
             display_name="SViMo Growing CFG",
             category=f"{CATEGORY}/sampling",
             description="Let the sampler's cfg grow over the steps, from 1 to cfg + 1, as CogVideoX was made to be sampled. SViMo Sampler has it built in.",
+            **aliases("dynamic cfg", "cfg schedule", "cogvideo", "cogvideox cfg"),
             inputs=[
                 io.Model.Input("model", tooltip="SViMo or CogVideoX model."),
                 io.Combo.Input(
@@ -181,6 +184,7 @@ class SViMoSampler(io.ComfyNode):
             display_name="SViMo Sampler",
             category=f"{CATEGORY}/sampling",
             description="Denoise the video and the rendered motion together, and read both hands and all objects off them at every step.",
+            **aliases("ksampler", "denoise", "cogvideo", "ddim", "hoi", "hand object interaction"),
             inputs=[
                 io.Model.Input(
                     "model",

@@ -149,7 +149,7 @@ def test_empty_prompt_word(client, workflow):
 
 
 def test_feedback_that_ends_before_it_starts(client, workflow):
-    node(workflow, "SViMoFeedback")["inputs"].update({"start_percent": 0.8, "end_percent": 0.3})
+    node(workflow, "SViMoFeedbackLoop")["inputs"].update({"start_percent": 0.8, "end_percent": 0.3})
     assert "start <= end" in error_of(client, workflow)[1]
 
 
@@ -284,13 +284,13 @@ def interrupted_after(client, workflow, at_node: str, steps: int = 0) -> float:
 @pytest.mark.parametrize("steps", [0, 2])
 def test_cancel_while_sampling(client, workflow, steps):
     node(workflow, "SViMoSampler")["inputs"]["steps"] = 300
-    node(workflow, "SViMoFeedback")["inputs"]["start_percent"] = 0.0
+    node(workflow, "SViMoFeedbackLoop")["inputs"]["start_percent"] = 0.0
     assert interrupted_after(client, workflow, node_id(workflow, "SViMoSampler"), steps) < 2
 
 
 def test_cancel_inside_feedback_iterations(client, workflow):
     node(workflow, "SViMoSampler")["inputs"]["steps"] = 100
-    node(workflow, "SViMoFeedback")["inputs"].update({"start_percent": 0.0, "iterations": 8})
+    node(workflow, "SViMoFeedbackLoop")["inputs"].update({"start_percent": 0.0, "iterations": 8})
     assert interrupted_after(client, workflow, node_id(workflow, "SViMoSampler")) < 2
 
 

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from dev.comfy import ROOT, Result, api_workflow
-from dev.workflows import BRING_YOUR_OWN
+from dev.comfy import ROOT, ComfyError, Result, api_workflow
+from dev.workflows import BRING_YOUR_OWN, NEEDS
 from dev.workflows import WORKFLOWS as ALL_WORKFLOWS
 from svimo_core.motion import HandObjectMotion
 
 WORKFLOWS = [name for name in ALL_WORKFLOWS if name not in (*BRING_YOUR_OWN, "retarget_and_export")]
+CORE_SAMPLER = "image_to_video_and_motion_with_core_sampler"
 FRAMES, HEIGHT, WIDTH = 9, 64, 96
 OTHER_WORK = {
     "load": {"class_type": "LoadImage", "inputs": {"image": "coffee.png"}},
@@ -30,12 +31,32 @@ def the_id(workflow: dict, class_type: str) -> str:
     return found
 
 
-def workflow_with(name: str = "image_to_video_and_motion", **sampler_inputs) -> tuple[dict, str]:
+def workflow_with(
+    name: str = "image_to_video_and_motion", steps: int = 2, seed: int | None = None, **sampler_inputs
+) -> tuple[dict, str]:
     """A shipped workflow at few steps, and the id of its sampler."""
     workflow = api_workflow(name)
-    sampler = the_id(workflow, "SViMoSampler")
-    workflow[sampler]["inputs"].update({"steps": 2, "seed": next(seeds), **sampler_inputs})
+    core = name == CORE_SAMPLER
+    sampler = the_id(workflow, "SamplerCustomAdvanced" if core else "SViMoSampler")
+    noise, sigmas = (the_id(workflow, x) if core else sampler for x in ("RandomNoise", "BasicScheduler"))
+    workflow[noise]["inputs"]["noise_seed" if core else "seed"] = next(seeds) if seed is None else seed
+    workflow[sigmas]["inputs"]["steps"] = steps
+    workflow[sampler]["inputs"].update(sampler_inputs)
     return workflow, sampler
+
+
+def add_lossless(workflow: dict) -> dict:
+    """Frames of video and rendered motion as PNG too: the video encoder has threads and a mind of its own."""
+    decode = the_id(workflow, "SViMoDecodeVideo")
+    for output in (0, 1):
+        workflow[f"frames{output}"] = {"class_type": "PreviewImage", "inputs": {"images": [decode, output]}}
+    return workflow
+
+
+def lossless(client, result: Result) -> np.ndarray:
+    """The frames of :func:`add_lossless`, one after the other."""
+    files = [file for output in (0, 1) for file in result.files(f"frames{output}")]
+    return np.stack([np.asarray(Image.open(io.BytesIO(client.download(file)))) for file in files])
 
 
 def saved_motion(client, workflow: dict, result: Result, tmp_path) -> HandObjectMotion:
@@ -66,6 +87,7 @@ def test_every_workflow_is_there_in_both_formats():
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflow_makes_video_and_motion(client, name, tmp_path):
+    skip_if_too_old(client, name)
     workflow, sampler = workflow_with(name, steps=5)
     result = client.run(workflow)
 
@@ -79,16 +101,45 @@ def test_workflow_makes_video_and_motion(client, name, tmp_path):
     assert len(motion) == FRAMES
     assert set(motion.objects) == {"tool", "target"}
     assert motion.prompt == "use spoon to stir cup"
-    assert json.loads(motion.metadata["prompt"])[sampler]["class_type"] == "SViMoSampler"
+    assert json.loads(motion.metadata["prompt"])[sampler]["inputs"] == workflow[sampler]["inputs"]
 
     roles = {file["role"] for file in result.files(the_id(workflow, "SViMoMotionViewer"))}
     assert roles == {"motion", "video", "rendered_motion"}
 
-    report = result.outputs[sampler]["svimo"][0]
-    assert report["steps"] == 5
-    passes = {"image_to_video_and_motion": 4}  # the loop closes after a fifth of the steps
-    assert report["feedback_passes"] == passes.get(name, 0)
     assert len(result.previews) >= 5
+    if name != CORE_SAMPLER:  # which reports nothing
+        report = result.outputs[sampler]["svimo"][0]
+        assert report["steps"] == 5
+        # The loop closes after a fifth of the steps, and the fast one takes every second of them.
+        passes = {"image_to_video_and_motion": 4, "image_to_video_and_motion_fast": 2}
+        assert report["feedback_passes"] == passes.get(name, 0)
+
+
+def version_of(client) -> tuple[int, ...]:
+    """ComfyUI's."""
+    return tuple(int(x) for x in client.system_stats()["system"]["comfyui_version"].split(".")[:2])
+
+
+def skip_if_too_old(client, name: str) -> None:
+    if version_of(client) < NEEDS.get(name, (0,)):
+        pytest.skip(f"needs ComfyUI {NEEDS[name]}")
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_older_comfyui_says_that_it_cannot(client, name):
+    if version_of(client) >= NEEDS[name]:
+        pytest.skip("this ComfyUI can")
+    with pytest.raises(ComfyError, match="EasyCache of this ComfyUI knows models of one stream only"):
+        client.run(workflow_with(name)[0])
+
+
+def test_core_sampler_samples_as_ours_does(client):
+    """euler on the scheduler simple is DDIM, and both draw the same noise of a seed."""
+    made = []
+    for name in ("image_to_video_and_motion", CORE_SAMPLER):
+        workflow, _ = workflow_with(name, seed=21, steps=10)
+        made.append(lossless(client, client.run(add_lossless(workflow))).astype(int))
+    assert np.abs(made[0] - made[1]).max() <= 2
 
 
 def test_the_loop_changes_the_video(client):
@@ -102,6 +153,25 @@ def test_the_loop_changes_the_video(client):
         made.append(videos(client, workflow, client.run(workflow))["svimo/motion_video"].astype(int))
     for a, b in itertools.combinations(made, 2):
         assert np.abs(a - b).max() > 8
+
+
+@pytest.mark.parametrize("name", ["image_to_video_and_motion", CORE_SAMPLER])
+def test_a_loop_that_is_off_equals_none(client, name):
+    made = []
+    for loop in (True, False, None):
+        workflow, _ = workflow_with(name, seed=7, steps=3)
+        feedback = the_id(workflow, "SViMoFeedbackLoop")
+        if loop is None:
+            model = workflow.pop(feedback)["inputs"]["model"]
+            for content in workflow.values():
+                if content["inputs"].get("model") == [feedback, 0]:
+                    content["inputs"]["model"] = model
+        else:
+            workflow[feedback]["inputs"]["enabled"] = loop
+        made.append(lossless(client, client.run(add_lossless(workflow))).astype(int))
+    closed, off, none = made
+    np.testing.assert_array_equal(off, none)
+    assert np.abs(closed - off).max() > 8
 
 
 def test_second_queue_is_cached_and_a_changed_seed_is_not(client):
@@ -120,18 +190,10 @@ def test_same_seed_gives_the_same_bytes_after_everything_was_unloaded(client, tm
     made = []
     for _ in range(2):
         workflow, _ = workflow_with(seed=5, solver="dpmpp_2m_sde")
-        workflow[the_id(workflow, "SViMoFeedback")]["inputs"]["start_percent"] = 0.0
-        decode = the_id(workflow, "SViMoDecodeVideo")
-        for output in (0, 1):  # frames as PNG: the video encoder has threads and a mind of its own
-            workflow[f"frames{output}"] = {
-                "class_type": "PreviewImage",
-                "inputs": {"images": [decode, output]},
-            }
-        result = client.run(workflow)
+        workflow[the_id(workflow, "SViMoFeedbackLoop")]["inputs"]["start_percent"] = 0.0
+        result = client.run(add_lossless(workflow))
         assert the_id(workflow, "SViMoSampler") in result.seconds
-        files = [file for output in (0, 1) for file in result.files(f"frames{output}")]
-        frames = np.stack([np.asarray(Image.open(io.BytesIO(client.download(file)))) for file in files])
-        made.append((frames, saved_motion(client, workflow, result, tmp_path)))
+        made.append((lossless(client, result), saved_motion(client, workflow, result, tmp_path)))
         client.free()
         client.run(OTHER_WORK)  # ComfyUI keeps results only as long as the next workflow needs them
     (frames_a, motion_a), (frames_b, motion_b) = made
@@ -173,7 +235,8 @@ def test_separate_loaders_equal_the_checkpoint_loader(client, tmp_path):
 
 
 def test_core_nodes_take_our_vae_text_encoder_and_latents(client, tmp_path):
-    """CLIPTextEncode, VAEEncode, VAEDecode, VAEDecodeTiled and SaveLatent know nothing of SViMo."""
+    """CLIPTextEncode, VAEEncode, VAEDecode, VAEDecodeTiled and SaveLatent know nothing of SViMo. Of the joint latent
+    VAEDecode shows the video."""
     workflow, sampler = workflow_with()
     loader = the_id(workflow, "SViMoCheckpointLoader")
     for node in workflow.values():
@@ -200,6 +263,8 @@ def test_core_nodes_take_our_vae_text_encoder_and_latents(client, tmp_path):
             },
         },
         "preview": {"class_type": "PreviewImage", "inputs": {"images": ["tiled", 0]}},
+        "joint": {"class_type": "VAEDecode", "inputs": {"samples": [sampler, 0], "vae": [loader, 2]}},
+        "of_joint": {"class_type": "PreviewImage", "inputs": {"images": ["joint", 0]}},
         "ours": {
             "class_type": "PreviewImage",
             "inputs": {"images": [the_id(workflow, "SViMoDecodeVideo"), 0]},
@@ -211,8 +276,12 @@ def test_core_nodes_take_our_vae_text_encoder_and_latents(client, tmp_path):
     path = tmp_path / "latent.safetensors"
     path.write_bytes(client.download(file))
     assert load_file(path)["latent_tensor"].shape == (1, 16, FRAMES // 4 + 1, HEIGHT // 8, WIDTH // 8)
-    frame, ours = (client.download(result.files(node)[3]) for node in ("save", "ours"))
-    np.testing.assert_array_equal(Image.open(io.BytesIO(frame)), Image.open(io.BytesIO(ours)))
+    of_split, of_joint, ours = (
+        Image.open(io.BytesIO(client.download(result.files(node)[3])))
+        for node in ("save", "of_joint", "ours")
+    )
+    np.testing.assert_array_equal(of_split, ours)
+    np.testing.assert_array_equal(of_joint, ours)
 
 
 def test_a_sampled_latent_can_be_refined(client):
@@ -229,11 +298,61 @@ def test_a_latent_without_3d_motion_gets_it_when_refined_with_feedback(client, t
     workflow, sampler = workflow_with()
     refine = json.loads(json.dumps(workflow[sampler]))
     refine["inputs"] |= {"latent_image": [sampler, 0], "denoise": 0.4, "seed": next(seeds)}
-    del workflow[sampler]["inputs"]["feedback"]
+    feedback = workflow[the_id(workflow, "SViMoFeedbackLoop")]
+    workflow[sampler]["inputs"]["model"] = feedback["inputs"]["model"]
     workflow["refine"] = refine
     for name in ("SViMoDecodeVideo", "SViMoDecodeMotion"):
         workflow[the_id(workflow, name)]["inputs"]["latent"] = ["refine", 0]
     assert len(saved_motion(client, workflow, client.run(workflow), tmp_path)) == FRAMES
+
+
+def test_a_latent_taken_apart_and_put_together_is_the_same(client, tmp_path):
+    """But for the mean of the readings, which belongs to the very latents that were sampled: it is kept beside them."""
+    workflow, sampler = workflow_with(seed=31)
+    before = saved_motion(client, workflow, client.run(workflow), tmp_path)
+    decode = workflow[the_id(workflow, "SViMoDecodeMotion")]["inputs"]
+    made = []
+    for latent in ([sampler, 0], ["join", 0]):
+        workflow |= {
+            "split": {"class_type": "SViMoSplitLatent", "inputs": {"latent": [sampler, 0]}},
+            "join": {
+                "class_type": "SViMoJoinLatents",
+                "inputs": {"video": ["split", 0], "rendered_motion": ["split", 1]},
+            },
+        }
+        decode |= {"latent": latent, "refine": True}
+        made.append(saved_motion(client, workflow, client.run(workflow), tmp_path))
+    np.testing.assert_array_equal(made[0].hands, made[1].hands)
+    assert made[1].prompt == before.prompt
+    assert np.abs(made[0].hands - before.hands).max() > 0
+
+
+def test_growing_cfg_under_core_sampler(client):
+    """It grows as ours does above 1, and stays away at 1, where core leaves the negative prompt out."""
+    made = {}
+    for name, cfg, growing in (
+        ("image_to_video_and_motion", 4.0, True),
+        (CORE_SAMPLER, 4.0, True),
+        (CORE_SAMPLER, 1.0, True),
+        (CORE_SAMPLER, 1.0, False),
+    ):
+        workflow, sampler = workflow_with(name, seed=41, steps=4)
+        if name != CORE_SAMPLER:
+            workflow[sampler]["inputs"].update({"cfg": cfg, "cfg_schedule": "dynamic"})
+        else:
+            guider = workflow[the_id(workflow, "CFGGuider")]["inputs"]
+            if growing:
+                workflow["growing"] = {
+                    "class_type": "SViMoGrowingCFG",
+                    "inputs": {"model": guider["model"], "cfg_schedule": "dynamic"},
+                }
+                guider["model"] = ["growing", 0]
+            guider["cfg"] = cfg
+        made[name, cfg, growing] = lossless(client, client.run(add_lossless(workflow))).astype(int)
+    ours, core, one, plain = made.values()
+    assert np.abs(ours - core).max() <= 2
+    assert np.abs(core - plain).max() > 4
+    np.testing.assert_array_equal(one, plain)
 
 
 @pytest.mark.parametrize(
