@@ -6,7 +6,8 @@ out: the policy of `svimo_core.sampling.guidance`, as in the library's own sampl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -105,17 +106,21 @@ class FeedbackPatch:
                 f"the interaction model reads latents of {self.interaction.config.latent_channels} channels, this model "
                 f"makes {config.backbone.latent_channels}: take both from the same checkpoint"
             )
-        patched = model.clone()
-        for kind, wrapper in (
-            (WrappersMP.OUTER_SAMPLE, self._around_run),
-            (WrappersMP.PREDICT_NOISE, _predict_with_loop),
-        ):
-            patched.remove_wrappers_with_key(kind, LOOP)
-            patched.add_wrapper_with_key(kind, LOOP, wrapper)
+        wrappers = {WrappersMP.OUTER_SAMPLE: self._around_run, WrappersMP.PREDICT_NOISE: _predict_with_loop}
+        patched = wrapped(model, LOOP, wrappers)
         patched.set_additional_models(LOOP, [self.interaction.patcher, self.vae.patcher])
         return patched
 
-    def _around_run(self, executor: Callable, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _around_run(
+        self,
+        executor: Callable,
+        noise: Tensor,
+        latent: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         """A fresh state of the loop for each run of a guider."""
         guider, shapes = executor.class_obj, kwargs.get("latent_shapes") or [noise.shape]
         if len(shapes) != 2:
@@ -123,20 +128,14 @@ class FeedbackPatch:
                 "SViMo Feedback needs a latent of video and drawing: take it from SViMo Image Encode with the model "
                 "connected, or use SViMo Sampler"
             )
-        sigmas = args[2] if len(args) > 2 else kwargs["sigmas"]
         run = LoopRun(self, guider.model_patcher, [tuple(shape) for shape in shapes], sigmas)
         needed = self.vae.memory_for_encode(*run.size) * shapes[0][0]
         for conds in guider.conds.values():
             for cond in conds:
                 cond[LOOP_MEMORY] = needed
-        before = guider.model_options
-        guider.model_options = comfy.model_patcher.create_model_options_clone(before)
-        guider.model_options["transformer_options"][LOOP] = run
-        try:
-            made = executor(noise, *args, **kwargs)
-        finally:
-            guider.model_options = before
-        listener = before["transformer_options"].get(LISTENER)
+        listener = guider.model_options["transformer_options"].get(LISTENER)
+        with transformer_option(guider, LOOP, run):
+            made = executor(noise, latent, sampler, sigmas, *args, **kwargs)
         if listener is not None:
             listener.outcome = run.outcome()
         return made
@@ -238,25 +237,54 @@ class SigmaClock:
 
 def grow_cfg(model: ModelPatcher, schedule: str) -> ModelPatcher:
     """A MODEL whose classifier-free guidance grows over the steps, from 1 to the guider's scale + 1."""
-    config = backbone_of(model).config
+    noise_schedule = NoiseSchedule(backbone_of(model).config.schedule)
 
-    def predict(executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def around_run(
+        executor: Callable, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args, **kwargs
+    ):
         guider = executor.class_obj
         if guider.cfg <= 1:  # off, as for core, which then leaves the negative prompt out
+            return executor(noise, latent, sampler, sigmas, *args, **kwargs)
+        clock = SigmaClock(sigmas, noise_schedule)
+        scales = guidance_scales(guider.cfg, clock.timesteps(), schedule)
+        with transformer_option(guider, GROWING_CFG, (clock, scales)):
+            return executor(noise, latent, sampler, sigmas, *args, **kwargs)
+
+    def predict(executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        guider, options = executor.class_obj, args[0] if args else kwargs["model_options"]
+        if GROWING_CFG not in options["transformer_options"]:
             return executor(x, sigma, *args, **kwargs)
-        options = args[0] if args else kwargs["model_options"]
-        clock = SigmaClock(options["transformer_options"]["sample_sigmas"], NoiseSchedule(config.schedule))
-        scales, before = guidance_scales(guider.cfg, clock.timesteps(), schedule), guider.cfg
-        guider.cfg = scales[clock.step(sigma).index]
+        clock, scales = options["transformer_options"][GROWING_CFG]
+        before, guider.cfg = guider.cfg, scales[clock.step(sigma).index]
         try:
             return executor(x, sigma, *args, **kwargs)
         finally:
             guider.cfg = before
 
+    return wrapped(
+        model, GROWING_CFG, {WrappersMP.OUTER_SAMPLE: around_run, WrappersMP.PREDICT_NOISE: predict}
+    )
+
+
+def wrapped(model: ModelPatcher, key: str, wrappers: dict[str, Callable]) -> ModelPatcher:
+    """A MODEL with these wrappers under a key, in place of any it had there."""
     patched = model.clone()
-    patched.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, GROWING_CFG)
-    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, GROWING_CFG, predict)
+    for kind, wrapper in wrappers.items():
+        patched.remove_wrappers_with_key(kind, key)
+        patched.add_wrapper_with_key(kind, key, wrapper)
     return patched
+
+
+@contextmanager
+def transformer_option(guider: Any, key: str, value: Any) -> Iterator[None]:
+    """A run of a guider with one more transformer option; those of the model stay as they are."""
+    before = guider.model_options
+    guider.model_options = comfy.model_patcher.create_model_options_clone(before)
+    guider.model_options["transformer_options"][key] = value
+    try:
+        yield
+    finally:
+        guider.model_options = before
 
 
 def one_prompt_at_a_time(model: ModelPatcher) -> ModelPatcher:
@@ -266,9 +294,7 @@ def one_prompt_at_a_time(model: ModelPatcher) -> ModelPatcher:
         alone = ([c if i == j else None for j, c in enumerate(conds)] for i in range(len(conds)))
         return [executor(inner, only, *args, **kwargs)[i] for i, only in enumerate(alone)]
 
-    patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, ONE_BY_ONE, each)
-    return patched
+    return wrapped(model, ONE_BY_ONE, {WrappersMP.CALC_COND_BATCH: each})
 
 
 def report_of(outcome: Outcome | None, steps: int) -> dict[str, Any]:
