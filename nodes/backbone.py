@@ -22,6 +22,7 @@ import comfy.patcher_extension
 import comfy.samplers
 import comfy.supported_models_base
 import torch
+import torch.nn.functional as F
 from comfy.latent_formats import LatentFormat
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
@@ -199,6 +200,10 @@ class _CoreForward:
         **_others: Any,
     ) -> Any:
         video, drawing = (x, None) if isinstance(x, Tensor) else x
+        # Context windows may put a frame before the video's window, for causal models; ours sees both streams alike.
+        before = 0 if drawing is None else video.shape[2] - drawing.shape[2]
+        if before:
+            video, guidance = video[:, :, before:], guidance[:, :, before:]
         velocities = super().forward(
             video,
             self.image_condition(image[:, :, 0], video.shape[2]),
@@ -209,6 +214,8 @@ class _CoreForward:
             run_block=block_runner(transformer_options),
             attention_options={"transformer_options": transformer_options},
         )
+        if before:  # core takes it off again
+            velocities = F.pad(velocities[0], (0, 0, 0, 0, before, 0)), velocities[1]
         return velocities[0] if drawing is None else list(velocities)
 
 

@@ -229,8 +229,6 @@ def test_readings_travel_beside_the_streams_and_are_never_stale(checkpoint_file:
     run_inside(
         GRAPH
         + """
-import comfy_extras.nodes_latent as latent_nodes
-
 def read(latent, refine=False):
     return decode.SViMoDecodeMotion.execute(vid, latent, refine).result[0].hands
 
@@ -373,8 +371,8 @@ long = conditions(clip, vae, frames=25)
 windows = ContextWindowsManualNode.execute(model, 3, 1, "standard_static", 1, False, "pyramid", 2, False).result[0]
 made = sampled(loop(windows, vid, vae, start=0.0), *long, steps=2)
 assert [x.shape[2] for x in streams_of(made)] == [7, 7]
-assert len(lengths) == 2 * 3 and all(length == [3, 3] for length in lengths), lengths
-assert set(guides) == {3}
+assert len(lengths) == 2 * 3 and {length[1] for length in lengths} == {3}, lengths
+assert {length[0] for length in lengths} == {3, 4}, lengths  # core puts a frame before windows, and takes it off again
 assert all(torch.isfinite(x).all() for x in streams_of(made))
 """,
         str(checkpoint_file),
@@ -465,6 +463,7 @@ refused(lambda: sampled(model, positive, negative, {{"samples": torch.zeros(1, 4
 if cores:
     import comfy.ldm.cogvideo.model, comfy.model_base, comfy.supported_models
     sizes = dict(num_attention_heads=1, attention_head_dim=64, in_channels=32, num_layers=1, text_embed_dim=16)
+    sizes |= dict(use_rotary_positional_embeddings=True)
     config = comfy.supported_models.CogVideoX_I2V({{"image_model": "cogvideox", **sizes}})
     config.set_inference_dtype(torch.float32, None)
     foreign = comfy.model_patcher.ModelPatcher(config.get_model({{}}), torch.device("cpu"), torch.device("cpu"))
