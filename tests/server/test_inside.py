@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from helpers.inside import run_inside
 
 
@@ -62,7 +63,8 @@ def test_every_vid_weight_can_be_cast(checkpoint_file):
     )
 
 
-def test_t5_through_core_is_transformers_t5_on_226_tokens(tmp_path: Path):
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float8_e4m3fn", "scaled"])
+def test_t5_through_core_is_transformers_t5_on_226_tokens(stored: str, tmp_path: Path):
     """A T5 that core takes for T5-XXL: every type of core's CLIP loader gives the features that transformers gives for
     the same ids and weights, or our node says which type does."""
     run_inside(
@@ -81,66 +83,67 @@ def test_t5_through_core_is_transformers_t5_on_226_tokens(tmp_path: Path):
         sizes = widths | {"d_kv": 4, "num_heads": 2, "vocab_size": 1600}
         hub = comfy.text_encoders.sd3_clip.T5XXLTokenizer().tokenizer  # that of CogVideoX's pipeline, too
         padded = {"padding": "max_length", "max_length": 226, "truncation": True, "return_tensors": "pt"}
-        for stored in ("float32", "bfloat16", "float8_e4m3fn", "scaled"):
-            # 1. weights
-            scaled, dtype = stored == "scaled", getattr(torch, stored, torch.float8_e4m3fn)
-            config = T5Config(**sizes, num_layers=24, feed_forward_proj="gated-gelu")
-            theirs, saved, file = T5EncoderModel(config).eval(), {}, f"{args[0]}/{stored}.safetensors"
-            with torch.inference_mode():
-                for name, weight in theirs.named_parameters():
-                    matrix = weight.ndim == 2 and "shared" not in name and "relative" not in name
-                    torch.nn.init.normal_(weight, mean=float(weight.mean()), std=0.03 if matrix else 0.3)
-                    if scaled and matrix:  # one factor for each linear layer, the rest in float16
-                        scale = weight.abs().max() / 448
-                        saved[name] = (weight / scale).to(dtype)
-                        saved[name.removesuffix("weight") + "scale_weight"] = scale
-                        weight.copy_(saved[name].float() * scale)
-                    else:
-                        saved[name] = weight.to(torch.float16 if scaled else dtype)
-                        weight.copy_(saved[name].half() if stored == "float32" else saved[name])  # as core has it
-            saved["encoder.embed_tokens.weight"] = saved["shared.weight"].clone()  # published files have it twice
-            if scaled:
-                saved["scaled_fp8"] = torch.zeros(0, dtype=dtype)
-            save_file(saved, file)
+        stored = args[1]
+        # 1. weights
+        scaled, dtype = stored == "scaled", getattr(torch, stored, torch.float8_e4m3fn)
+        config = T5Config(**sizes, num_layers=24, feed_forward_proj="gated-gelu")
+        theirs, saved, file = T5EncoderModel(config).eval(), {}, f"{args[0]}/{stored}.safetensors"
+        with torch.inference_mode():
+            for name, weight in theirs.named_parameters():
+                matrix = weight.ndim == 2 and "shared" not in name and "relative" not in name
+                torch.nn.init.normal_(weight, mean=float(weight.mean()), std=0.03 if matrix else 0.3)
+                if scaled and matrix:  # one factor for each linear layer, the rest in float16
+                    scale = weight.abs().max() / 448
+                    saved[name] = (weight / scale).to(dtype)
+                    saved[name.removesuffix("weight") + "scale_weight"] = scale
+                    weight.copy_(saved[name].float() * scale)
+                else:
+                    saved[name] = weight.to(torch.float16 if scaled else dtype)
+                    weight.copy_(saved[name].half() if stored == "float32" else saved[name])  # as core has it
+        saved["encoder.embed_tokens.weight"] = saved["shared.weight"].clone()  # published files have it twice
+        if scaled:
+            saved["scaled_fp8"] = torch.zeros(0, dtype=dtype)
+        save_file(saved, file)
 
-            # 2. every type that the loader offers, in one of the forms
-            types = nodes.CLIPLoader.INPUT_TYPES()["required"]["type"][0]
-            assert {"sd3", "mochi", "wan", t5_type()} <= set(types), types
-            types.remove("wan")  # its UMT5 has other weights
-            own = {"cogvideox"} & set(types)  # core's own for CogVideoX, since 0.21
-            assert own or t5_type() == "sd3"
-            accepted = set()
-            for type in types if stored == "bfloat16" else ["sd3", *own]:
-                clip_type = getattr(comfy.sd.CLIPType, type.upper(), comfy.sd.CLIPType.STABLE_DIFFUSION)
-                options = {"t5xxl_model_config": dict(sizes)}
-                try:
-                    clip = comfy.sd.load_clip([file], clip_type=clip_type, model_options=options)
-                except FileNotFoundError:  # some copies of ComfyUI lack its Llama's tokenizer, a large file
-                    assert type == "hidream", type
-                    continue
-                try:
-                    tokenize_as_cogvideox(clip, "")
-                except ValueError as error:
-                    assert f"type {t5_type()}" in str(error), error
-                    if type == "mochi":  # and rightly so
-                        ids = hub("use the hand", **padded).input_ids
-                        with torch.inference_mode():
-                            found = clip.encode_from_tokens({"t5xxl": [[(int(i), 1.0) for i in ids[0]]]})
-                            assert (found - theirs(input_ids=ids).last_hidden_state).abs().max() > 0.1
-                    continue
-                accepted.add(type)
-                for text in ("use the hand to open the water", "", "a very long story " * 80):
-                    ids = hub(text, **padded).input_ids
-                    tokens = tokenize_as_cogvideox(clip, text)["t5xxl"]
-                    assert [token for token, weight in tokens[0]] == ids[0].tolist(), type
+        # 2. every type that the loader offers, in one of the forms
+        types = nodes.CLIPLoader.INPUT_TYPES()["required"]["type"][0]
+        assert {"sd3", "mochi", "wan", t5_type()} <= set(types), types
+        types.remove("wan")  # its UMT5 has other weights
+        own = {"cogvideox"} & set(types)  # core's own for CogVideoX, since 0.21
+        assert own or t5_type() == "sd3"
+        accepted = set()
+        for type in types if stored == "bfloat16" else ["sd3", *own]:
+            clip_type = getattr(comfy.sd.CLIPType, type.upper(), comfy.sd.CLIPType.STABLE_DIFFUSION)
+            options = {"t5xxl_model_config": dict(sizes)}
+            try:
+                clip = comfy.sd.load_clip([file], clip_type=clip_type, model_options=options)
+            except FileNotFoundError:  # some copies of ComfyUI lack its Llama's tokenizer, a large file
+                assert type == "hidream", type
+                continue
+            try:
+                tokenize_as_cogvideox(clip, "")
+            except ValueError as error:
+                assert f"type {t5_type()}" in str(error), error
+                if type == "mochi":  # and rightly so
+                    ids = hub("use the hand", **padded).input_ids
                     with torch.inference_mode():
-                        found = SViMoTextEncode.execute(clip, text).result[0][0][0]
-                        expected = theirs(input_ids=ids).last_hidden_state
-                    assert found.shape == (1, 226, sizes["d_model"]), (type, found.shape)
-                    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3, msg=lambda m: f"{type}: {m}")
-            assert accepted == own | ({"sd3", "pixart", "chroma"} if stored == "bfloat16" else {"sd3"}), accepted
+                        found = clip.encode_from_tokens({"t5xxl": [[(int(i), 1.0) for i in ids[0]]]})
+                        assert (found - theirs(input_ids=ids).last_hidden_state).abs().max() > 0.1
+                continue
+            accepted.add(type)
+            for text in ("use the hand to open the water", "", "a very long story " * 80):
+                ids = hub(text, **padded).input_ids
+                tokens = tokenize_as_cogvideox(clip, text)["t5xxl"]
+                assert [token for token, weight in tokens[0]] == ids[0].tolist(), type
+                with torch.inference_mode():
+                    found = SViMoTextEncode.execute(clip, text).result[0][0][0]
+                    expected = theirs(input_ids=ids).last_hidden_state
+                assert found.shape == (1, 226, sizes["d_model"]), (type, found.shape)
+                torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3, msg=lambda m: f"{type}: {m}")
+        assert accepted == own | ({"sd3", "pixart", "chroma"} if stored == "bfloat16" else {"sd3"}), accepted
         """,
         str(tmp_path),
+        stored,
     )
 
 

@@ -277,39 +277,40 @@ for weight in network.parameters():
     torch.nn.init.normal_(weight, mean=float(weight.mean()), std=float(weight.std(correction=0)))
 core = comfy.sd.VAE(sd={k: v.clone() for k, v in network.state_dict().items()}, dtype=torch.float32)
 theirs, ours = svimo_vae(core), SViMoVAE.of_svimo(network, COGVIDEOX_5B_I2V, None)
-frames = torch.randint(256, (1, 17, 32, 48, 3), dtype=torch.uint8)
+frames = torch.randint(256, (1, 17, 16, 16, 3), dtype=torch.uint8)
 with torch.inference_mode():
     latents = ours.encode_scaled(frames)
     torch.testing.assert_close(theirs.encode_scaled(frames), latents, rtol=1e-4, atol=1e-4)
     alone = core.encode(frames[0] / 255.0) * 0.7  # core's own loop, which is why ours is used
     assert (alone - latents).abs().mean() > 0.05 * latents.std()
     torch.testing.assert_close(theirs.decode_scaled(latents), ours.decode_scaled(latents), rtol=1e-4, atol=1e-4)
-    calls = []
+    large, calls = torch.randint(256, (1, 1, 64, 64, 3), dtype=torch.uint8), []
     def full(module, inputs):
         calls.append(inputs[0].shape[-1])
-        if inputs[0].shape[-1] == 48:
+        if inputs[0].shape[-1] == 64:
             raise comfy.model_management.OOM_EXCEPTION("out of memory")
-    theirs.video_vae.model.enable_tiling(32, 32, tile_overlap_factor_height=1 / 4, tile_overlap_factor_width=1 / 4)
+    quarters = dict(tile_overlap_factor_height=1 / 4, tile_overlap_factor_width=1 / 4)
+    theirs.video_vae.model.enable_tiling(32, 32, **quarters)
     theirs.video_vae.model.use_tiling = False
     hook = core.first_stage_model.encoder.register_forward_pre_hook(full)
-    theirs.encode_scaled(frames)
-    assert calls[0] == 48 and max(calls[1:]) == 32
+    assert theirs.encode_scaled(large).shape == (1, 16, 1, 8, 8)
+    assert calls[0] == 64 and max(calls[1:]) == 32, calls
     hook.remove()
     assert core.first_stage_model.encoder is theirs.video_vae.model.encoder
     assert not hasattr(core.first_stage_model, "use_tiling")  # nothing is written on core's network
 
     text = [[torch.zeros(1, 8, 16), {}]]
     image = torch.rand(1, 40, 40, 3)
-    refused(lambda: SViMoImageEncode.execute(text, text, core, image, 48, 32, 0, 0.02), "set width, height and frames")
+    refused(lambda: SViMoImageEncode.execute(text, text, core, image, 16, 16, 0, 0.02), "set width, height and frames")
     found, expected = (
-        SViMoImageEncode.execute(text, text, vae, image, 48, 32, 17, 0.02).result for vae in (core, ours)
+        SViMoImageEncode.execute(text, text, vae, image, 16, 16, 17, 0.02).result for vae in (core, ours)
     )
     torch.testing.assert_close(found[0][0][1][IMAGE_LATENT], expected[0][0][1][IMAGE_LATENT], rtol=1e-4, atol=1e-4)
-    assert found[2]["samples"].shape == (1, 16, 5, 4, 6)
+    assert found[2]["samples"].shape == (1, 16, 5, 2, 2)
     rng = np.random.default_rng(0)
     motion = HandObjectMotion(
         hands=np.tile(rng.normal(scale=0.03, size=(1, 2, 21, 3)) + (0, 0, 0.5), (17, 1, 1, 1)), objects={},
-        camera=Camera.from_fov(48, 32), fps=8, prompt="",
+        camera=Camera.from_fov(16, 16), fps=8, prompt="",
     )
     drawn, decoded = [], []
     for vae in (core, ours):
@@ -318,9 +319,9 @@ with torch.inference_mode():
         decoded.append(SViMoDecodeVideo.execute(vae, {"samples": latents / 0.7}, False).result[0])
     torch.testing.assert_close(*drawn, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(*decoded, rtol=1e-4, atol=1e-4)
-    assert decoded[0].shape == (17, 32, 48, 3)
+    assert decoded[0].shape == (17, 16, 16, 3)
     handle = SViMoFeedback.execute(None, core, start_percent=0.2, end_percent=1.0).result[0]
-    assert torch.equal(handle.vae.encode_scaled(frames), theirs.encode_scaled(frames))
+    assert handle.vae.video_vae.model.encoder is core.first_stage_model.encoder
 """,
         str(checkpoint_file),
     )
