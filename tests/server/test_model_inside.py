@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers.inside import run_inside
+from helpers.tiny_cogvideox import comfyui_keys, fp8, save_file_of, tiny_transformer
 
 from dev.comfy import ROOT, find_comfyui
 
@@ -692,4 +693,35 @@ full = closed.model.memory_required([2, 1, 2 * 16 * 13 * 52 * 78])
 assert full == 16 * 2 * (8 + 2 * 13 * 26 * 39) * 32 * 4, full
 """,
         str(checkpoint_file),
+    )
+
+
+def test_cogvideox_loads_under_dynamic_vram(tmp_path: Path):
+    """Its position table, too, which is an embedding. With core's keys and diffusers', and fp8 with scales."""
+    tiny_transformer().save_pretrained(tmp_path / "tiny")
+    plain = tiny_transformer(use_learned_positional_embeddings=False).state_dict()
+    save_file_of(tmp_path / "core.safetensors", comfyui_keys(plain))
+    save_file_of(tmp_path / "fp8.safetensors", fp8(plain, "scale_weight"))
+    run_inside(
+        f"has_dynamic_vram = {HAS_DYNAMIC_VRAM}"
+        + """
+from pack.nodes.backbone import load_backbone
+from pack.svimo_core.checkpoint import read_header
+
+video, image = torch.randn(1, 16, 3, 8, 12), torch.randn(1, 16, 1, 8, 12)
+text, time = torch.randn(1, 6, 24), torch.tensor([500.0])
+
+def velocities(path):
+    with torch.inference_mode():
+        return load_backbone(read_header(path)).model.diffusion_model(video, time, text, image=image)
+
+paths = f"{args[0]}/tiny", f"{args[0]}/core.safetensors", f"{args[0]}/fp8.safetensors"
+expected = [velocities(path) for path in paths]
+"""
+        + DYNAMIC
+        + """
+for path, before in zip(paths, expected):
+    assert torch.equal(velocities(path), before), path
+""",
+        str(tmp_path),
     )
