@@ -30,6 +30,7 @@ def test_rotary_positions_of_the_loader_are_those_of_diffusers(tmp_path: Path):
         import folder_paths
         from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
         from pack.nodes.load import SViMoDiffusionModelLoader
+        from pack.svimo_core.model.mmdit import MMDiT
 
         folder_paths.add_model_folder_path("diffusion_models", args[0])
         reference = CogVideoXTransformer3DModel.from_pretrained(args[0] + "/tiny")
@@ -46,7 +47,7 @@ def test_rotary_positions_of_the_loader_are_those_of_diffusers(tmp_path: Path):
             rotary = pipe._prepare_rotary_positional_embeddings(8 * height, 8 * width, frames, video.device)
             hidden = torch.cat([video, image], dim=1).transpose(1, 2)
             with torch.inference_mode():
-                found = {key: model(video, image, text, timestep)[0] for key, model in models.items()}
+                found = {key: MMDiT.forward(model, video, image, text, timestep)[0] for key, model in models.items()}
                 expected = reference(hidden, text, timestep, image_rotary_emb=rotary, return_dict=False)[0]
             torch.testing.assert_close(found["diffusers"], expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
             assert torch.equal(found[""], found["as_trained"]), "another default"
@@ -141,10 +142,11 @@ def test_a_lora_on_a_converted_model_equals_converting_the_merged_weights(lora_f
         original = {name: value.clone() for name, value in plain.model.diffusion_model.state_dict().items()}
         changed = {name for name in expected if not torch.equal(expected[name], original[name])}
         assert "patch_embed.motion_proj.weight" in changed and "patch_embed.motion_proj.bias" in changed, changed
-        given = [torch.randn(1, 16, 3, 8, 12) for _ in range(2)] + [torch.randn(1, 6, 24), torch.tensor([500])]
-        given += [torch.randn(1, 16, 3, 8, 12) for _ in range(2)]
+        video, drawing, guidance = (torch.randn(1, 16, 3, 8, 12) for _ in range(3))
+        given = [video, drawing], torch.tensor([500.0]), torch.randn(1, 6, 24)
+        conds = dict(image=torch.randn(1, 16, 1, 8, 12), guidance=guidance)
         with torch.inference_mode():
-            answers = merged(*given)
+            answers = merged(*given, **conds)
             for load, name in ((with_ours, "peft"), (with_ours, "kohya"), (with_core, "kohya")):
                 patched = load(plain, name + ".safetensors", 0.7)
                 patched.patch_model(patched.load_device)
@@ -155,7 +157,7 @@ def test_a_lora_on_a_converted_model_equals_converting_the_merged_weights(lora_f
                 for key, value in network.state_dict().items():
                     assert torch.equal(value, original[key]), f"{key} stays patched"
                 patched.patch_model(patched.load_device, lowvram_model_memory=1)  # patched at use, layer by layer
-                for found, answer in zip(network(*given), answers):
+                for found, answer in zip(network(*given, **conds), answers):
                     torch.testing.assert_close(found, answer, rtol=1e-4, atol=1e-4)
                 patched.unpatch_model(patched.offload_device)
         assert not plain.patches

@@ -10,22 +10,22 @@ def test_partly_loaded_model_gives_the_same_result(checkpoint_file):
     """With a budget of a tenth of its size most layers stay offloaded and are cast at use. Attention is core's."""
     run_inside(
         """
-        import pack.nodes.load
+        import pack.nodes.backbone
         from pack.nodes.load import load_backbone, read_header
 
-        cores, attended = pack.nodes.load.optimized_attention, []
-        pack.nodes.load.optimized_attention = lambda *a, **k: attended.append(1) or cores(*a, **k)
+        cores, attended = pack.nodes.backbone.optimized_attention, []
+        pack.nodes.backbone.optimized_attention = lambda *a, **k: attended.append(1) or cores(*a, **k)
         header = read_header(args[0])
         config = header.config
         shape = (1, *config.latent_shape(config.frames, config.height, config.width))
-        inputs = [torch.randn(shape), torch.randn(shape)]
+        streams, time = [torch.randn(shape), torch.randn(shape)], torch.tensor([500.0])
         text = torch.randn(1, config.backbone.text_length, config.backbone.text_dim)
-        motion = [torch.randn(shape), torch.randn(shape)]
+        conds = dict(image=torch.randn(shape)[:, :, :1], guidance=torch.randn(shape))
         for dtype in (None, torch.bfloat16, torch.float8_e4m3fn):
             outputs = []
             for budget in (0, 0.1):
                 patcher = load_backbone(header, dtype)
-                stored = {weight.dtype for weight in patcher.model.parameters()}
+                stored = {weight.dtype for weight in patcher.model.diffusion_model.parameters()}
                 assert stored == {dtype or torch.float32}, stored
                 patcher.patch_model(patcher.load_device, lowvram_model_memory=int(budget * patcher.model_size()))
                 casting = [m for m in patcher.model.modules() if getattr(m, "comfy_cast_weights", False)]
@@ -34,14 +34,17 @@ def test_partly_loaded_model_gives_the_same_result(checkpoint_file):
                 if budget:
                     assert len(casting) > len(leaves) / 2
                 with torch.inference_mode():
-                    outputs.append(patcher.model.diffusion_model(*inputs, text, torch.tensor([500]), *motion))
+                    outputs.append(patcher.model.diffusion_model(streams, time, text, **conds))
             for full, part in zip(*outputs):
                 assert torch.isfinite(full).all()
                 torch.testing.assert_close(full, part)
         assert len(attended) == 6 * config.backbone.num_layers
-        halves = [x.bfloat16() for x in (*inputs, text, *motion)]  # fp8 storage with bf16 compute, as on a GPU
+        # fp8 storage with bf16 compute, as on a GPU
+        halves = [x.bfloat16() for x in streams]
         with torch.inference_mode():
-            in_half = patcher.model.diffusion_model(*halves[:3], torch.tensor([500]), *halves[3:])
+            in_half = patcher.model.diffusion_model(
+                halves, time, text.bfloat16(), **{name: x.bfloat16() for name, x in conds.items()}
+            )
         for half, full in zip(in_half, outputs[0]):
             assert half.dtype == torch.bfloat16
             assert 0 < (half - full).norm() < 0.05 * full.norm()
