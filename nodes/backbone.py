@@ -129,8 +129,9 @@ class SViMoModel(comfy.model_base.BaseModel):
         check_latents(shapes, self.config)
         self.latent_format.video_shape = tuple(shapes[0])
         device, text, image = kwargs["device"], kwargs.get("cross_attn"), kwargs.get(IMAGE_LATENT)
-        check_text(text, self.config)
-        check_image(image, shapes[0])
+        name = kwargs.get("prompt_type", "the prompt")
+        check_text(name, text, self.config)
+        check_image(name, image, shapes[0])
         conds = {
             "c_crossattn": comfy.conds.CONDRegular(text.to(device)),
             "image": comfy.conds.CONDRegular(self.process_latent_in(image[:, :, :1].to(device))),
@@ -140,7 +141,7 @@ class SViMoModel(comfy.model_base.BaseModel):
             given = kwargs.get(GUIDANCE)
             if given is None:
                 given = torch.zeros(1, *shapes[1][1:])
-            check_guidance(given, shapes[1])
+            check_guidance(name, given, shapes[1])
             conds["guidance"] = comfy.conds.CONDRegular(self.process_latent_in(given.to(device)))
         elif kwargs.get(GUIDANCE) is not None:
             raise ValueError(
@@ -411,7 +412,7 @@ def check_masks() -> None:
         )
 
 
-def check_text(text: Tensor | None, config: SViMoConfig) -> None:
+def check_text(name: str, text: Tensor | None, config: SViMoConfig) -> None:
     """Refuse text features of another encoder.
 
     Raises:
@@ -422,27 +423,27 @@ def check_text(text: Tensor | None, config: SViMoConfig) -> None:
     if found != expected:
         given = "no text features" if found is None else f"text features of {found[0]} tokens x {found[1]}"
         raise ValueError(
-            f"the prompt has {given}; this model needs {expected[0]} x {expected[1]}: encode it with SViMo Text Encode "
+            f"{name} has {given}; this model needs {expected[0]} x {expected[1]}: encode it with SViMo Text Encode "
             "and the text encoder that belongs to the model"
         )
 
 
-def check_image(image: Tensor | None, shape: torch.Size) -> None:
+def check_image(name: str, image: Tensor | None, shape: torch.Size) -> None:
     """Refuse a prompt without a reference image, or with one of another size.
 
     Raises:
         ValueError: no image, or another size than the latents (B C T h w).
     """
     if image is None:
-        raise ValueError("the prompt has no reference image: connect it through SViMo Image Encode")
+        raise ValueError(f"{name} has no reference image: connect it through SViMo Image Encode")
     if image.ndim != 5 or image.shape[1] != shape[1] or image.shape[-2:] != shape[-2:]:
         raise ValueError(
-            f"the latent is {shape[-1]} x {shape[-2]}, but the reference image was encoded at {image.shape[-1]} x "
+            f"the latent is {shape[-1]} x {shape[-2]}, but the reference image in {name} was encoded at {image.shape[-1]} x "
             f"{image.shape[-2]} latent cells: take both from the same SViMo Image Encode"
         )
 
 
-def check_guidance(given: Tensor, shape: torch.Size) -> None:
+def check_guidance(name: str, given: Tensor, shape: torch.Size) -> None:
     """Refuse a given motion of another size than the latents (B C T h w).
 
     Raises:
@@ -450,7 +451,7 @@ def check_guidance(given: Tensor, shape: torch.Size) -> None:
     """
     if given.shape[-3:] != shape[-3:]:
         raise ValueError(
-            f"the latent is {' x '.join(map(str, shape[-3:]))}, but the given motion was encoded at "
+            f"the latent is {' x '.join(map(str, shape[-3:]))}, but the given motion in {name} was encoded at "
             f"{' x '.join(map(str, given.shape[-3:]))}: give SViMo Motion Encode the same latent"
         )
 

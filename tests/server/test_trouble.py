@@ -60,7 +60,7 @@ def test_wrong_size_latent(client, workflow):
     node(workflow, "SViMoSampler")["inputs"]["latent_image"] = ["other", 0]
     where, message = error_of(client, workflow)
     assert where == "SViMoSampler"
-    assert "latent_image is 18 x 12" in message
+    assert "the latent is 18 x 12" in message
     assert "12 x 8" in message
     assert "same SViMo Image Encode" in message
 
@@ -70,14 +70,14 @@ def test_wrong_size_latent(client, workflow):
     [
         (
             {"class_type": "EmptyLatentImage", "inputs": {"width": 144, "height": 96, "batch_size": 1}},
-            "1 x 16 x frames x height x width",
+            "batch x channels x frames x height x width",
         ),
         (
             {
                 "class_type": "EmptyHunyuanLatentVideo",
-                "inputs": {"width": 144, "height": 96, "length": 17, "batch_size": 2},
+                "inputs": {"width": 96, "height": 64, "length": 13, "batch_size": 1},
             },
-            "must be one clip",
+            "frames must be 8k + 1",
         ),
     ],
 )
@@ -115,29 +115,39 @@ def test_conditioning_without_reference_image(client, workflow):
 
 
 def test_two_prompts_combined(client, workflow):
+    """As everywhere in core, their predictions are averaged."""
     encode = node_id(workflow, "SViMoImageEncode")
     workflow["both"] = {
         "class_type": "ConditioningCombine",
         "inputs": {"conditioning_1": [encode, 0], "conditioning_2": [encode, 1]},
     }
     node(workflow, "SViMoSampler")["inputs"]["positive"] = ["both", 0]
-    assert "combines 2 prompts" in error_of(client, workflow)[1]
+    assert client.run(workflow).status == "success"
 
 
 def test_motion_from_a_latent_without_any(client, workflow):
-    del node(workflow, "SViMoSampler")["inputs"]["feedback"]
+    decode = node(workflow, "SViMoDecodeMotion")["inputs"]
+    workflow["split"] = {"class_type": "SViMoSplitLatent", "inputs": {"latent": decode["latent"]}}
+    decode["latent"] = ["split", 0]
     where, message = error_of(client, workflow)
     assert where == "SViMoDecodeMotion"
-    assert "connect SViMo Feedback" in message
+    assert "this latent is video only" in message
 
 
-def test_joint_latent_into_core_decode(client, workflow):
+def test_joint_latent_into_core_nodes(client, workflow):
+    """Core's VAE Decode takes the video; what would change the latent as one picture says what to do."""
     decode = node(workflow, "SViMoDecodeVideo")
     workflow["core"] = {
         "class_type": "VAEDecode",
         "inputs": {"samples": decode["inputs"]["latent"], "vae": decode["inputs"]["vae"]},
     }
     workflow["save"] = {"class_type": "PreviewImage", "inputs": {"images": ["core", 0]}}
+    assert len(client.run(workflow).files("save")) == 9
+    workflow["flip"] = {
+        "class_type": "LatentFlip",
+        "inputs": {"samples": decode["inputs"]["latent"], "flip_method": "x-axis: vertically"},
+    }
+    workflow["core"]["inputs"]["samples"] = ["flip", 0]
     assert "SViMo Split Latent" in error_of(client, workflow)[1]
 
 
