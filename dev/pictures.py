@@ -135,14 +135,15 @@ def take(page: ComfyPage, path: Path, *, width: int, margin: int = 40) -> None:
 def thumbnail(page: ComfyPage, client: ComfyClient, name: str) -> None:
     """What a workflow makes, in a square."""
     path = ROOT / "workflows" / f"{name}.jpg"
+    lower_edge = THUMBNAIL  # of what the caption lies on
     if name in BRING_YOUR_OWN:
         picture = ImageOps.fit(Image.open(ROOT / "assets" / "coffee.png").convert("RGB"), (THUMBNAIL,) * 2)
     else:
         strips = frames_of(client, name)
         view = saved_glb(page, name) if name == "retarget_and_export" else motion_view(page, name)
-        picture = composed(view, strips)
+        picture, lower_edge = composed(view, strips)
     if name in CAPTIONS:
-        caption(picture, CAPTIONS[name])
+        caption(picture, CAPTIONS[name], lower_edge)
     picture.save(path, quality=88, optimize=True)
     print(path.relative_to(ROOT))
 
@@ -194,10 +195,26 @@ def saved_glb(page: ComfyPage, name: str) -> Image.Image:
     page.run(1200)
     widget = page.page.locator(".dom-widget:has(canvas)").last
     play = widget.locator("button:has([class*=play])")
-    play.wait_for()
+    play.wait_for(timeout=180_000)
     play.click()
     page.settle(1500)
-    return photograph(page, ".dom-widget canvas")
+    box = widget.locator("canvas").bounding_box()
+    page.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    for _ in range(14):
+        page.page.mouse.wheel(0, -100)
+        page.settle(50)
+    return in_colour(photograph(page, ".dom-widget canvas"))
+
+
+def in_colour(image: Image.Image, aspect: float = 4 / 3, room: float = 1.5) -> Image.Image:
+    """The part of a picture around what is not grey, but for what core draws near its edges."""
+    width, height = image.size
+    found = Image.fromarray(np.ptp(np.asarray(image), axis=-1) > 40)
+    inner = (width // 6, height // 6, width - width // 6, height - height // 6)
+    left, top, right, bottom = found.crop(inner).getbbox()
+    x, y = inner[0] + (left + right) / 2, inner[1] + (top + bottom) / 2
+    half = room * max((right - left) / 2, aspect * (bottom - top) / 2)
+    return image.crop(tuple(round(v) for v in (x - half, y - half / aspect, x + half, y + half / aspect)))
 
 
 def photograph(page: ComfyPage, selector: str) -> Image.Image:
@@ -207,8 +224,8 @@ def photograph(page: ComfyPage, selector: str) -> Image.Image:
         return Image.open(io.BytesIO(page.page.locator(selector).last.screenshot())).convert("RGB")
 
 
-def composed(view: Image.Image, strips: list[list[Image.Image]]) -> Image.Image:
-    """A view above strips of frames."""
+def composed(view: Image.Image, strips: list[list[Image.Image]]) -> tuple[Image.Image, int]:
+    """A view above strips of frames, and where it ends."""
     width = (THUMBNAIL - GAP * (STRIPS - 1)) / STRIPS
     first = strips[0][0]
     height = round(width * first.height / first.width)
@@ -220,15 +237,15 @@ def composed(view: Image.Image, strips: list[list[Image.Image]]) -> Image.Image:
             left = round(column * (width + GAP))
             cell = frame.resize((round(width), height), Image.Resampling.BICUBIC)
             picture.paste(cell, (left, top + GAP + row * (height + GAP)))
-    return picture
+    return picture, top
 
 
-def caption(picture: Image.Image, text: str) -> None:
-    """A few words on the lower edge."""
+def caption(picture: Image.Image, text: str, lower_edge: int) -> None:
+    """A few words on the lower edge of the view."""
     font = ImageFont.load_default(size=30)
     draw = ImageDraw.Draw(picture, "RGBA")
-    draw.rectangle((0, THUMBNAIL - 56, THUMBNAIL, THUMBNAIL), fill=(*BACKGROUND, 215))
-    draw.text((THUMBNAIL / 2, THUMBNAIL - 28), text, font=font, fill="white", anchor="mm")
+    draw.rectangle((0, lower_edge - 52, THUMBNAIL, lower_edge), fill=(*BACKGROUND, 215))
+    draw.text((THUMBNAIL / 2, lower_edge - 26), text, font=font, fill="white", anchor="mm")
 
 
 def docs(page: ComfyPage) -> None:
@@ -243,6 +260,9 @@ def docs(page: ComfyPage) -> None:
     take(page, IMAGES / "viewer.png", width=1800)
     load(page, "image_to_video_and_motion")
     page.run()
+    page.page.evaluate(  # 0.33 shrinks them as it loads, and grows them again a while after the run
+        "app.graph.nodes.filter(n => n.type === 'SaveVideo').forEach(n => n.setSize([310, 330]))"
+    )
     take(page, IMAGES / "graph.png", width=2600)
 
 

@@ -8,9 +8,15 @@ import pytest
 from PIL import Image
 
 from dev.comfy import PACK_NAME, ROOT, ComfyClient, api_workflow
-from dev.workflows import BRING_YOUR_OWN
+from dev.workflows import BRING_YOUR_OWN, NOTE
 
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
+SAVED = {
+    f"{path.parents[1].name}/{path.stem}": path
+    for path in sorted((ROOT / "tests" / "server" / "saved_workflows").glob("*/page/*.json"))
+}
+"""What users of earlier versions have."""
+LEAST_GAP = 40
 
 
 def missing_nodes(page) -> list[str]:
@@ -54,31 +60,114 @@ def test_chosen_files_exist(page, name):
     assert unknown == []
 
 
-@pytest.mark.parametrize("page", [False], ids=["classic"], indirect=True)  # Nodes 2.0 places nodes anew
+def boxes(page) -> list[tuple[str, float, float, float, float]]:
+    """Type, left, top, right and bottom of every node with its title, once the page has drawn and sized them all."""
+    before = None
+    while True:
+        page.settle(1500)
+        now = page.page.evaluate(
+            """() => {
+                app.canvas.setDirty(true, true);
+                return app.graph.nodes.map(node => {
+                    const element = document.querySelector(`[data-node-id="${node.id}"]`);  // Nodes 2.0
+                    const title = LiteGraph.NODE_TITLE_HEIGHT;
+                    const [left, top] = [node.pos[0], node.pos[1] - title];
+                    const width = element?.offsetWidth ?? node.size[0];
+                    const height = element?.offsetHeight ?? node.size[1] + title;
+                    return [node.type, left, top, left + width, top + height, node.getBounding()[2] > 0];
+                });
+            }"""
+        )
+        if now == before and all(drawn for *_, drawn in now):
+            return [box for *box, _ in now]
+        before = now
+
+
+def close_together(boxes, least: float) -> list[tuple[str, str, int]]:
+    """Pairs of nodes with less space between them, and how much they have."""
+    found = []
+    for i, (a, *first) in enumerate(boxes):
+        for b, *second in boxes[i + 1 :]:
+            across = max(second[0] - first[2], first[0] - second[2])
+            down = max(second[1] - first[3], first[1] - second[3])
+            if max(across, down) < least:
+                found.append((a, b, round(max(across, down))))
+    return found
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_nodes_do_not_overlap(page, name):
+def test_nodes_have_room(page, name):
+    """In either way to draw them, as the page sizes them: newer core nodes are taller."""
+    if page.page.evaluate("!!document.querySelector('[data-node-id]')"):
+        page.open()  # Nodes 2.0 of 0.3.75 leaves a node the height of another one's before it, of the same id
     page.load(json.loads(WORKFLOWS[name].read_text(encoding="utf-8")))
-    boxes = page.page.evaluate("app.graph.nodes.map(n => [n.type, ...n.getBounding()])")
-    overlaps = [
-        (a, b)
-        for i, (a, ax, ay, aw, ah) in enumerate(boxes)
-        for b, bx, by, bw, bh in boxes[i + 1 :]
-        if ax < bx + bw and bx < ax + aw and ay < by + bh and by < ay + ah
+    assert close_together(boxes(page), LEAST_GAP) == []
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_note_says_what_it_is_for(page, name):
+    page.load(json.loads(WORKFLOWS[name].read_text(encoding="utf-8")))
+    (text,) = page.page.evaluate(
+        "type => app.graph.nodes.filter(n => n.type === type).map(n => n.widgets[0].value)", NOTE
+    )
+    assert text.startswith("# ")
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_saved_workflow_loads_and_queues(page, name):
+    """No missing node, no lost link, no value in another place: the page queues what it queued when it was saved."""
+    path = SAVED[name]
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    page.load(workflow)
+    assert missing_nodes(page) == []
+    links = page.page.evaluate(
+        """app.graph.nodes.flatMap(node => (node.inputs ?? []).map((input, slot) => {
+            const link = input.link == null ? null : (app.graph.getLink?.(input.link) ?? app.graph.links[input.link]);
+            return link && [String(link.origin_id), link.origin_slot, String(node.id), input.name];
+        }).filter(Boolean))"""
+    )
+    names = {node["id"]: [slot["name"] for slot in node["inputs"]] for node in workflow["nodes"]}
+    expected = [
+        [str(source), output, str(target), names[target][slot]]
+        for _, source, output, target, slot, _ in workflow["links"]
     ]
-    assert overlaps == []
+    assert sorted(links) == sorted(expected)
+
+    twin = json.loads((path.parents[1] / "api" / path.name).read_text(encoding="utf-8"))
+    prompt = page.prompt()
+    assert set(prompt) == set(twin)
+    for node, entry in twin.items():
+        assert prompt[node]["class_type"] == entry["class_type"]
+        queued = prompt[node]["inputs"]
+        assert {key: queued[key] for key in entry["inputs"]} == entry["inputs"]
+
+
+@pytest.mark.parametrize("page", [False], ids=["classic"], indirect=True)
+def test_saved_workflow_runs_in_the_page(page):
+    path = SAVED["0.1/image_to_video_and_motion"]
+    page.load(json.loads(path.read_text(encoding="utf-8")))
+    set_steps(page, 2)
+    page.run(300)
+    page.page.locator(".svimo-viewer.svimo-ready").wait_for()
+
+
+def set_steps(page, steps: int) -> None:
+    page.page.evaluate(
+        """steps => {
+            const sampler = app.graph.nodes.find(node => node.type === "SViMoSampler");
+            sampler.widgets.find(widget => widget.name === "steps").value = steps;
+        }""",
+        steps,
+    )
 
 
 @pytest.mark.parametrize("page", [False], ids=["classic"], indirect=True)
 def test_main_workflow_runs_in_the_page(page):
     """As a user does it: load, queue, look at the results in the nodes."""
     page.load(json.loads(WORKFLOWS["image_to_video_and_motion"].read_text(encoding="utf-8")))
-    page.page.evaluate(
-        """() => {
-            const sampler = app.graph.nodes.find(node => node.type === "SViMoSampler");
-            sampler.widgets.find(widget => widget.name === "steps").value = 2;
-        }"""
-    )
+    set_steps(page, 2)
     page.run(300)
+    assert close_together(boxes(page), 0) == []  # videos and previews fit into the room for them
     viewer = page.page.locator(".svimo-viewer.svimo-ready")
     viewer.wait_for()
     assert viewer.locator(".svimo-picture").count() == 2
