@@ -171,7 +171,7 @@ def check(config: SViMoConfig, run: Run, made: tuple, dtype: torch.dtype, passes
     assert [x.shape for x in latents] == [shape, shape]
     assert reading.hands.shape == (CLIPS, config.frames, 42, 3)
     assert reading.points.shape == (CLIPS, config.frames, config.interaction.num_points, 3)
-    for x in (*latents, *reading):
+    for x in (*latents, *reading, *run.loop.reader.read(*latents)):
         assert (x.device, x.dtype) == (GPU, torch.float32)
     assert report.feedback_passes == passes
     others = {(name, given) for name, given in run.leaf_types if given != dtype}

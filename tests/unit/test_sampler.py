@@ -369,6 +369,23 @@ def test_a_scale_of_one_is_the_text_alone(denoiser, start):
         assert torch.equal(sample(denoiser, start, timesteps, generator)[0].video, expected)
 
 
+@torch.no_grad()
+def test_branches_are_weighed_in_full_precision(denoiser, start):
+    """Whatever the network computes in: a guidance scale of six would blow up what half precision rounds off."""
+    network, schedule = copy.deepcopy(denoiser.model).bfloat16(), denoiser.schedule
+    half = replace(denoiser, model=network, dtype=torch.bfloat16, batched=False)
+    image = network.image_condition(denoiser.image, start.video.shape[2])
+    video, drawing, guidance = (x.bfloat16() for x in (*start, torch.zeros_like(start.drawing)))
+    positive, negative = (
+        network(video, image.bfloat16(), text.bfloat16(), torch.tensor([500]), drawing, guidance)
+        for text in (denoiser.text, denoiser.negative_text)
+    )
+    for noisy, found, p, n in zip(start, half(start, None, 500, 6.0), positive, negative, strict=True):
+        assert p.dtype == torch.bfloat16
+        v = n.float() + 6.0 * (p.float() - n.float())
+        assert torch.equal(found, schedule.clean_from_velocity(noisy, v, 500))
+
+
 # The closed loop
 
 
