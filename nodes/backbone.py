@@ -135,9 +135,9 @@ class SViMoModel(comfy.model_base.BaseModel):
         conds = {
             "c_crossattn": comfy.conds.CONDRegular(text.to(device)),
             "image": comfy.conds.CONDRegular(self.process_latent_in(image[:, :, :1].to(device))),
-            "latent_shapes": comfy.conds.CONDConstant(shapes),
         }
         if len(shapes) > 1:
+            conds["latent_shapes"] = comfy.conds.CONDConstant(shapes)
             given = kwargs.get(GUIDANCE)
             if given is None:
                 given = torch.zeros(1, *shapes[1][1:])
@@ -361,8 +361,10 @@ def guard_run(
     Raises:
         ValueError: such a mask, or NaN or infinity came out.
     """
-    if denoise_mask is not None and len(kwargs.get("latent_shapes") or ()) > 1:
-        check_masks()
+    if len(kwargs.get("latent_shapes") or ()) > 1:
+        check_areas(executor.class_obj.conds)
+        if denoise_mask is not None:
+            check_masks()
     made = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
     if not torch.isfinite(made).all():
         model = executor.class_obj.model_patcher.model
@@ -412,6 +414,20 @@ def check_masks() -> None:
         )
 
 
+def check_areas(conds: dict[str, list[dict[str, Any]]]) -> None:
+    """Refuse prompts for a part of the picture, which core cannot fit to nested latents.
+
+    Raises:
+        ValueError: such a prompt.
+    """
+    for name, prompts in conds.items():
+        if any("area" in prompt or "mask" in prompt for prompt in prompts or ()):
+            raise ValueError(
+                f"{name} is for a part of the picture (Conditioning Set Area or Set Mask), which ComfyUI cannot fit to "
+                "latents of video and drawing: remove that node"
+            )
+
+
 def check_text(name: str, text: Tensor | None, config: SViMoConfig) -> None:
     """Refuse text features of another encoder.
 
@@ -436,7 +452,12 @@ def check_image(name: str, image: Tensor | None, shape: torch.Size) -> None:
     """
     if image is None:
         raise ValueError(f"{name} has no reference image: connect it through SViMo Image Encode")
-    if image.ndim != 5 or image.shape[1] != shape[1] or image.shape[-2:] != shape[-2:]:
+    if image.ndim != 5 or image.shape[1] != shape[1]:
+        raise ValueError(
+            f"the reference image in {name} was encoded to {' x '.join(map(str, image.shape))}, and this model needs "
+            f"latents of {shape[1]} channels: encode it with the VAE that belongs to the model"
+        )
+    if image.shape[-2:] != shape[-2:]:
         raise ValueError(
             f"the latent is {shape[-1]} x {shape[-2]}, but the reference image in {name} was encoded at {image.shape[-1]} x "
             f"{image.shape[-2]} latent cells: take both from the same SViMo Image Encode"

@@ -274,19 +274,20 @@ class SViMoMotionEncode(io.ComfyNode):
 
 def guided(prompt: list, guidance: Tensor, start: float, end: float) -> list:
     """CONDITIONING that a given motion's drawing guides for a part of the steps, and nothing or the loop for the rest:
-    one entry for each part, of which core uses whichever holds."""
-    parts = [((start, end), {GUIDANCE: guidance}), ((0.0, start), {}), ((end, 1.0), {})]
-    return [
-        entry
-        for (begin, until), values in parts
-        if begin < until
-        for entry in node_helpers.conditioning_set_values(
-            prompt,
-            values
-            if (begin, until) == (0.0, 1.0)
-            else values | {"start_percent": begin, "end_percent": until},
-        )
-    ]
+    one entry for each part, of which core uses whichever holds. A prompt that holds for a part only keeps to that; one
+    that a motion guides already is left as it is."""
+    made = []
+    for text, extras in prompt:
+        if GUIDANCE in extras:
+            made.append([text, extras])
+            continue
+        first, last = extras.get("start_percent", 0.0), extras.get("end_percent", 1.0)
+        for begin, until, values in ((start, end, {GUIDANCE: guidance}), (0.0, start, {}), (end, 1.0, {})):
+            begin, until = max(begin, first), min(until, last)
+            if begin < until:
+                part = {} if (begin, until) == (0.0, 1.0) else {"start_percent": begin, "end_percent": until}
+                made.append([text, extras | values | part])
+    return made
 
 
 NODES = [SViMoPrompt, SViMoTextEncode, SViMoImageEncode, SViMoMotionEncode]

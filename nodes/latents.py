@@ -32,19 +32,30 @@ class JointLatent(NestedTensor):
         """A copy of each stream."""
         return self.apply_operation(None, lambda x, _: x.clone())
 
+    def __getitem__(self, key: Any) -> JointLatent:
+        if not isinstance(
+            key, slice
+        ):  # some clips of a batch; all else would cut along other axes than a picture's
+            raise TypeError(self._advice("cutting"))
+        return self.apply_operation(None, lambda x, _: x[key])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError(self._advice("pasting"))
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise AttributeError(
-            f"this latent holds video and drawing together, which this node cannot change ({name}): put SViMo Split "
-            "Latent before it, and SViMo Join Latents behind it"
-        )
+        raise AttributeError(name if name.startswith("__") else self._advice(name))
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        name = getattr(function, "__name__", "operation")
-        raise TypeError(
-            f"this latent holds video and drawing together, which this node cannot change ({name}): put SViMo Split "
+        raise TypeError(cls._advice(getattr(function, "__name__", "operation")))
+
+    @staticmethod
+    def _advice(what: str) -> str:
+        return (
+            f"this latent holds video and drawing together, which this node cannot change ({what}): put SViMo Split "
             "Latent before it, and SViMo Join Latents behind it"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def find_file(name: str, *categories: str) -> str:
     )
 
 
-def load_interaction(header: CheckpointHeader) -> InteractionHandle:
-    """SVIMO_INTERACTION."""
+def load_interaction(header: CheckpointHeader, disable_dynamic: bool = False) -> InteractionHandle:
+    """SVIMO_INTERACTION. Core asks for one without dynamic VRAM where it clones models, to compile or for several GPUs."""
     device = comfy.model_management.get_torch_device()
     stored, compute = dtypes_of(header, "interaction", None, device)
     operations = operations_for(stored, compute, device)
@@ -86,8 +87,10 @@ def load_interaction(header: CheckpointHeader) -> InteractionHandle:
         "interaction",
         build=lambda config: InteractionModel(config.interaction, operations, attention),
     )
+    patcher = make_patcher(network, disable_dynamic)
+    patcher.cached_patcher_init = (_patcher_of(load_interaction), (header,))
     return InteractionHandle(
-        patcher=make_patcher(network),
+        patcher=patcher,
         config=header.config.interaction,
         vae_config=header.config.vae,
         last_timestep=header.config.schedule.num_train_timesteps - 1,
@@ -97,11 +100,18 @@ def load_interaction(header: CheckpointHeader) -> InteractionHandle:
     )
 
 
-def load_vae(header: CheckpointHeader) -> SViMoVAE:
-    """VAE, in bfloat16 where the device computes in it."""
+def load_vae(header: CheckpointHeader, disable_dynamic: bool = False) -> SViMoVAE:
+    """VAE, in bfloat16 where the device computes in it; used whole either way."""
     device = comfy.model_management.vae_device()
     dtype = comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float32])
-    return SViMoVAE.of_svimo(load_part(header, "vae", dtype), header.config, header.preview)
+    vae = SViMoVAE.of_svimo(load_part(header, "vae", dtype), header.config, header.preview)
+    vae.patcher.cached_patcher_init = (_patcher_of(load_vae), (header,))
+    return vae
+
+
+def _patcher_of(load: Callable) -> Callable:
+    """How core makes another patcher of what a loader makes."""
+    return lambda header, disable_dynamic=False: load(header, disable_dynamic).patcher
 
 
 def load_text_encoder(header: CheckpointHeader) -> SViMoCLIP:

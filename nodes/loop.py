@@ -101,6 +101,13 @@ class FeedbackPatch:
             raise ValueError(
                 "this model makes video only, without motion: leave the feedback out, or load a SViMo model"
             )
+        vae, expected = self.vae.config.vae, config.vae
+        if (vae.latent_channels, vae.scaling_factor) != (expected.latent_channels, expected.scaling_factor):
+            raise ValueError(
+                f"the VAE makes latents of {vae.latent_channels} channels scaled by {vae.scaling_factor:g}, this model "
+                f"needs {expected.latent_channels} scaled by {expected.scaling_factor:g}: take both from the same "
+                "checkpoint"
+            )
         if self.interaction.config.latent_channels != config.backbone.latent_channels:
             raise ValueError(
                 f"the interaction model reads latents of {self.interaction.config.latent_channels} channels, this model "
@@ -162,17 +169,19 @@ class LoopRun:
         guider = executor.class_obj
         model: SViMoModel = guider.inner_model
         conds = [cond for entries in guider.conds.values() for cond in entries or ()]
-        self.loop = self.loop or self._start(guider.conds["positive"])
+        positive = guider.conds.get("positive") or ()
+        if not positive:
+            raise ValueError("SViMo Feedback needs a positive prompt with the reference image: connect one")
+        self.loop = self.loop or self._start(positive)
         step = self.clock.step(sigma)
-        given = any(GUIDANCE in cond and _holds(cond, sigma) for cond in guider.conds["positive"])
+        given = any(GUIDANCE in cond and _holds(cond, sigma) for cond in positive)
         noisy = self._unpacked(model.model_sampling.calculate_input(sigma, x))
         for i in range(1 if given else self.loop.passes(step)):
-            if not given:
-                drawn = self.loop.guide(step, noisy, again=i > 0)
-                drawn = torch.zeros_like(noisy.drawing) if drawn is None else drawn
-                for cond in conds:
-                    if GUIDANCE not in cond:
-                        cond["model_conds"]["guidance"] = comfy.conds.CONDRegular(drawn)
+            drawn = None if given else self.loop.guide(step, noisy, again=i > 0)
+            drawn = torch.zeros_like(noisy.drawing) if drawn is None else drawn
+            for cond in conds:
+                if GUIDANCE not in cond:
+                    cond["model_conds"]["guidance"] = comfy.conds.CONDRegular(drawn)
             clean = executor(x, sigma, *args, **kwargs)
             self.loop.came_out(step, self._unpacked(clean))
         return clean
@@ -243,6 +252,10 @@ def grow_cfg(model: ModelPatcher, schedule: str) -> ModelPatcher:
         executor: Callable, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args, **kwargs
     ):
         guider = executor.class_obj
+        if hasattr(guider, "cfg1"):
+            raise ValueError(
+                "SViMo Growing CFG acts on a guider with one cfg (CFGGuider, KSampler), and this one has two: leave it out"
+            )
         if guider.cfg <= 1:  # off, as for core, which then leaves the negative prompt out
             return executor(noise, latent, sampler, sigmas, *args, **kwargs)
         clock = SigmaClock(sigmas, noise_schedule)

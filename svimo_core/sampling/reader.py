@@ -102,7 +102,5 @@ class MeanReading:
     def add(self, reading: Reading, weight: float) -> None:
         """Count one more reading with this weight."""
         self.total += weight
-        before = self.value or reading
-        self.value = Reading(
-            *(x + weight / self.total * (new - x) for x, new in zip(before, reading, strict=True))
-        )
+        before, share = self.value or reading, weight / self.total if self.total else 1.0
+        self.value = Reading(*(x + share * (new - x) for x, new in zip(before, reading, strict=True)))

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 from helpers.inside import run_inside
-from helpers.tiny_cogvideox import comfyui_keys, fp8, save_file_of, tiny_transformer
+from helpers.tiny_cogvideox import (
+    comfyui_keys,
+    fp8,
+    save_file_of,
+    save_pipeline,
+    tiny_transformer,
+    tiny_vae,
+)
 
 from dev.comfy import ROOT, find_comfyui
 
@@ -223,6 +230,72 @@ assert torch.equal(mixed[1], given[0]) and torch.equal(mixed[2], given[0])
 assert all(g.any() and not torch.equal(g, given[0]) for g in (mixed[0], mixed[3]))
 """,
         str(checkpoint_file),
+    )
+
+
+def test_prompts_for_parts_of_the_schedule_keep_to_them(checkpoint_file: Path):
+    """Under a given motion; and what the loop drew before does not linger where another prompt's motion guides."""
+    run_inside(
+        GRAPH
+        + """
+import node_helpers
+from pack.nodes.backbone import GUIDANCE
+
+given = torch.ones(1, 16, 3, 4, 6)
+early = node_helpers.conditioning_set_values(positive, {"start_percent": 0.0, "end_percent": 0.5})
+late = node_helpers.conditioning_set_values(positive, {"start_percent": 0.5, "end_percent": 1.0})
+made = condition.guided(early + late, given, 0.25, 0.75)
+ranges = sorted((e["start_percent"], e["end_percent"], GUIDANCE in e) for _, e in made)
+assert ranges == [(0.0, 0.25, False), (0.25, 0.5, True), (0.5, 0.75, True), (0.75, 1.0, False)], ranges
+twice = condition.guided(condition.guided(positive, given, 0.0, 0.5), 2 * given, 0.5, 1.0)
+ranges = sorted((e["start_percent"], e["end_percent"], float(e[GUIDANCE].max())) for _, e in twice)
+assert ranges == [(0.0, 0.5, 1.0), (0.5, 1.0, 2.0)], ranges
+
+seen = []
+network = model.model.diffusion_model
+before = network._forward
+network._forward = lambda *a, **k: seen.append(k["guidance"].flatten(1).norm(dim=1).tolist()) or before(*a, **k)
+mixed = condition.guided(positive, given, 0.5, 1.0)
+sampled(loop(model, vid, vae, start=0.0), mixed, negative, latent, cfg=3.0)
+assert all(norms[0] == norms[1] > 0 for norms in seen[:2]), seen  # the loop guides both
+assert all(min(norms) == 0 < max(norms) for norms in seen[2:]), seen  # the motion guides one, nothing the other
+zeros = torch.zeros(3)
+guider = comfy.samplers.CFGGuider(loop(model, vid, vae, start=0.0))
+guider.set_conds(positive, negative)
+refused(
+    lambda: guider.sample(comfy.sample.prepare_noise(latent["samples"], 1), latent["samples"],
+                          comfy.samplers.sampler_object("euler"), zeros, disable_pbar=True),
+    "not finite",
+)
+""",
+        str(checkpoint_file),
+    )
+
+
+def test_a_video_only_model_samples(tmp_path: Path):
+    """CogVideoX under core's sampler and ours."""
+    save_pipeline(tmp_path / "pipe", tiny_transformer(), tiny_vae())
+    run_inside(
+        """
+        import comfy.utils, nodes
+        from pack.nodes import condition, sample
+        from pack.nodes.load import load_backbone, load_vae, read_header
+
+        comfy.utils.PROGRESS_BAR_ENABLED = False
+        torch.inference_mode().__enter__()
+        header = read_header(args[0])
+        model, vae = load_backbone(header), load_vae(header)
+        prompts = [[torch.randn(1, 6, 24), {}]], [[torch.zeros(1, 6, 24), {}]]
+        given = vae, torch.rand(1, 40, 60, 3), 96, 64, 9, 0.02, model
+        graph = condition.SViMoImageEncode.execute(*prompts, *given).result
+        assert graph[2]["samples"].shape == (1, 16, 3, 8, 12)
+        ours = sample.SViMoSampler.execute(model, *graph, 3, 4, 2.0, "dynamic", "ddim", 1.0, False).result[0]["samples"]
+        grown = sample.SViMoGrowingCFG.execute(model, "dynamic").result[0]
+        cores = nodes.common_ksampler(grown, 3, 4, 2.0, "euler", "simple", *graph)[0]["samples"]
+        assert ours.shape == (1, 16, 3, 8, 12) and torch.isfinite(ours).all()
+        torch.testing.assert_close(cores, ours, rtol=1e-2, atol=1e-2)
+        """,
+        str(tmp_path / "pipe"),
     )
 
 
@@ -446,8 +519,8 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint_file: Path):
         GRAPH
         + f"""
 cores = {HAS_CORES_COGVIDEOX}
+import dataclasses
 import node_helpers
-from types import SimpleNamespace
 
 video_only = {{"samples": streams_of(latent).video}}
 refused(lambda: ksampled(model, positive, negative, video_only), "video and drawing together", "SViMo Image Encode")
@@ -461,6 +534,16 @@ refused(lambda: sampled(model, small, negative, latent), "2 x 2 latent cells")
 odd = {{"samples": torch.zeros(1, 16, 2, 4, 6)}}
 refused(lambda: sampled(model, positive, negative, odd), "frames must be 8k + 1")
 refused(lambda: sampled(model, positive, negative, {{"samples": torch.zeros(1, 4, 64, 64)}}), "SViMo Image Encode")
+area = node_helpers.conditioning_set_values(positive, {{"area": (4, 6, 0, 0), "strength": 1.0}})
+refused(lambda: ksampled(model, area, negative, latent), "a part of the picture")
+refused(lambda: ksampled(loop(model, vid, vae), [], negative, latent), "positive prompt")
+other = dataclasses.replace(vae.config, vae=dataclasses.replace(vae.config.vae, scaling_factor=1.15))
+vae.config, kept = other, vae.config
+refused(lambda: loop(model, vid, vae), "scaled by 1.15", "scaled by 0.7")
+vae.config = kept
+eight = node_helpers.conditioning_set_values(positive, {{"concat_latent_image": torch.zeros(1, 8, 1, 4, 6)}})
+refused(lambda: ksampled(model, eight, negative, latent), "16 channels")
+refused(lambda: nodes.LatentCrop().crop(sampled(model, *graph), 32, 32, 0, 0), "SViMo Split Latent", kind=TypeError)
 if cores:
     import comfy.ldm.cogvideo.model, comfy.model_base, comfy.supported_models
     sizes = dict(num_attention_heads=1, attention_head_dim=64, in_channels=32, num_layers=1, text_embed_dim=16)
