@@ -30,6 +30,6 @@ torch.manual_seed(0)
 def run_inside(code: str, *arguments: str) -> str:
     """What the code prints; its `arguments` are in `args`. A failure fails the test with its traceback."""
     program = PRELUDE + f"args = {list(arguments)!r}\n" + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
