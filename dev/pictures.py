@@ -35,9 +35,9 @@ CAPTIONS = {
     "image_to_video_and_motion_fast": "EasyCache + TorchCompile",
     "image_to_video_and_motion_with_core_sampler": "SamplerCustomAdvanced",
     "image_to_video_and_motion_without_feedback": "feedback off",
-    "given_motion_to_video": "the given motion guides",
+    "motion_to_video": "the given motion guides",
     "retarget_and_export": "GLB  BVH  JSON",
-    "cogvideox_image_to_video": "CogVideoX-5b-I2V, your weights",
+    "video_from_cogvideox": "CogVideoX-5b-I2V, your weights",
     "svimo_from_converted_checkpoint": "converted from CogVideoX, your weights",
 }
 """What sets a workflow apart from the main one, which needs no words."""

@@ -263,7 +263,7 @@ def fast() -> Graph:
     return graph
 
 
-def given_motion_to_video() -> Graph:
+def motion_to_video() -> Graph:
     """A motion that exists already guides the video."""
     graph = moved(image_to_video_and_motion(), since=4, by=1)
     graph |= {
@@ -432,12 +432,12 @@ WORKFLOWS = {
     "image_to_video_and_motion_fast": fast(),
     "image_to_video_and_motion_with_core_sampler": with_core_sampler(),
     "image_to_video_and_motion_without_feedback": without_feedback(),
-    "given_motion_to_video": given_motion_to_video(),
+    "motion_to_video": motion_to_video(),
     "retarget_and_export": retarget_and_export(),
-    "cogvideox_image_to_video": cogvideox(),
+    "video_from_cogvideox": cogvideox(),
     "svimo_from_converted_checkpoint": converted_checkpoint(),
 }
-BRING_YOUR_OWN = ("cogvideox_image_to_video", "svimo_from_converted_checkpoint")
+BRING_YOUR_OWN = ("video_from_cogvideox", "svimo_from_converted_checkpoint")
 """Workflows that need weights which do not come with the pack."""
 NEEDS = {"image_to_video_and_motion_fast": (0, 28)}
 """Workflows that the oldest ComfyUI cannot run yet, and the version that can."""

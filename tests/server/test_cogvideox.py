@@ -119,7 +119,7 @@ def frames_of(client, workflow) -> np.ndarray:
 
 
 def test_cogvideox_makes_a_video(client, files):
-    workflow = prepared("cogvideox_image_to_video")
+    workflow = prepared("video_from_cogvideox")
     result = client.run(workflow)
     (file,) = result.files(node(workflow, "SaveVideo"))
     with av.open(io.BytesIO(client.download(file))) as video:
@@ -159,13 +159,13 @@ def test_conversion_and_what_comes_of_it(client, files):
 @pytest.mark.parametrize("loader", ["SViMoLoraLoader", "LoraLoaderModelOnly"])
 def test_a_lora_equals_the_merged_weights(client, files, loader):
     seed = next(seeds)
-    plain = frames_of(client, prepared("cogvideox_image_to_video", seed=seed))
-    workflow = prepared("cogvideox_image_to_video", seed=seed)
+    plain = frames_of(client, prepared("video_from_cogvideox", seed=seed))
+    workflow = prepared("video_from_cogvideox", seed=seed)
     workflow[node(workflow, "SViMoDiffusionModelLoader")]["inputs"]["model_name"] = "merged.safetensors"
     merged = frames_of(client, workflow)
     assert np.abs(plain - merged).max() > 8
 
-    workflow = prepared("cogvideox_image_to_video", seed=seed)
+    workflow = prepared("video_from_cogvideox", seed=seed)
     sampler = workflow[node(workflow, "SViMoSampler")]["inputs"]
     if loader == "SViMoLoraLoader":
         inputs = {"lora_name": "peft.safetensors", "strength": STRENGTH}
@@ -180,7 +180,7 @@ def test_rotary_positions_are_optional_and_change_other_sizes(client, files):
     """Workflows from before the choice go on as they were; the published size is far from this one."""
     seed, made = next(seeds), {}
     for choice in (None, "as_trained", "diffusers"):
-        workflow = prepared("cogvideox_image_to_video", seed=seed)
+        workflow = prepared("video_from_cogvideox", seed=seed)
         loader = workflow[node(workflow, "SViMoDiffusionModelLoader")]["inputs"]
         loader.pop("rotary_positions", None)
         loader |= {"rotary_positions": choice} if choice else {}
@@ -191,15 +191,15 @@ def test_rotary_positions_are_optional_and_change_other_sizes(client, files):
 
 def test_fp8_storage_is_close_to_the_original(client, files):
     seed = next(seeds)
-    plain = frames_of(client, prepared("cogvideox_image_to_video", seed=seed))
-    workflow = prepared("cogvideox_image_to_video", seed=seed)
+    plain = frames_of(client, prepared("video_from_cogvideox", seed=seed))
+    workflow = prepared("video_from_cogvideox", seed=seed)
     workflow[node(workflow, "SViMoDiffusionModelLoader")]["inputs"]["weight_dtype"] = "fp8_e4m3fn"
     stored = frames_of(client, workflow)
     assert 0 < np.abs(stored - plain).mean() < 0.25 * np.abs(plain - plain.mean()).mean()
 
 
 def test_trouble_with_foreign_files(client, files):
-    workflow = prepared("cogvideox_image_to_video")
+    workflow = prepared("video_from_cogvideox")
     sampler = workflow[node(workflow, "SViMoSampler")]["inputs"]
     workflow["lora"] = {
         "class_type": "SViMoLoraLoader",
@@ -211,14 +211,14 @@ def test_trouble_with_foreign_files(client, files):
 
     text_to_video = tiny_transformer(in_channels=16, use_learned_positional_embeddings=False)
     save_file_of(files / "diffusion_models" / "t2v.safetensors", text_to_video.state_dict())
-    workflow = prepared("cogvideox_image_to_video")
+    workflow = prepared("video_from_cogvideox")
     workflow[node(workflow, "SViMoDiffusionModelLoader")]["inputs"]["model_name"] = "t2v.safetensors"
     with pytest.raises(ComfyError, match=r"t2v\.safetensors is the text-to-video"):
         client.run(workflow)
 
 
 def test_a_video_only_model_wants_no_feedback(client, files):
-    workflow = prepared("cogvideox_image_to_video")
+    workflow = prepared("video_from_cogvideox")
     clip = node(workflow, "SViMoCheckpointLoader")
     workflow["feedback"] = {
         "class_type": "SViMoFeedback",

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dev.comfy import api_workflow
-from dev.workflows import BRING_YOUR_OWN
 from svimo_core.motion import HandObjectMotion
 
+BRING_YOUR_OWN = ("cogvideox_image_to_video", "svimo_from_converted_checkpoint")
 SAVED = Path(__file__).with_name("saved_workflows")
 WORKFLOWS = {
     f"{path.parents[1].name}/{path.stem}": path

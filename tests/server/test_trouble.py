@@ -227,7 +227,7 @@ class Hostile:
     ],
 )
 def test_motion_files_that_are_not_there(client, motion, expected):
-    guided = api_workflow("given_motion_to_video")
+    guided = api_workflow("motion_to_video")
     node(guided, "SViMoLoadMotion")["inputs"]["motion"] = motion
     with pytest.raises(WorkflowRefused) as refused:
         client.queue(guided)
@@ -241,7 +241,7 @@ def test_hostile_and_damaged_motion_files(client, server, tmp_path):
     whole = (ROOT / "assets" / "motions" / "stir_cup.npz").read_bytes()
     (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
     for name, expected in (("hostile.npz", "cannot be read as plain arrays"), ("cut.npz", "truncated")):
-        guided = api_workflow("given_motion_to_video")
+        guided = api_workflow("motion_to_video")
         node(guided, "SViMoLoadMotion")["inputs"]["motion"] = name
         where, message = error_of(client, guided)
         assert where == "SViMoLoadMotion"
@@ -251,7 +251,7 @@ def test_hostile_and_damaged_motion_files(client, server, tmp_path):
 
 
 def test_motion_of_another_length(client):
-    guided = api_workflow("given_motion_to_video")
+    guided = api_workflow("motion_to_video")
     node(guided, "SViMoImageEncode")["inputs"]["frames"] = 17
     where, message = error_of(client, guided)
     assert where == "SViMoMotionEncode"
@@ -260,7 +260,7 @@ def test_motion_of_another_length(client):
 
 
 def test_motion_that_the_camera_does_not_see(client):
-    guided = api_workflow("given_motion_to_video")
+    guided = api_workflow("motion_to_video")
     encode = node(guided, "SViMoMotionEncode")["inputs"]
     guided["far"] = {
         "class_type": "SViMoCleanMotion",

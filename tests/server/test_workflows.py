@@ -85,6 +85,11 @@ def test_every_workflow_is_there_in_both_formats():
     assert thumbnails == set(ALL_WORKFLOWS)
 
 
+def test_the_main_workflow_is_the_first_by_name():
+    """The page lists templates as the file system does, or by name."""
+    assert sorted(ALL_WORKFLOWS)[0] == next(iter(ALL_WORKFLOWS)) == "image_to_video_and_motion"
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflow_makes_video_and_motion(client, name, tmp_path):
     skip_if_too_old(client, name)
@@ -147,7 +152,7 @@ def test_the_loop_changes_the_video(client):
     for name in (
         "image_to_video_and_motion",
         "image_to_video_and_motion_without_feedback",
-        "given_motion_to_video",
+        "motion_to_video",
     ):
         workflow, _ = workflow_with(name, seed=7, steps=3)
         made.append(videos(client, workflow, client.run(workflow))["svimo/motion_video"].astype(int))
@@ -204,7 +209,7 @@ def test_same_seed_gives_the_same_bytes_after_everything_was_unloaded(client, tm
 def test_given_motion_can_be_one_that_was_just_saved(client):
     workflow, _ = workflow_with()
     (file,) = client.run(workflow).files(the_id(workflow, "SViMoSaveMotion"))
-    guided, _ = workflow_with("given_motion_to_video")
+    guided, _ = workflow_with("motion_to_video")
     loader = guided[the_id(guided, "SViMoLoadMotion")]
     loader["inputs"]["motion"] = f"{file['subfolder']}/{file['filename']} [output]"
     assert client.run(guided).status == "success"
