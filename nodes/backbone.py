@@ -365,6 +365,12 @@ def guard_run(
         check_areas(executor.class_obj.conds)
         if denoise_mask is not None:
             check_masks()
+    options = executor.class_obj.model_options["transformer_options"]
+    if type(options.get("easycache")).__name__ == "LazyCacheHolder":
+        logging.warning(
+            "LazyCache adds differences of latents that this noise schedule scales from step to step: expect a broken "
+            "picture, and take EasyCache or fewer steps instead"
+        )
     made = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
     if not torch.isfinite(made).all():
         model = executor.class_obj.model_patcher.model
@@ -488,5 +494,5 @@ def check_cache(transformer_options: dict[str, Any]) -> None:
 
         if not hasattr(nodes_easycache, "_extract_tensor"):
             raise ValueError(
-                "EasyCache of this ComfyUI knows models of one stream only: update ComfyUI, or use LazyCache"
+                "EasyCache of this ComfyUI knows models of one stream only: update ComfyUI, or take fewer steps"
             )

@@ -92,7 +92,8 @@ class SViMoDecodeMotion(io.ComfyNode):
         latents, size = streams_of(latent), interaction.vae_config.clip_size(latent["samples"])
         if latents.drawing is None:
             raise ValueError(
-                "this latent is video only: 3D motion is read off video and drawing together. Use a SViMo model with motion"
+                "this latent is video only: 3D motion is read off video and drawing together. Take the joint latent "
+                "of a SViMo model with motion, or put split latents together with SViMo Join Latents"
             )
         if len(latents.video) != 1:
             raise ValueError(

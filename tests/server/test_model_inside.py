@@ -370,7 +370,7 @@ def test_easycache_of_one_stream_is_refused(checkpoint_file: Path):
 from comfy_extras.nodes_easycache import EasyCacheNode
 
 cached = EasyCacheNode.execute(model, 0.8, 0.1, 0.95, False).result[0]
-refused(lambda: sampled(cached, *graph), "one stream only", "LazyCache")
+refused(lambda: sampled(cached, *graph), "one stream only", "fewer steps")
 """,
         str(checkpoint_file),
     )
