@@ -368,8 +368,8 @@ def guard_run(
     options = executor.class_obj.model_options["transformer_options"]
     if type(options.get("easycache")).__name__ == "LazyCacheHolder":
         logging.warning(
-            "LazyCache adds differences of latents that this noise schedule scales from step to step: expect a broken "
-            "picture, and take EasyCache or fewer steps instead"
+            "LazyCache adds differences made at another noise level, which stay behind as noise: expect a broken picture, "
+            "and take EasyCache or fewer steps instead"
         )
     made = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
     if not torch.isfinite(made).all():
