@@ -216,7 +216,7 @@ class SViMoVAE:
         return self.config.vae.spatial_compression
 
     spacial_compression_encode = spacial_compression_decode
-    downscale_ratio = property(spacial_compression_decode)  # the same to core's inpainting nodes before 0.21
+    downscale_ratio = property(spacial_compression_decode)  # the same to core's older inpainting nodes
 
     def temporal_compression_decode(self) -> int:
         """Frames per latent frame."""
@@ -271,7 +271,7 @@ class SViMoVAE:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of a device's memory, of which it tells in two ways (core has this question since 0.21)."""
+    """Whether torch ran out of a device's memory, of which it tells in two ways (newer cores have this question)."""
     ask = getattr(comfy.model_management, "is_oom", None)
     if ask is not None:
         return ask(error)

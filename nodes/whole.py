@@ -25,7 +25,7 @@ def whole_patcher(
     network: nn.Module, load_device: torch.device, offload_device: torch.device
 ) -> ModelPatcher:
     """The patcher of such a network, of the kind that core uses for its own: main.py exchanges it at the start."""
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)  # absent before 0.21
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)  # absent in 0.8
     return kind(WholeNetwork(network), load_device=load_device, offload_device=offload_device)
 
 
