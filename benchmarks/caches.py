@@ -197,7 +197,7 @@ class Bench:
         streams, reader = self.decode.streams_of(latent), self.interaction.reader()
         image = positive[0][1][IMAGE_LATENT][:, :, 0]
         reading = reader.align(image * scale, reader.read(*(x * scale for x in streams)))
-        size = self.config.vae.clip_size(streams.video)
+        size = self.config.vae.clip_size(streams.video.shape)
         return reader.to_motions(reading, size.width, size.height, self.interaction.fps)[0]
 
     def _errors(self, motion: Any, truth: Any) -> dict[str, float]:

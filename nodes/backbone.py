@@ -295,9 +295,8 @@ def make_patcher(
         base = ModelPatcher
     if not comfy.model_management.is_device_cpu(offload):
         model.to(offload)
-    if hasattr(
-        comfy.model_management, "archive_model_dtypes"
-    ):  # since 0.8: the types that weights keep on a card
+    # Newer cores cast weights to the types noted here when they bring them to a card.
+    if hasattr(comfy.model_management, "archive_model_dtypes"):
         comfy.model_management.archive_model_dtypes(model)
     return _with_mixin(mixin, base)(model, load_device=device, offload_device=offload)
 
@@ -371,8 +370,11 @@ def guard_run(
             "LazyCache adds differences made at another noise level, which stay behind as noise: expect a broken picture, "
             "and take EasyCache or fewer steps instead"
         )
-    made = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
-    if not torch.isfinite(made).all():
+    try:
+        made = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+    except FloatingPointError:  # the loop meets them first
+        made = None
+    if made is None or not torch.isfinite(made).all():
         model = executor.class_obj.model_patcher.model
         raise ValueError(
             f"the sampled latents are not finite (NaN or infinity); the model computes in {model.compute_dtype} with "
@@ -404,7 +406,7 @@ def check_latents(shapes: list[torch.Size], config: SViMoConfig) -> None:
     if len({tuple(shape) for shape in shapes}) > 1:
         sizes = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
         raise ValueError(f"the latents of video and drawing differ in size: {sizes}")
-    config.check_clip(*config.vae.clip_size(torch.empty(shapes[0], device="meta")))
+    config.check_clip(*config.vae.clip_size(shapes[0]))
 
 
 def check_masks() -> None:

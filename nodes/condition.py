@@ -255,7 +255,7 @@ class SViMoMotionEncode(io.ComfyNode):
         end_percent: float,
     ) -> io.NodeOutput:
         vae = svimo_vae(vae)
-        frames, height, width = vae.config.vae.clip_size(streams_of(latent).video)
+        frames, height, width = vae.config.vae.clip_size(streams_of(latent).video.shape)
         if len(motion) != frames:
             raise ValueError(
                 f"the motion has {len(motion)} frames, the clip {frames}: give both the same length"

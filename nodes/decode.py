@@ -89,7 +89,7 @@ class SViMoDecodeMotion(io.ComfyNode):
 
     @classmethod
     def execute(cls, interaction: InteractionHandle, latent: dict, refine: bool) -> io.NodeOutput:
-        latents, size = streams_of(latent), interaction.vae_config.clip_size(latent["samples"])
+        latents, size = streams_of(latent), interaction.vae_config.clip_size(latent["samples"].shape)
         if latents.drawing is None:
             raise ValueError(
                 "this latent is video only: 3D motion is read off video and drawing together. Take the joint latent "

@@ -33,9 +33,8 @@ class JointLatent(NestedTensor):
         return self.apply_operation(None, lambda x, _: x.clone())
 
     def __getitem__(self, key: Any) -> JointLatent:
-        if not isinstance(
-            key, slice
-        ):  # some clips of a batch; all else would cut along other axes than a picture's
+        # A slice takes some clips of a batch; all else would cut along other axes than a picture's.
+        if not isinstance(key, slice):
             raise TypeError(self._advice("cutting"))
         return self.apply_operation(None, lambda x, _: x[key])
 

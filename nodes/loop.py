@@ -161,7 +161,7 @@ class LoopRun:
 
     def __post_init__(self):
         config = backbone_of(self.patcher).config
-        self.size = config.vae.clip_size(torch.empty(self.shapes[0], device="meta"))
+        self.size = config.vae.clip_size(self.shapes[0])
         self.clock = SigmaClock(self.sigmas, NoiseSchedule(config.schedule))
 
     def predict(self, executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:

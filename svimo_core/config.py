@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +153,9 @@ class VAEConfig:
             width // self.spatial_compression,
         )
 
-    def clip_size(self, latent: torch.Tensor) -> ClipSize:
-        """Of the clip that a latent (B C T h w) holds."""
-        t, h, w = latent.shape[-3:]
+    def clip_size(self, shape: Sequence[int]) -> ClipSize:
+        """Of the clip that a latent of this shape (B C T h w) holds."""
+        t, h, w = shape[-3:]
         cell = self.spatial_compression
         return ClipSize((t - 1) * self.temporal_compression + 1, h * cell, w * cell)
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.vae import VideoVAE
 from ..motion import HAND_NAMES, JOINTS_PER_HAND, Camera, HandObjectMotion
 from ..normalization import NUM_JOINTS, MotionNormalizer
 from ..render import render_motion
@@ -41,7 +40,7 @@ class MotionPainter:
         """Frames of normalised motion (B N 42 3, B N P 3), B N H W 3 uint8 on the CPU.
 
         Raises:
-            ValueError: values that are not finite.
+            FloatingPointError: values that are not finite.
         """
         metres = torch.cat(self.normalizer.denormalize(hands, points), dim=2)
         metres = metres.detach().cpu()  # the loop's only wait for a GPU
@@ -61,7 +60,15 @@ def draw_joints(metres: Tensor, objects: int, camera: list[float], width: int, h
 
     An operator of PyTorch's, though OpenCV draws: whoever runs the sampler for its shapes alone, on tensors without
     values, needs only the shape of the frames.
+
+    Raises:
+        FloatingPointError: values that are not finite.
     """
+    if not torch.isfinite(metres).all():
+        raise FloatingPointError(
+            "the 3D motion that was read off the latents is not finite (NaN or infinity): what computes it overflows, "
+            "or its weights or inputs are broken"
+        )
     lens = Camera(**dict(zip(("fx", "fy", "cx", "cy"), camera, strict=True)), width=width, height=height)
     motions = []
     for clip in metres.float():
@@ -85,8 +92,3 @@ def _(metres: Tensor, objects: int, camera: list[float], width: int, height: int
 def draw_motions(motions: list[HandObjectMotion], width: int, height: int) -> Tensor:
     """Rendered motion videos of motions of equal length, B N H W 3 uint8."""
     return torch.from_numpy(np.stack([render_motion(motion, width, height) for motion in motions]))
-
-
-def encode_motions(vae: VideoVAE, motions: list[HandObjectMotion], width: int, height: int) -> Tensor:
-    """Drawing latents (B C T h w float32, scaled) of motions of equal length."""
-    return vae.encode(draw_motions(motions, width, height)).float()

@@ -287,10 +287,10 @@ def test_what_is_not_finite_cannot_be_drawn(painter, config):
     hands = torch.zeros(1, config.frames, 42, 3)
     points = torch.zeros(1, config.frames, config.interaction.num_points, 3)
     points[0, 3, -1] = torch.nan
-    with pytest.raises(ValueError, match=r"'?object 2'? .*not finite.*frame 3"):
+    with pytest.raises(FloatingPointError, match="not finite"):
         painter.draw(hands, points)
     hands[0, 2] = torch.inf
-    with pytest.raises(ValueError, match=r"hands .*not finite.*frame 2"):
+    with pytest.raises(FloatingPointError, match="not finite"):
         painter.draw(hands, points)
 
 
