@@ -266,7 +266,7 @@ import numpy as np
 from pack.nodes.condition import SViMoImageEncode, SViMoMotionEncode
 from pack.nodes.decode import SViMoDecodeVideo
 from pack.nodes.sample import SViMoFeedback
-from pack.nodes.types import GUIDANCE, IMAGE_LATENT
+from pack.nodes.backbone import GUIDANCE, IMAGE_LATENT
 from pack.nodes.vae import SViMoVAE, svimo_vae
 from pack.svimo_core.config import COGVIDEOX_5B_I2V
 from pack.svimo_core.model.vae import build_vae
@@ -315,7 +315,7 @@ with torch.inference_mode():
     drawn, decoded = [], []
     for vae in (core, ours):
         [[_, extras]], _ = SViMoMotionEncode.execute(text, text, vae, motion, found[2], 1.0, 0.0, 1.0).result
-        drawn.append(extras[GUIDANCE].latent)
+        drawn.append(extras[GUIDANCE])
         decoded.append(SViMoDecodeVideo.execute(vae, {"samples": latents / 0.7}, False).result[0])
     torch.testing.assert_close(*drawn, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(*decoded, rtol=1e-4, atol=1e-4)
