@@ -196,7 +196,7 @@ class Bench:
         scale = self.interaction.vae_config.scaling_factor
         streams, reader = self.decode.streams_of(latent), self.interaction.reader()
         image = positive[0][1][IMAGE_LATENT][:, :, 0]
-        reading = reader.align(image * scale, reader.read(*(x * scale for x in streams)))
+        reading = reader.align(reader.look(image * scale), reader.read(*(x * scale for x in streams)))
         size = self.config.vae.clip_size(streams.video.shape)
         return reader.to_motions(reading, size.width, size.height, self.interaction.fps)[0]
 

@@ -135,7 +135,7 @@ def read_finished(latents: JointLatents, interaction: InteractionHandle) -> Read
     device, scale = interaction.patcher.load_device, interaction.vae_config.scaling_factor
     video, drawing = (x.to(device) * scale for x in latents)
     reader = interaction.reader()
-    return Reading(*(x.cpu() for x in reader.align(video[:, :, 0], reader.read(video, drawing))))
+    return Reading(*(x.cpu() for x in reader.align(reader.look(video[:, :, 0]), reader.read(video, drawing))))
 
 
 class SViMoSplitLatent(io.ComfyNode):

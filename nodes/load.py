@@ -24,12 +24,13 @@ from ..svimo_core.checkpoint import (
     with_diffusers_positions,
 )
 from ..svimo_core.cogvideox import lora_key_map
+from ..svimo_core.model.drawing import DrawingEncoder
 from ..svimo_core.model.interaction import InteractionModel
 from ..svimo_core.weights import weight_files
 from .backbone import attention, backbone_of, dtypes_of, load_backbone, make_patcher, operations_for
 from .clip import SViMoCLIP
 from .compat import aliases
-from .loop import InteractionHandle
+from .loop import DrawingHandle, InteractionHandle
 from .types import CATEGORY, Interaction, check_choice, throw_if_interrupted
 from .vae import SViMoVAE
 
@@ -97,7 +98,23 @@ def load_interaction(header: CheckpointHeader, disable_dynamic: bool = False) ->
         normalizer=header.normalizer,
         compute_dtype=compute,
         fps=header.config.fps,
+        drawing=load_drawing_encoder(header) if "drawing_encoder" in header.parts else None,
     )
+
+
+def load_drawing_encoder(header: CheckpointHeader, disable_dynamic: bool = False) -> DrawingHandle:
+    """What encodes the loop's drawings in place of the VAE."""
+    device = comfy.model_management.get_torch_device()
+    stored, compute = dtypes_of(header, "drawing_encoder", None, device)
+    operations = operations_for(stored, compute, device)
+    network = load_part(
+        header,
+        "drawing_encoder",
+        build=lambda config: DrawingEncoder(config.drawing, config.vae, operations),
+    )
+    patcher = make_patcher(network, disable_dynamic)
+    patcher.cached_patcher_init = (_patcher_of(load_drawing_encoder), (header,))
+    return DrawingHandle(patcher=patcher, compute_dtype=compute)
 
 
 def load_vae(header: CheckpointHeader, disable_dynamic: bool = False) -> SViMoVAE:
@@ -228,7 +245,7 @@ class SViMoInteractionLoader(io.ComfyNode):
             node_id="SViMoInteractionLoader",
             display_name="Load SViMo Interaction Model",
             category=f"{CATEGORY}/loaders",
-            description="Load only the 3D interaction model (VID) with its motion statistics.",
+            description="Load only the 3D interaction model (VID) with its motion statistics, and the drawing encoder if the file has one.",
             **aliases("vid", "vision-aware", "3d interaction diffusion", "hand pose", "point cloud"),
             inputs=[
                 io.Combo.Input(

@@ -20,11 +20,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..svimo_core.config import InteractionConfig, VAEConfig
+from ..svimo_core.config import ClipSize, InteractionConfig, VAEConfig
 from ..svimo_core.normalization import MotionNormalizer
 from ..svimo_core.sampling.guidance import FeedbackLoop, FeedbackOptions
 from ..svimo_core.sampling.latents import JointLatents
-from ..svimo_core.sampling.painter import MotionPainter
+from ..svimo_core.sampling.painter import MotionPainter, QuickPainter
 from ..svimo_core.sampling.reader import MotionReader, Reading
 from ..svimo_core.sampling.sampler import SamplerReport, guidance_scales
 from ..svimo_core.schedule import NoiseSchedule, Step
@@ -41,8 +41,22 @@ LISTENER = "svimo_listener"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class DrawingHandle:
+    """The drawing encoder in a patcher."""
+
+    patcher: ModelPatcher
+    compute_dtype: torch.dtype
+
+    def painter(self, normalizer: MotionNormalizer, width: int, height: int) -> QuickPainter:
+        """From 3D motion to the drawing's latent, once the patcher is loaded."""
+        return QuickPainter(
+            self.patcher.model, normalizer, width, height, self.compute_dtype, throw_if_interrupted
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class InteractionHandle:
-    """A SVIMO_INTERACTION: VID in a patcher."""
+    """A SVIMO_INTERACTION: VID in a patcher, and what else of a checkpoint only the loop needs."""
 
     patcher: ModelPatcher
     config: InteractionConfig
@@ -53,6 +67,8 @@ class InteractionHandle:
     normalizer: MotionNormalizer
     compute_dtype: torch.dtype
     fps: float
+    drawing: DrawingHandle | None
+    """What encodes drawings for the loop in place of the VAE."""
 
     def reader(self) -> MotionReader:
         """From latents to 3D motion, once the patcher is loaded."""
@@ -90,6 +106,11 @@ class FeedbackPatch:
     vae: SViMoVAE
     options: FeedbackOptions
 
+    @property
+    def drawing(self) -> DrawingHandle | None:
+        """What encodes drawings; None: the VAE."""
+        return None if self.options.exact else self.interaction.drawing
+
     def apply(self, model: ModelPatcher) -> ModelPatcher:
         """A MODEL with this loop, in place of any it had. Core loads VID and VAE with it.
 
@@ -115,8 +136,16 @@ class FeedbackPatch:
             )
         wrappers = {WrappersMP.OUTER_SAMPLE: self._around_run, WrappersMP.PREDICT_NOISE: _predict_with_loop}
         patched = wrapped(model, LOOP, wrappers)
-        patched.set_additional_models(LOOP, [self.interaction.patcher, self.vae.patcher])
+        encoder = self.vae if self.drawing is None else self.drawing
+        patched.set_additional_models(LOOP, [self.interaction.patcher, encoder.patcher])
         return patched
+
+    def _memory(self, size: ClipSize) -> int:
+        """Bytes that drawing and encoding one clip need, beside the weights."""
+        if self.drawing is None:
+            return self.vae.memory_for_encode(*size)
+        painter = self.drawing.painter(self.interaction.normalizer, size.width, size.height)
+        return painter.memory(size.frames)
 
     def _around_run(
         self,
@@ -136,7 +165,7 @@ class FeedbackPatch:
                 "connected, or use SViMo Sampler"
             )
         run = LoopRun(self, guider.model_patcher, [tuple(shape) for shape in shapes], sigmas)
-        needed = self.vae.memory_for_encode(*run.size) * shapes[0][0]
+        needed = self._memory(run.size) * shapes[0][0]
         for conds in guider.conds.values():
             for cond in conds:
                 cond[LOOP_MEMORY] = needed
@@ -200,8 +229,11 @@ class LoopRun:
     def _start(self, positive: list[dict]) -> FeedbackLoop:
         patch, device = self.patch, self.patcher.load_device
         image = positive[0]["model_conds"]["image"].cond[:, :, 0].to(device)
-        encode = partial(patch.vae.encode_scaled, loaded=True)
-        paint = MotionPainter(encode, patch.interaction.normalizer, self.size.width, self.size.height)
+        of_clip = patch.interaction.normalizer, self.size.width, self.size.height
+        if patch.drawing is None:
+            paint = MotionPainter(partial(patch.vae.encode_scaled, loaded=True), *of_clip)
+        else:
+            paint = patch.drawing.painter(*of_clip)
         return FeedbackLoop(patch.interaction.reader(), paint, image, patch.options)
 
     def _unpacked(self, packed: Tensor) -> JointLatents:

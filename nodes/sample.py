@@ -81,6 +81,12 @@ def loop_inputs() -> list[io.Input]:
             step=0.05,
             tooltip="How strongly the drawn motion guides. 0 equals off.",
         ),
+        io.Boolean.Input(
+            "exact_drawing",
+            default=False,
+            optional=True,
+            tooltip="On: encode the drawn motion with the VAE, as without a drawing encoder. Many times slower; for comparison.",
+        ),
     ]
 
 
@@ -98,7 +104,10 @@ class SViMoFeedbackLoop(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="SViMo's video and motion transformer."),
                 Interaction.Input("interaction", tooltip="3D interaction model (VID)."),
-                io.Vae.Input("vae", tooltip="SViMo's video VAE: it encodes the drawn motion."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="SViMo's video VAE: it encodes the drawn motion, unless the checkpoint has a drawing encoder.",
+                ),
                 *loop_inputs(),
             ],
             outputs=[
@@ -126,7 +135,10 @@ class SViMoFeedback(io.ComfyNode):
             is_deprecated=True,
             inputs=[
                 Interaction.Input("interaction", tooltip="3D interaction model (VID)."),
-                io.Vae.Input("vae", tooltip="SViMo's video VAE: it encodes the drawn motion."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="SViMo's video VAE: it encodes the drawn motion, unless the checkpoint has a drawing encoder.",
+                ),
                 *loop_inputs(),
             ],
             outputs=[Feedback.Output(display_name="feedback", tooltip="For SViMo Sampler.")],
@@ -138,10 +150,15 @@ class SViMoFeedback(io.ComfyNode):
 
 
 def feedback_patch(
-    interaction: InteractionHandle, vae: Any, start_percent: float, end_percent: float, **options: Any
+    interaction: InteractionHandle,
+    vae: Any,
+    start_percent: float,
+    end_percent: float,
+    exact_drawing: bool = False,
+    **options: Any,
 ) -> FeedbackPatch:
     """The loop of these inputs."""
-    options = FeedbackOptions(start=start_percent, end=end_percent, **options)
+    options = FeedbackOptions(start=start_percent, end=end_percent, exact=exact_drawing, **options)
     return FeedbackPatch(interaction=interaction, vae=svimo_vae(vae), options=options)
 
 

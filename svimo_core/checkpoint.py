@@ -1,10 +1,10 @@
 """Model files: SViMo checkpoints and CogVideoX's, each read strictly through one header.
 
-A SViMo checkpoint is one safetensors file that says what it is. It holds any of the four parts (`backbone`,
-`interaction`, `vae`, `text_encoder`), its tensors prefixed by the part's name, and in its metadata the configuration
-to build them, the motion statistics, and where it came from. CogVideoX files (:mod:`svimo_core.cogvideox`) answer as a
-checkpoint with a video-only backbone, a VAE, or both. Nothing else is loaded: a pickle is never opened, a foreign or
-damaged file is refused with a reason.
+A SViMo checkpoint is one safetensors file that says what it is. It holds any of the five parts (`backbone`,
+`interaction`, `vae`, `text_encoder`, `drawing_encoder`), its tensors prefixed by the part's name, and in its metadata
+the configuration to build them, the motion statistics, and where it came from. CogVideoX files
+(:mod:`svimo_core.cogvideox`) answer as a checkpoint with a video-only backbone, a VAE, or both. Nothing else is loaded:
+a pickle is never opened, a foreign or damaged file is refused with a reason.
 
     python -m svimo_core.checkpoint inspect FILE
     python -m svimo_core.checkpoint convert SOURCE TARGET
@@ -33,6 +33,7 @@ from .cogvideox import TABLE_GRID_5B, is_pipeline, open_cogvideox
 from .config import COGVIDEOX_5B_I2V, SViMoConfig
 from .files import whole_file
 from .model.alignment import start_without_corrections
+from .model.drawing import DrawingEncoder
 from .model.interaction import InteractionModel
 from .model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion
 from .model.text import build_text_encoder
@@ -42,7 +43,7 @@ from .weights import StoredTensor, check_match, fill, open_weights, read_tensors
 
 FORMAT = "svimo"
 FORMAT_VERSION = 1
-PARTS = ("backbone", "interaction", "vae", "text_encoder")
+PARTS = ("backbone", "interaction", "vae", "text_encoder", "drawing_encoder")
 SAVED_HEADER = "svimo_header"
 """Where the metadata lies in files that nodes of ComfyUI's write: bytes of JSON beside the weights."""
 SHARED_WEIGHTS = {"encoder.embed_tokens.weight": "shared.weight"}
@@ -290,6 +291,10 @@ def _build(config: SViMoConfig, part: str) -> nn.Module:
         return InteractionModel(config.interaction)
     if part == "vae":
         return build_vae(config.vae)
+    if part == "drawing_encoder":
+        if config.drawing is None:
+            raise ValueError(f"the configuration of this {config.name} model has no drawing encoder")
+        return DrawingEncoder(config.drawing, config.vae)
     if config.text is None:
         raise ValueError(
             f"a {config.name} model has no text encoder of its own: load T5-XXL with ComfyUI's CLIP loader"

@@ -177,6 +177,22 @@ class VAEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrawingConfig:
+    """The drawing encoder: what one VAE makes of rendered motion, at a fraction of the work."""
+
+    channels: int
+    blocks: int
+    pixel: int = 2
+    """It sees the drawing at so many times less height and width."""
+
+    def __post_init__(self):
+        if min(self.channels, self.blocks, self.pixel) < 1 or self.channels % 8:
+            raise ValueError(
+                f"a drawing encoder needs channels (a multiple of 8), blocks and pixel from 1, got {self}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """Arguments of transformers' T5EncoderModel that differ between sizes."""
 
@@ -225,8 +241,15 @@ class SViMoConfig:
     text: TextConfig | None
     """None: the text encoder is not part of the model (T5-XXL comes from its own file)."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    drawing: DrawingConfig | None = None
+    """None: there is no drawing encoder, and the VAE encodes drawings."""
 
     def __post_init__(self):
+        if self.drawing is not None and self.vae.spatial_compression % self.drawing.pixel:
+            raise ValueError(
+                f"drawing.pixel must divide the VAE's {self.vae.spatial_compression} pixels of a latent cell, got "
+                f"{self.drawing.pixel}"
+            )
         self.check_clip(self.frames, self.height, self.width)
 
     @property
@@ -285,6 +308,7 @@ class SViMoConfig:
             "vae": VAEConfig,
             "text": TextConfig,
             "schedule": ScheduleConfig,
+            "drawing": DrawingConfig,
         }
         try:
             built = {
@@ -313,6 +337,7 @@ TINY = SViMoConfig(
     text=TextConfig(
         vocab_size=640, dim=128, ff_dim=256, num_layers=2, num_heads=4, head_dim=32, text_length=16
     ),
+    drawing=DrawingConfig(channels=64, blocks=3),
 )
 """Runs on two CPU cores in seconds; the size of the checkpoint that ships with the pack."""
 
@@ -333,6 +358,7 @@ COGVIDEOX_5B_I2V = SViMoConfig(
     ),
     vae=VAEConfig(block_out_channels=(128, 256, 256, 512), layers_per_block=3, norm_groups=32),
     text=None,
+    drawing=DrawingConfig(channels=256, blocks=6),
 )
 """The paper's size (6.0 B parameters): CogVideoX-5b-I2V with a motion stream, 49 frames of 416 x 624."""
 

@@ -53,6 +53,11 @@ VIEW_STYLE = Style(
 )
 
 
+def supersampling(width: int) -> int:
+    """How many times larger an image this wide is drawn, then reduced, so that thin lines stay legible."""
+    return min(MOST_SUPERSAMPLING, max(1, math.ceil(REFERENCE_WIDTH / width)))
+
+
 def check_in_view(motion: HandObjectMotion) -> None:
     """Refuse a motion of which a drawing through its own camera would show nothing.
 
@@ -118,7 +123,7 @@ def _draw_frame(
     motion: HandObjectMotion, frame: int, camera: Camera, style: Style, ground: np.ndarray | None = None
 ) -> np.ndarray:
     """Paint one frame far to near, supersampled so that thin lines stay legible at small sizes."""
-    factor = min(MOST_SUPERSAMPLING, max(1, math.ceil(REFERENCE_WIDTH / camera.width)))
+    factor = supersampling(camera.width)
     big = camera.resized(camera.width * factor, camera.height * factor)
     unit = big.width / REFERENCE_WIDTH
     canvas = np.full((big.height, big.width, 3), style.background, np.uint8)

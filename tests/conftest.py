@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from svimo_core.checkpoint import PARTS, init_part, save_checkpoint
-from svimo_core.config import TINY, BackboneConfig, InteractionConfig, SViMoConfig, TextConfig, VAEConfig
+from svimo_core.config import (
+    TINY,
+    BackboneConfig,
+    DrawingConfig,
+    InteractionConfig,
+    SViMoConfig,
+    TextConfig,
+    VAEConfig,
+)
 from svimo_core.motion import Camera, HandObjectMotion
 from svimo_core.normalization import MotionNormalizer
 from svimo_core.sampling.pipeline import SViMo
@@ -41,6 +49,7 @@ def config() -> SViMoConfig:
         text=TextConfig(
             vocab_size=640, dim=16, ff_dim=16, num_layers=1, num_heads=2, head_dim=8, text_length=8
         ),
+        drawing=DrawingConfig(channels=8, blocks=2),
     )
 
 
@@ -81,7 +90,7 @@ def parts(config) -> dict[str, torch.nn.Module]:
 @pytest.fixture(scope="session")
 def checkpoint_file(tmp_path_factory, config, parts, normalizer):
     path = tmp_path_factory.mktemp("checkpoint") / "test.safetensors"
-    return save_checkpoint(path, config, parts, normalizer, torch.zeros(17, 3), {"source": "seeds 0 to 3"})
+    return save_checkpoint(path, config, parts, normalizer, torch.zeros(17, 3), {"source": "seeds 0 to 4"})
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ latents may be noisy (interaction guidance in training) or clean (gradient const
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -150,6 +152,20 @@ class LatentReader(nn.Module):
         return frames[:, :, TEMPORAL_COMPRESSION - 1 :]
 
 
+Modulation = tuple[Tensor, Tensor]
+"""Scale and shift, B C 1 each."""
+
+
+class Heard(NamedTuple):
+    """What VID makes of noisy motion and its timestep."""
+
+    motion: Tensor
+    """B C N."""
+    encoder: list[Modulation]
+    middle: Modulation
+    decoder: list[Modulation]
+
+
 class TemporalBlock(nn.Module):
     """Convolution over frames, then attention over frames and to one level of the pyramid, then feed-forward."""
 
@@ -181,14 +197,20 @@ class TemporalBlock(nn.Module):
         self.ff_norm = operations.LayerNorm(channels)
         self.ff = FeedForward(channels, operations, expansion=2)
 
-    def forward(self, x: Tensor, time: Tensor, features: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
-        """Update x (B C N) with timestep features (B time_dim) and one level of the pyramid (B c T h w).
+    def modulation(self, time: Tensor) -> Modulation:
+        """What activated timestep features (B time_dim) scale and shift by, B C 1 each."""
+        return tuple(self.time(time)[..., None].chunk(2, dim=1))
+
+    def forward(
+        self, x: Tensor, modulation: Modulation, features: Tensor, positions: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Update x (B C N) with its modulation and one level of the pyramid (B c T h w).
 
         Args:
             positions: of the frames (N C) and of the level's cells (T*h*w c), see :func:`positions_of`.
         """
         h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.time(F.silu(time))[..., None].chunk(2, dim=1)
+        scale, shift = modulation
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
         x = rearrange(self.shortcut(x) + h, "b c n -> b n c")
 
@@ -276,31 +298,48 @@ class InteractionModel(nn.Module):
         Returns:
             Normalised clean hands and points, shaped as given.
         """
-        num_frames = hands.shape[1]
-        time = self.time_embedding(
-            timestep_embedding(timestep, self.config.denoiser_channels[0]).to(hands.dtype)
+        return self.read(self.hear(hands, points, timestep), video, drawing)
+
+    def hear(self, hands: Tensor, points: Tensor, timestep: Tensor) -> Heard:
+        """All of :meth:`forward` that does not look at latents. A sampler asks once: what it lets VID hear is the same
+        at every step."""
+        time = F.silu(
+            self.time_embedding(
+                timestep_embedding(timestep, self.config.denoiser_channels[0]).to(hands.dtype)
+            )
         )
+        x = self.stem(rearrange(torch.cat([hands, points], dim=2), "b n p xyz -> b (p xyz) n"))
+        return Heard(
+            motion=x * self.trust(time)[..., None],  # the noisier the motion, the less it counts
+            encoder=[block.modulation(time) for block in self.encoder],
+            middle=self.middle.modulation(time),
+            decoder=[block.modulation(time) for block in self.decoder],
+        )
+
+    def read(self, heard: Heard, video: Tensor, drawing: Tensor) -> tuple[Tensor, Tensor]:
+        """The rest of :meth:`forward`; what was heard may be one for all latents."""
+        num_frames = heard.motion.shape[-1]
         where = self.coordinates(*video.shape[-2:], video.device)
         read = self.reader(video, drawing, where)[:, :, :num_frames]
         pyramid = self.pyramid(video, drawing, where)
         positions = self.positions(num_frames, tuple(tuple(p.shape[2:]) for p in pyramid), video.device)
 
-        x = self.stem(rearrange(torch.cat([hands, points], dim=2), "b n p xyz -> b (p xyz) n"))
-        x = x * self.trust(F.silu(time))[..., None] + read  # the noisier the motion, the less it counts
+        x = heard.motion + read
         skips = []
         for i, block in enumerate(self.encoder):
             if i:
                 x = self.down[i - 1](x)
-            x = block(x, time, pyramid[i], positions[i])
+            x = block(x, heard.encoder[i], pyramid[i], positions[i])
             skips.append(x)
-        x = self.middle(x, time, pyramid[-1], positions[-1])
+        x = self.middle(x, heard.middle, pyramid[-1], positions[-1])
         for i in reversed(range(len(self.decoder))):
             x = self.up[i](F.interpolate(x, size=skips[i].shape[-1], mode="nearest"))
-            x = self.decoder[i](torch.cat([x, skips[i]], dim=1), time, pyramid[i], positions[i])
+            x = self.decoder[i](torch.cat([x, skips[i]], dim=1), heard.decoder[i], pyramid[i], positions[i])
         # what was read is a first estimate that the denoiser only has to correct
         out = self.proj_out(F.silu(self.norm_out(x)) + read)
         out = rearrange(out, "b (p xyz) n -> b n p xyz", xyz=3)
-        return out[:, :, : hands.shape[2]], out[:, :, hands.shape[2] :]
+        joints = self.config.num_joints
+        return out[:, :, :joints], out[:, :, joints:]
 
 
 def cell_positions(frames: int, height: int, width: int, channels: int, device: torch.device) -> Tensor:

@@ -43,6 +43,8 @@ class FeedbackOptions:
     """Denoising passes at a step that refreshes; further passes draw the motion just predicted and denoise again."""
     strength: float = 1.0
     """Factor on the guidance latent; 0 equals off."""
+    exact: bool = False
+    """Draw as people see it and encode with the VAE, even where the model has a drawing encoder."""
 
     def __post_init__(self):
         if not 0 <= self.start <= self.end <= 1:
@@ -131,7 +133,7 @@ class FeedbackLoop(Unguided):
 
     Args:
         image: latent of the reference image, 1 or B C h w, scaled.
-        paint: a :class:`~svimo_core.sampling.painter.MotionPainter`, or what does its work.
+        paint: one of the painters (`painter.py`).
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class FeedbackLoop(Unguided):
         self.options = options or FeedbackOptions()
         self._refreshes = 0
         self._clock = StageClock(image.device)
+        self._seen: tuple[Tensor | None] | None = None
         self._readings = MeanReading()
         self._held: Tensor | None = None
         self._refreshed_at = 0
@@ -160,7 +163,7 @@ class FeedbackLoop(Unguided):
         if again or self._due(step):
             with self._clock("interaction"):
                 read = self._readings.value or self.reader.read(*noisy)
-                aligned = self.reader.align(self.image, read)
+                aligned = self._align(read)
             with self._clock("guidance"):
                 self._held = self.options.strength * self.paint(aligned)
             self._refreshed_at = step.index
@@ -174,10 +177,16 @@ class FeedbackLoop(Unguided):
 
     def reading(self) -> Reading | None:
         read = self._readings.value
-        return None if read is None else self.reader.align(self.image, read)
+        return None if read is None else self._align(read)
 
     def report(self) -> tuple[int, dict[str, float]]:
         return self._refreshes, self._clock.seconds()
+
+    def _align(self, reading: Reading) -> Reading:
+        """The image is the same all the time, so it is looked at once."""
+        if self._seen is None:
+            self._seen = (self.reader.look(self.image),)
+        return self.reader.align(*self._seen, reading)
 
     def _due(self, step: Step) -> bool:
         """Whether this step makes the guidance anew: every k-th step while the loop is closed, counted from the

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..checkpoint import load_part, read_header
+from ..checkpoint import PARTS, load_part, read_header
 from ..config import ClipSize, SViMoConfig
+from ..model.drawing import DrawingEncoder
 from ..model.interaction import InteractionModel
 from ..model.mmdit import MMDiT
 from ..model.text import TextEncoder
@@ -26,7 +27,7 @@ from ..normalization import MotionNormalizer
 from ..schedule import NoiseSchedule
 from .guidance import FeedbackLoop, FeedbackOptions, Unguided
 from .latents import JointLatents, noise_like
-from .painter import MotionPainter
+from .painter import MotionPainter, QuickPainter
 from .reader import MotionReader, Reading
 from .sampler import Denoiser, SamplerReport, guidance_scales, sample
 
@@ -43,12 +44,14 @@ class SViMo:
     text_encoder: TextEncoder | None = None
     """None: prompts are given as features."""
     normalizer: MotionNormalizer | None = None
+    drawing_encoder: DrawingEncoder | None = None
+    """None: the VAE encodes drawings."""
 
     @classmethod
     def load(
         cls, path: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> SViMo:
-        """Load a checkpoint that holds all four parts.
+        """Load a checkpoint that holds all parts; it may lack the drawing encoder.
 
         Raises:
             FileNotFoundError, ValueError: see :func:`svimo_core.checkpoint.read_header` and `load_part`.
@@ -56,7 +59,8 @@ class SViMo:
         header = read_header(path)
         parts = {
             part: load_part(header, part, dtype).to(device)
-            for part in ("backbone", "interaction", "vae", "text_encoder")
+            for part in PARTS
+            if part in header.parts or part != "drawing_encoder"
         }
         return cls(
             config=header.config,
@@ -65,6 +69,7 @@ class SViMo:
             vae=VideoVAE(parts["vae"], header.config.vae, header.preview),
             text_encoder=TextEncoder(parts["text_encoder"], header.config.text),
             normalizer=header.normalizer,
+            drawing_encoder=parts.get("drawing_encoder"),
         )
 
     @property
@@ -82,9 +87,11 @@ class SViMo:
         last = self.config.schedule.num_train_timesteps - 1
         return MotionReader(self.interaction, self.normalizer, last, self.dtype)
 
-    def painter(self, size: ClipSize) -> MotionPainter:
-        """From 3D motion to the drawing's latent."""
-        return MotionPainter(self.vae.encode, self.normalizer, size.width, size.height)
+    def painter(self, size: ClipSize, exact: bool = False) -> MotionPainter | QuickPainter:
+        """From 3D motion to the drawing's latent; see `FeedbackOptions.exact`."""
+        if self.drawing_encoder is None or exact:
+            return MotionPainter(self.vae.encode, self.normalizer, size.width, size.height)
+        return QuickPainter(self.drawing_encoder, self.normalizer, size.width, size.height, self.dtype)
 
     def denoise(
         self,
@@ -118,7 +125,8 @@ class SViMo:
         streams = JointLatents(empty, empty if config.backbone.motion else None)
         guidance = Unguided()
         if self.interaction is not None:
-            guidance = FeedbackLoop(self.reader(), self.painter(size), image, options)
+            options = options or FeedbackOptions()
+            guidance = FeedbackLoop(self.reader(), self.painter(size, options.exact), image, options)
         latents, report = sample(
             denoiser,
             noise_like(streams, generator).to(device),

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..model.interaction import TEMPORAL_COMPRESSION, InteractionModel
+from ..model.interaction import TEMPORAL_COMPRESSION, Heard, InteractionModel
 from ..motion import HandObjectMotion
 from ..normalization import MotionNormalizer
-from ..once import OnceForEach
 
 
 class Reading(NamedTuple):
@@ -24,7 +23,7 @@ class Reading(NamedTuple):
 
 
 class MotionReader:
-    """VID with its statistics and its look at the reference image.
+    """VID with its statistics and its look at the reference image, for one run: what VID hears beside latents is kept.
 
     Args:
         last_timestep: of the training schedule, where there is nothing but noise.
@@ -45,7 +44,7 @@ class MotionReader:
         self.last_timestep = last_timestep
         self.dtype = dtype
         self.on_work = on_work
-        self._noise = OnceForEach(self._fixed_noise)
+        self._heard: dict[tuple[int, torch.device], Heard] = {}
 
     def read(self, video: Tensor, drawing: Tensor) -> Reading:
         """VID's motion of latents (B C T h w each), as it comes.
@@ -54,30 +53,39 @@ class MotionReader:
         sampler that could only be its own earlier guesses, made when the latents showed little.
         """
         self.on_work()
-        config = self.interaction.config
         frames = (video.shape[2] - 1) * TEMPORAL_COMPRESSION + 1
-        noise = self._noise(frames, video.device).expand(len(video), -1, -1, -1)
-        noisy = noise.split([config.num_joints, config.num_points], dim=2)
-        time = torch.full((len(video),), self.last_timestep, device=video.device)
-        read = self.interaction(*noisy, video.to(self.dtype), drawing.to(self.dtype), time)
+        if (frames, video.device) not in self._heard:
+            self._heard[frames, video.device] = self._hear(frames, video.device)
+        heard = self._heard[frames, video.device]
+        read = self.interaction.read(heard, video.to(self.dtype), drawing.to(self.dtype))
         return Reading(*(x.float() for x in read))
 
-    def _fixed_noise(self, frames: int, device: torch.device) -> Tensor:
+    def _hear(self, frames: int, device: torch.device) -> Heard:
         config = self.interaction.config
         shape = 1, frames, config.num_joints + config.num_points, 3
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, self.dtype)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, self.dtype)
+        noisy = noise.split([config.num_joints, config.num_points], dim=2)
+        return self.interaction.hear(*noisy, torch.full((1,), self.last_timestep, device=device))
 
-    def align(self, image: Tensor, reading: Reading) -> Reading:
-        """A reading held against the reference image (latent, 1 or B C h w) and corrected; as it is where VID has no
-        part for that."""
+    def look(self, image: Tensor) -> Tensor | None:
+        """Where a reference image (latent, 1 or B C h w) shows joints and points, for :meth:`align`; None where VID
+        has no part for that."""
         alignment = self.interaction.alignment
         if alignment is None:
+            return None
+        self.on_work()
+        return alignment.find(image.to(self.dtype))
+
+    def align(self, seen: Tensor | None, reading: Reading) -> Reading:
+        """A reading held against what :meth:`look` found in its reference image, and corrected."""
+        if seen is None:
             return reading
         self.on_work()
         hands, points = reading
-        found = alignment.find(image.to(self.dtype)).expand(len(hands), -1, -1)
         projected = self.normalizer.project(hands[:, 0], points[:, 0])
-        moves = alignment(found, hands.to(self.dtype), points.to(self.dtype), projected)
+        moves = self.interaction.alignment(
+            seen.expand(len(hands), -1, -1), hands.to(self.dtype), points.to(self.dtype), projected
+        )
         return Reading(*self.normalizer.move(hands, points, *moves))
 
     def to_motions(

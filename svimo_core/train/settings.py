@@ -11,7 +11,8 @@ from typing import Any
 
 from ..config import PRESETS
 
-STAGES = ("vae", "interaction", "backbone", "joint", "alignment")
+STAGES = ("vae", "interaction", "backbone", "joint", "alignment", "drawing")
+Batch = dict[str, Any]
 PRECISIONS = ("auto", "no", "bf16")
 READING_ERRORS = ("squared", "distance")
 WEIGHTINGS = ("v", "x0")
@@ -113,8 +114,18 @@ class JointObjective:
     leaves the rest to the image. Not with `text_model`; 0 is CogVideoX's setting."""
     image_dropout: float = 0.1
     guidance_dropout: float = 0.1
+    exact_drawing: bool = False
+    """Draw guidance with OpenCV and encode it with the VAE, even where the model has a drawing encoder."""
     image_noise: tuple[float, float] = (-3.0, 0.5)
     """Mean and spread of the log of the pixel noise (in [-1, 1] space) on the reference image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingObjective:
+    """The drawing encoder's training."""
+
+    motions: int = 4000
+    """Random motions, whose drawings the VAE encodes once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +137,12 @@ class TrainConfig:
     """
 
     stage: str
-    """"vae", "interaction" (VID's warm-up), "backbone" (MM-DiT alone), "joint" (both) or "alignment" (what holds the
-    sampler's readings against the reference image, of a model that is trained otherwise)."""
+    """"vae", "interaction" (VID's warm-up), "backbone" (MM-DiT alone), "joint" (both), "alignment" (what holds the
+    sampler's readings against the reference image, of a model that is trained otherwise) or "drawing" (the drawing
+    encoder of a trained VAE)."""
     clips: Path
-    """Folder of clips (:mod:`svimo_core.train.clips`)."""
+    """Folder of clips (:mod:`svimo_core.train.clips`). The drawing encoder needs none: its random motions and their
+    latents are kept there."""
     held_out: Path | None = None
     """Folder of clips that the sheets show; None shows the first training clips."""
     output: Path
@@ -179,6 +192,7 @@ class TrainConfig:
     vae: VAEObjective = field(default_factory=VAEObjective)
     interaction: InteractionObjective = field(default_factory=InteractionObjective)
     joint: JointObjective = field(default_factory=JointObjective)
+    drawing: DrawingObjective = field(default_factory=DrawingObjective)
 
     def __post_init__(self):
         for name, value, choices in (
@@ -195,6 +209,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         if not self.phases or not all(phase.shapes and phase.steps > 0 for phase in self.phases):
             raise ValueError("a run needs at least one phase, each with steps above 0 and at least one shape")
+        if self.drawing.motions < 1:
+            raise ValueError(f"drawing.motions must be at least 1, got {self.drawing.motions}")
         if self.joint.word_dropout and self.text_model is not None:
             raise ValueError(
                 "joint.word_dropout needs the model's own text encoder: features of text_model are computed once"
@@ -207,8 +223,9 @@ class TrainConfig:
         if self.joint.sampled_steps < 1:
             raise ValueError(f"joint.sampled_steps must be at least 1, got {self.joint.sampled_steps}")
         for shape in (shape for phase in self.phases for shape in phase.shapes):
-            if self.stage == "vae" and shape.frames % 8 != 1:  # its decoder works in pairs of latent frames
-                raise ValueError(f"the VAE trains on 8k + 1 frames (1, 9, 17, ...), got {shape.frames}")
+            # the VAE's decoder works in pairs of latent frames
+            if self.stage in ("vae", "drawing") and shape.frames % 8 != 1:
+                raise ValueError(f"the VAE works on 8k + 1 frames (1, 9, 17, ...), got {shape.frames}")
 
     @property
     def steps(self) -> int:
@@ -253,6 +270,7 @@ class TrainConfig:
                 ("vae", VAEObjective),
                 ("interaction", InteractionObjective),
                 ("joint", JointObjective),
+                ("drawing", DrawingObjective),
             ):
                 if name in values:
                     values[name] = kind(**_with_tuples(values[name]))

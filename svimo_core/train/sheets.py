@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..config import ClipSize
@@ -17,23 +18,28 @@ from ..model.vae import VideoVAE
 from ..render import render_motion
 from ..sampling.pipeline import SViMo, encode_image, to_uint8
 from .clips import ClipFolder, resize_video
+from .drawing import DrawingPool
 from .latents import LatentCache
 from .settings import Shape, TrainConfig
 from .stages import AlignmentStage, JointStage
 
 COLUMNS = 6
 SHEET_CLIPS = 2
+SHEET_DRAWINGS = 4
 SAMPLING_STEPS = 20
 
 
 @torch.inference_mode()
 def write_sheet(path: Path, config: TrainConfig, model: SimpleNamespace, stage: nn.Module) -> None:
     """Draw the first held-out (or training) clips that have video and the stage's work on them as a PNG."""
-    clips = ClipFolder(config.held_out or config.clips)
     shape = config.phases[-1].shapes[0]
-    rows = []
-    for index in itertools.islice(filter(clips.has_video, range(len(clips))), SHEET_CLIPS):
-        rows += SHEETS[config.stage](clips, index, shape, model, stage)
+    if config.stage == "drawing":
+        clips = DrawingPool(config.clips, config.drawing.motions, model)
+        indices = range(SHEET_DRAWINGS)
+    else:
+        clips = ClipFolder(config.held_out or config.clips)
+        indices = itertools.islice(filter(clips.has_video, range(len(clips))), SHEET_CLIPS)
+    rows = [row for index in indices for row in SHEETS[config.stage](clips, index, shape, model, stage)]
     if not rows:
         return
     sheet = np.concatenate([np.concatenate(list(row[_columns(len(row))]), axis=1) for row in rows])
@@ -112,7 +118,25 @@ def generations(
     return rows
 
 
+def drawings(
+    clips: DrawingPool, index: int, shape: Shape, model: SimpleNamespace, stage: nn.Module
+) -> list[np.ndarray]:
+    """A held-out motion as OpenCV and as the painter draws it, and what the VAE decodes of both its own latent and the
+    drawing encoder's."""
+    vae = VideoVAE(model.parts["vae"], model.config.vae)
+    metres, latent = (x[None].to(vae.device) for x in clips.latent(index, shape, "test"))
+    drawn = stage.draw(stage.filled(metres), (shape.height, shape.width))
+    large = F.interpolate(drawn[0].cpu(), size=(shape.height, shape.width), mode="nearest")
+    decoded = (vae.decode(x)[0] for x in (latent, stage.drawing_encoder(drawn).float()))
+    return [
+        render_motion(clips.motion(index, shape, "test"), shape.width, shape.height),
+        to_uint8(large.permute(0, 2, 3, 1)),
+        *(to_uint8(frames) for frames in decoded),
+    ]
+
+
 SHEETS = {
+    "drawing": drawings,
     "vae": reconstructions,
     "interaction": predictions,
     "backbone": generations,

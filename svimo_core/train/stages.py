@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ from ..model.text import TextEncoder
 from ..model.vae import VideoVAE, fit_preview
 from ..normalization import MotionNormalizer
 from ..render import render_motion
-from ..sampling.painter import MotionPainter
+from ..sampling.painter import MotionPainter, QuickPainter
 from ..sampling.reader import MotionReader, Reading
 from ..schedule import NoiseSchedule
 from .clips import Clip, ClipFolder
+from .drawing import DrawingStage
 from .latents import LatentCache, SampledLatents
 from .objectives import (
     denoising_loss,
@@ -37,10 +38,9 @@ from .objectives import (
     kl_loss,
     reconstruction_loss,
 )
-from .settings import InteractionObjective, Shape, TrainConfig
+from .settings import Batch, InteractionObjective, Shape, TrainConfig
 from .text import prompt_features, with_unknown_words
 
-Batch = dict[str, Any]
 Denoise = Callable[[dict[str, Tensor], Tensor], list[Tensor]]
 """Noisy latents with their timesteps, and guidance, to clean latents of video and motion."""
 
@@ -157,7 +157,9 @@ class BackboneStage(nn.Module):
         self.schedules = noise_schedules(model.config)
         self.latents = LatentCache(clips, model)
         self.frozen = SimpleNamespace(
-            vae=VideoVAE(model.parts["vae"], model.config.vae), normalizer=model.normalizer
+            vae=VideoVAE(model.parts["vae"], model.config.vae),
+            normalizer=model.normalizer,
+            drawing_encoder=None if config.joint.exact_drawing else model.parts.get("drawing_encoder"),
         )
         if "text_encoder" in model.parts:
             encoder = model.parts["text_encoder"]
@@ -228,10 +230,12 @@ class BackboneStage(nn.Module):
         """What reads and aligns."""
         return MotionReader(interaction, self.frozen.normalizer, len(self.schedules["video"].abar) - 1)
 
-    def painter(self, images: Tensor) -> MotionPainter:
+    def painter(self, images: Tensor) -> MotionPainter | QuickPainter:
         """What draws, for clips of the size of these reference images (B H W 3)."""
         height, width = images.shape[1:3]
-        return MotionPainter(self.frozen.vae.encode, self.frozen.normalizer, width, height)
+        if self.frozen.drawing_encoder is None:
+            return MotionPainter(self.frozen.vae.encode, self.frozen.normalizer, width, height)
+        return QuickPainter(self.frozen.drawing_encoder, self.frozen.normalizer, width, height)
 
     def _denoising_losses(
         self, batch: Batch, clean: list[Tensor], time: Tensor, true: Tensor
@@ -349,7 +353,7 @@ class JointStage(BackboneStage):
         first: FirstPass | None,
         kept: Tensor,
         image: Tensor,
-        paint: MotionPainter,
+        paint: Callable[[Reading], Tensor],
         denoise: Denoise,
     ) -> Tensor:
         """Interaction guidance (B C T h w) of the samples that keep it, zero for the others; no gradient."""
@@ -363,7 +367,7 @@ class JointStage(BackboneStage):
         else:
             clean = denoise(noisy, guidance) if first is None else first.clean
             reader = self.reader(self.interaction)
-            reading = reader.align(image[kept], reader.read(*(x[kept] for x in clean)))
+            reading = reader.align(reader.look(image[kept]), reader.read(*(x[kept] for x in clean)))
         # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
         if all(x.isfinite().all() for x in reading):
             guidance[kept] = paint(reading)
@@ -428,6 +432,7 @@ STAGE_MODULES = {
     "backbone": BackboneStage,
     "joint": JointStage,
     "alignment": AlignmentStage,
+    "drawing": DrawingStage,
 }
 
 

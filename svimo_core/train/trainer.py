@@ -31,6 +31,7 @@ from ..model.alignment import ImageAlignment, start_without_corrections
 from ..model.mmdit import split_streams, start_from_nothing
 from ..normalization import MotionNormalizer
 from .clips import ClipFolder
+from .drawing import DrawingPool, DrawingStage
 from .settings import Shape, TrainConfig
 from .sheets import write_sheet
 from .stages import STAGE_MODULES, VAEStage
@@ -66,11 +67,17 @@ def train(config: TrainConfig) -> Path:
         )
 
     # 1. clips, model, and what this stage trains of it
-    clips = ClipFolder(config.clips)
-    model = load_model(config, clips)
+    if config.stage == "drawing":
+        model = load_vae(config)
+        clips = DrawingPool(config.clips, config.drawing.motions, model)
+        used = "vae", "drawing_encoder"
+    else:
+        clips = ClipFolder(config.clips)
+        model = load_model(config, clips)
+        used = tuple(model.parts)
     stage = STAGE_MODULES[config.stage](config, model, clips)
-    for part in model.parts.values():
-        part.to(accelerator.device)
+    for part in used:
+        model.parts[part].to(accelerator.device)
     parameters = trained_parameters(model, stage)
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
@@ -220,7 +227,8 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
             )
         size = _with_alignment(size, parts["interaction"], config)
     for number, part in enumerate(PARTS):
-        if part not in parts and not (part == "text_encoder" and size.text is None):
+        has_none = (part == "text_encoder" and size.text is None) or part == "drawing_encoder"
+        if part not in parts and not has_none:
             parts[part] = init_part(size, part, config.seed + number).requires_grad_(False)
             if part == "backbone":
                 with torch.random.fork_rng(devices=[]):
@@ -237,6 +245,41 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
         parts=parts,
         normalizer=normalizer,
         preview=header.preview if header is not None else None,
+        provenance=provenance,
+    )
+
+
+def load_vae(config: TrainConfig) -> SimpleNamespace:
+    """A trained VAE and its drawing encoder, from the seed if there is none yet; what else the file holds goes into the
+    new one untouched.
+
+    Returns:
+        As :func:`load_model`.
+
+    Raises:
+        ValueError: no VAE.
+    """
+    header = read_header(config.init) if config.init is not None else None
+    if header is None or "vae" not in header.parts:
+        raise ValueError(
+            "a drawing encoder learns from a trained VAE: set init to a checkpoint that has one, or to CogVideoX's VAE"
+        )
+    size = header.config
+    if size.drawing is None:
+        size = replace(size, drawing=PRESETS.get(size.name, PRESETS[config.preset]).drawing)
+    parts = {
+        part: load_part(header, part, torch.float32 if part in ("vae", "drawing_encoder") else None)
+        for part in header.parts
+    }
+    provenance = dict(header.provenance)
+    if "drawing_encoder" not in parts:
+        parts["drawing_encoder"] = init_part(size, "drawing_encoder", config.seed).requires_grad_(False)
+        provenance["drawing_encoder"] = f"weights from seed {config.seed}"
+    return SimpleNamespace(
+        config=size,
+        parts=parts,
+        normalizer=header.normalizer,
+        preview=header.preview,
         provenance=provenance,
     )
 
@@ -333,11 +376,15 @@ class _Run:
         )
         parts = [path.partition(".")[0] for path in self.stage.trained]
         before = {part: model.provenance.get(part, "") for part in parts}
-        told = {part: f"{text}; {training}" if text else training for part, text in before.items()}
         with self._writing(done):
             with self.averaged_weights():
                 if isinstance(self.stage, VAEStage):
                     self.stage.finish(model, self.clips)
+                if isinstance(self.stage, DrawingStage):
+                    errors = self.stage.finish(self.clips, config.phases[-1].shapes[0])
+                    training += "; " + ", ".join(f"{name} {value}" for name, value in errors.items())
+                    log.info("after step %d: %s", done, errors)
+                told = {part: f"{text}; {training}" if text else training for part, text in before.items()}
                 save_checkpoint(
                     path,
                     model.config,

@@ -310,7 +310,7 @@ assert abs(mean - finished).max() > 1e-4
 # held against the first frame, which shows the reference image
 streams, reader = [x * vae.scale for x in streams_of(made)], vid.reader()
 raw = reader.read(*streams)
-for reading, equal in ((raw, False), (reader.align(streams[0][:, :, 0], raw), True)):
+for reading, equal in ((raw, False), (reader.align(reader.look(streams[0][:, :, 0]), raw), True)):
     by_hand = reader.to_motions(reading, 48, 32, 8.0)[0].hands
     assert (abs(by_hand - finished).max() < 1e-5) == equal, equal
 plain = ksampled(closed, *graph)

@@ -20,7 +20,7 @@ def test_round_trip(checkpoint_file, config, parts, normalizer):
     header = read_header(checkpoint_file)
     assert header.config == config
     assert header.parts == PARTS
-    assert header.provenance == {"source": "seeds 0 to 3"}
+    assert header.provenance == {"source": "seeds 0 to 4"}
     torch.testing.assert_close(header.normalizer.hands_mean, normalizer.hands_mean)
     for part, module in parts.items():
         loaded = load_part(header, part).state_dict()

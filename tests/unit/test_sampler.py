@@ -75,7 +75,7 @@ def reader(model):
 
 @pytest.fixture
 def painter(model, config):
-    return model.painter(ClipSize(config.frames, config.height, config.width))
+    return model.painter(ClipSize(config.frames, config.height, config.width), exact=True)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_3d_motion_is_the_aligned_weighted_mean_of_what_is_read_off_clean_latent
     assert not torch.allclose(clean[0].hands, clean[-1].hands, atol=1e-4)
     mean = weighted_mean(clean, denoiser.schedule)
     with torch.inference_mode():
-        aligned = reader.align(denoiser.image, mean)
+        aligned = reader.align(reader.look(denoiser.image), mean)
     for found, before, after in zip((made.hands, made.points), mean, aligned, strict=True):
         assert not torch.allclose(after, before, atol=1e-2)
         torch.testing.assert_close(found, after, atol=1e-5, rtol=1e-5)
@@ -185,7 +185,7 @@ def test_clean_latents_are_read_and_their_own_alone(denoiser, start, loop, reade
         first = denoiser(start, None, timesteps[0], scales[0])
         assert torch.equal(seen[0][1], first.video)
         assert torch.equal(MotionReader.read(reader, *first).hands, reader.readings[0].hands)
-        last = reader.align(denoiser.image, weighted_mean(reader.readings[:STEPS], schedule))
+        last = reader.align(reader.look(denoiser.image), weighted_mean(reader.readings[:STEPS], schedule))
     assert [i for i, _ in seen] == [0, 1, 2, 3]
     torch.testing.assert_close(made.hands, last.hands, atol=1e-5, rtol=1e-5)
 
@@ -201,15 +201,15 @@ def test_motion_is_read_off_latents_alone(start, reader, config):
         torch.testing.assert_close(pair.hands[:1], hands, atol=1e-5, rtol=0)
 
 
-def test_vid_reads_from_pure_noise_of_the_last_timestep(start, reader):
-    heard = []
-    hook = reader.interaction.register_forward_pre_hook(lambda _, inputs: heard.append(inputs))
+def test_vid_hears_pure_noise_of_the_last_timestep_once(start, reader, monkeypatch):
+    heard, hear = [], reader.interaction.hear
+    monkeypatch.setattr(reader.interaction, "hear", lambda *inputs: heard.append(inputs) or hear(*inputs))
     with torch.inference_mode():
-        reader.read(*start)
-        replaced = MotionReader(reader.interaction, reader.normalizer, last_timestep=7)
-        replaced.read(*start)
-    hook.remove()
-    (hands, points, _, _, time), (again, *_, other) = heard
+        for last_timestep in (999, 7):
+            anew = MotionReader(reader.interaction, reader.normalizer, last_timestep)
+            read = anew.read(*start)
+            assert torch.equal(anew.read(*start).hands, read.hands)
+    (hands, points, time), (again, _, other) = heard
     noise = torch.cat([hands, points], dim=2)
     assert noise.std().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(hands, again)
@@ -220,7 +220,7 @@ def test_a_reading_is_held_against_the_image(denoiser, start, reader, normalizer
     """By the metres that VID's alignment says, one image for all or one for each; without that part nothing moves."""
     with torch.inference_mode():
         reading = reader.read(*start)
-        aligned = reader.align(denoiser.image, reading)
+        aligned = reader.align(reader.look(denoiser.image), reading)
         alignment = reader.interaction.alignment
         found = alignment.find(denoiser.image)
         projected = normalizer.project(reading.hands[:, 0], reading.points[:, 0])
@@ -229,17 +229,22 @@ def test_a_reading_is_held_against_the_image(denoiser, start, reader, normalizer
         for after, before, moved in zip(*metres, by, strict=True):
             torch.testing.assert_close(after - before, moved, atol=1e-5, rtol=0)
             assert moved.abs().max() > 1e-3
-        assert not torch.allclose(reader.align(-denoiser.image, reading).hands, aligned.hands, atol=1e-3)
+        assert not torch.allclose(
+            reader.align(reader.look(-denoiser.image), reading).hands, aligned.hands, atol=1e-3
+        )
         pair = Reading(*(torch.cat([x, x]) for x in reading))
         for images in (denoiser.image, denoiser.image.repeat(2, 1, 1, 1)):
-            one = reader.align(images, pair).hands[1:]
+            one = reader.align(reader.look(images), pair).hands[1:]
             torch.testing.assert_close(one, aligned.hands, atol=1e-5, rtol=1e-5)
-        both = reader.align(torch.cat([-denoiser.image, denoiser.image]), pair).hands  # each its own image
+        both = reader.align(
+            reader.look(torch.cat([-denoiser.image, denoiser.image])), pair
+        ).hands  # each its own image
         torch.testing.assert_close(both[1:], aligned.hands, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(both[0], both[1], atol=1e-3)
         bare = copy.deepcopy(reader.interaction)
         bare.alignment = None
-        assert MotionReader(bare, normalizer).align(denoiser.image, reading) is reading
+        without = MotionReader(bare, normalizer)
+        assert without.align(without.look(denoiser.image), reading) is reading
 
 
 def test_reading_can_be_stopped(start, denoiser, model):
@@ -253,7 +258,9 @@ def test_reading_can_be_stopped(start, denoiser, model):
         stopped.read(*start)
     reading = Reading(torch.zeros(1, 9, 42, 3), torch.zeros(1, 9, 12, 3))
     with pytest.raises(InterruptedError):
-        stopped.align(denoiser.image, reading)
+        stopped.look(denoiser.image)
+    with pytest.raises(InterruptedError):
+        stopped.align(torch.zeros(1), reading)
 
 
 # Painting
@@ -419,7 +426,7 @@ def test_guidance_is_the_painted_aligned_weighted_mean_of_the_readings_before(
     with torch.inference_mode():
         assert torch.equal(noise.hands, MotionReader.read(reader, *start).hands)
         for guidance, mean in zip(seen, [noise, *means], strict=True):
-            painted = painter(reader.align(denoiser.image, mean))
+            painted = painter(reader.align(reader.look(denoiser.image), mean))
             torch.testing.assert_close(guidance, painted, atol=3e-2, rtol=0)
             assert not torch.allclose(guidance, painter(mean), atol=3e-2)
     assert made.report.feedback_passes == STEPS

@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 from torch.amp import autocast
 from transformers import PreTrainedTokenizerFast
 
-from svimo_core.checkpoint import init_part, load_part, read_header, save_checkpoint
+from svimo_core.checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
 from svimo_core.config import COGVIDEOX_5B_I2V, TINY
 from svimo_core.data.synthetic import generate_motion
+from svimo_core.model.interaction import InteractionModel
 from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion, split_streams
 from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
-from svimo_core.sampling.painter import MotionPainter
+from svimo_core.sampling.painter import MotionPainter, QuickPainter
 from svimo_core.sampling.reader import MotionReader
 from svimo_core.schedule import NoiseSchedule, StepLevels, ddim_step
 from svimo_core.train import ablation
@@ -153,7 +154,7 @@ def test_a_clip_can_be_learned_by_heart(settings, stage, clips, monkeypatch):
     losses = logged(config)
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
     header = read_header(path)
-    assert header.parts == ("backbone", "interaction", "vae", "text_encoder")
+    assert header.parts == PARTS
     trained = {"joint": "backbone", "alignment": "interaction"}.get(stage, stage)
     assert f"{stage}: 24 steps, 48 samples" in header.provenance[trained]
     assert (config.output / "sheet-0000024.png").stat().st_size > 1000
@@ -210,29 +211,33 @@ def test_guidance_acts_but_carries_no_gradient(settings):
     assert loss != gradients(settings, JointObjective(interaction=0.0, guidance=False))[1]
 
 
+@pytest.mark.parametrize("painter", [MotionPainter, QuickPainter])
 @pytest.mark.parametrize("source", ["noisy", "clean", "first"])
-def test_guidance_reads_what_was_asked_for(settings, config, source, monkeypatch):
+def test_guidance_reads_what_was_asked_for(settings, config, source, painter, monkeypatch):
     """With a motion kernel that hears no guidance, clean latents are the same before it and with it. As in the sampler,
     what is read off clean ones is held against the image before it is drawn."""
-    seen, denoised, aligned, drawn = [], [], [], []
-    align, paint = MotionReader.align, MotionPainter.__call__
+    heard, seen, denoised, aligned, drawn = [], [], [], [], []
+    align, paint, painter = MotionReader.align, painter.__call__, painter
     monkeypatch.setattr(MotionReader, "align", lambda *args: aligned.append(align(*args)) or aligned[-1])
-    monkeypatch.setattr(MotionPainter, "__call__", lambda *args: drawn.append(args[1]) or paint(*args))
+    monkeypatch.setattr(painter, "__call__", lambda *args: drawn.append(args[1]) or paint(*args))
+    hear, read = InteractionModel.hear, InteractionModel.read
+    monkeypatch.setattr(InteractionModel, "hear", lambda *args: heard.append(args[1:]) or hear(*args))
+    monkeypatch.setattr(InteractionModel, "read", lambda *args: seen.append(args[2:]) or read(*args))
 
     def prepare(stage):
         stage.backbone.register_forward_pre_hook(lambda _, inputs: denoised.append(inputs))
         stage.backbone.patch_embed.motion_proj.weight.data[:, config.backbone.latent_channels :] = 0
-        stage.interaction.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
 
-    stage, _ = gradients(settings, JointObjective(guidance_from=source, guidance_dropout=0.0), prepare)
-    guiding, constraining = seen
-    for one, other in zip(guiding[2:4], constraining[2:4], strict=True):
+    joint = JointObjective(guidance_from=source, guidance_dropout=0.0, exact_drawing=painter is MotionPainter)
+    stage, _ = gradients(settings, joint, prepare)
+    guiding, constraining = heard
+    for one, other in zip(*seen, strict=True):
         assert torch.allclose(one, other, atol=1e-5) == (source == "clean")
         assert not one.requires_grad
         assert other.requires_grad
     # noisy true motion would tell what the sampler never knows
     assert torch.equal(guiding[0], constraining[0]) == (source == "noisy")
-    assert (guiding[4] == 999).all() or source == "noisy"
+    assert (guiding[2] == 999).all() or source == "noisy"
     assert size_of_gradient(stage.backbone) > 0
     before, after = denoised if source != "noisy" else denoised * 2
     assert torch.equal(before[0], after[0]) == (source != "first")
@@ -738,12 +743,13 @@ def test_model_without_a_text_encoder_of_its_own(settings, config, parts, normal
     build_text_encoder(config.text).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER_FILE), pad_token="<pad>").save_pretrained(folder)
     header = read_header(train(replace(run, text_model=folder)))
-    assert header.parts == ("backbone", "interaction", "vae")
+    assert header.parts == ("backbone", "interaction", "vae", "drawing_encoder")
 
 
 def test_loss_curve(settings):
     """The committed curve of a short joint run. Written anew by deleting its file, for a change that explains it."""
-    config = replace(settings, phases=(phase(6, 2),), save_every=1000)
+    joint = replace(settings.joint, exact_drawing=True)
+    config = replace(settings, phases=(phase(6, 2),), save_every=1000, joint=joint)
     train(config)
     if not LOSS_CURVE.exists():
         LOSS_CURVE.write_text(json.dumps(logged(config), indent=1) + "\n")

@@ -1,0 +1,420 @@
+"""The loop's quick way: drawing with tensors, and the drawing encoder in place of the VAE."""
+
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import moving_motion
+from einops import rearrange
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from svimo_core.checkpoint import load_part, read_header, save_checkpoint
+from svimo_core.config import COGVIDEOX_5B_I2V, TINY, ClipSize
+from svimo_core.data.synthetic import generate_motion
+from svimo_core.data.wild import MOST_OBJECTS, wild_motion
+from svimo_core.model.drawing import DrawingEncoder
+from svimo_core.motion import HandObjectMotion
+from svimo_core.rasterize import NUM_JOINTS, rasterize
+from svimo_core.render import HAND_COLORS, JOINT_COLOR, OBJECT_COLORS, render_motion
+from svimo_core.sampling.guidance import FeedbackOptions
+from svimo_core.sampling.painter import QuickPainter
+from svimo_core.sampling.pipeline import SViMo, generate
+from svimo_core.sampling.reader import Reading
+from svimo_core.train.drawing import CAMERA, DrawingPool, through_camera
+from svimo_core.train.settings import DrawingObjective, Phase, Shape, TrainConfig
+from svimo_core.train.trainer import CHECKPOINT, STATE, load_vae, train
+
+BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "models" / "svimo-tiny.safetensors"
+
+
+# --- drawing ---
+
+
+def drawn_both_ways(motion: HandObjectMotion, pixel: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """By tensors and by OpenCV, N 3 h w each, at a fraction of the motion's size."""
+    camera = motion.camera
+    metres = torch.from_numpy(through_camera(motion, CAMERA))[None]
+    clouds = tuple(cloud.shape[1] for cloud in motion.objects.values())
+    quick = rasterize(metres, clouds, CAMERA, (camera.height, camera.width), pixel)[0]
+    exact = torch.from_numpy(render_motion(motion, camera.width, camera.height)).float() / 255
+    return quick, F.avg_pool2d(rearrange(exact, "n h w c -> n c h w"), pixel)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "pixel", "tolerance"), [(96, 64, 2, 0.02), (624, 416, 2, 0.02), (368, 240, 2, 0.03)]
+)
+def test_drawing_agrees_with_opencv(width, height, pixel, tolerance):
+    """Squared difference in parts of what is drawn."""
+    for seed in range(4):
+        for motion in (
+            generate_motion(seed, frames=3, height=height, width=width),
+            wild_motion(seed, 3, height, width, 8.0, 128),
+        ):
+            quick, exact = drawn_both_ways(motion, pixel)
+            assert (quick - exact).square().sum() < tolerance * exact.square().sum() + 1e-6
+            # and is neither larger nor moved: one pixel aside fits several times worse
+            if exact.square().sum() > 10:
+                assert quick.sum() / exact.sum() == pytest.approx(1, abs=0.03)
+                aside = (quick.roll(1, dims=-1) - exact).square().sum()
+                assert aside > 3 * (quick - exact).square().sum()
+
+
+SIDE = 624
+MIDDLE = SIDE / 2
+
+
+def hand_far_away() -> torch.Tensor:
+    """Joints (42, 3) behind the camera, which nothing draws."""
+    return torch.tensor([0.0, 0.0, -1.0]).repeat(NUM_JOINTS, 1)
+
+
+def draw(joints: torch.Tensor, *clouds: torch.Tensor, size=(SIDE, SIDE)) -> torch.Tensor:
+    """One frame at full size, 3 H W, as whole numbers."""
+    metres = torch.cat([joints, *clouds])[None, None]
+    drawn = rasterize(metres, tuple(len(cloud) for cloud in clouds), (1.0, 1.0, 0.5, 0.5), size)
+    return (255 * drawn[0, 0]).round()
+
+
+def color_at(drawn: torch.Tensor, x: float, y: float) -> tuple[float, ...]:
+    return tuple(drawn[:, int(y), int(x)].tolist())
+
+
+def test_the_nearest_wins():
+    near, far = torch.tensor([[0.0, 0.0, 0.5]]), torch.tensor([[0.0, 0.0, 0.6]])
+    assert color_at(draw(hand_far_away(), near, far), MIDDLE, MIDDLE) == OBJECT_COLORS[0]
+    assert color_at(draw(hand_far_away(), far, near), MIDDLE, MIDDLE) == OBJECT_COLORS[1]
+    assert color_at(draw(hand_far_away(), far, far, far, far, near), MIDDLE, MIDDLE) == OBJECT_COLORS[0]  # in turn
+
+
+def test_a_joint_lies_on_its_bones_and_a_bone_at_the_mean_of_its_ends():
+    joints = hand_far_away()
+    joints[5], joints[6] = torch.tensor([-0.1, 0.0, 0.5]), torch.tensor([0.1, 0.0, 0.7])  # left index finger
+    drawn = draw(joints)
+    assert color_at(drawn, MIDDLE - 0.2 * SIDE, MIDDLE) == JOINT_COLOR
+    assert color_at(drawn, MIDDLE + 5, MIDDLE) == HAND_COLORS[0]
+    between = torch.tensor([[0.0, 0.0, 0.59]])
+    assert color_at(draw(joints, between), MIDDLE, MIDDLE) == OBJECT_COLORS[0]
+    assert color_at(draw(joints, between + torch.tensor([0, 0, 0.02])), MIDDLE, MIDDLE) == HAND_COLORS[0]
+
+
+@pytest.mark.parametrize(
+    "end", [(0.1, 0.02), (-0.1, 0.02), (0.02, 0.1), (0.02, -0.1), (0.1, 0.1), (0.0, 0.0)]
+)
+def test_a_bone_goes_from_joint_to_joint_in_every_direction(end):
+    """Also one without length, which is no more than its joints."""
+    joints = hand_far_away()
+    joints[26] = torch.tensor([0.0, 0.0, 0.5])
+    joints[27] = torch.tensor([*end, 0.5])
+    drawn = draw(joints)
+    for share in (0.3, 0.5, 0.7):
+        x, y = (MIDDLE + share * 2 * SIDE * e for e in end)
+        assert max(color_at(drawn, x, y)) == 255
+    rows, columns = drawn.sum(dim=0).nonzero().unbind(dim=1)
+    for found, e in ((columns, end[0]), (rows, end[1])):
+        low, high = sorted((MIDDLE, MIDDLE + 2 * SIDE * e))
+        assert found.min() >= low - 5
+        assert found.max() <= high + 5
+
+
+def test_what_is_behind_or_beside_is_not_drawn():
+    joints = hand_far_away()
+    joints[0] = torch.tensor([50.0, 0.0, 0.5])
+    joints[1] = torch.tensor([0.0, -1e6, 0.5])
+    cloud = torch.tensor(
+        [[0.0, 0.0, 0.0], [0.0, 0.0, -0.5], [3.0, 3.0, 0.5], [-0.8, 0.0, 0.5], [0.0, 0.0, 1e9]]
+    )
+    drawn = draw(joints, cloud)
+    middle = slice(int(MIDDLE) - 8, int(MIDDLE) + 8)
+    assert drawn[:, middle, middle].any()
+    drawn[:, middle, middle] = 0  # the last of the cloud is as far as anything
+    assert not drawn.any()
+
+
+def test_a_number_that_is_not_finite_spoils_its_own_frame():
+    metres = torch.rand(2, 3, NUM_JOINTS + 4, 3) + 0.5
+    metres[1, 2, 7, 0] = torch.nan
+    metres[0, 0, 50 - 8, 2] = torch.inf
+    drawn = rasterize(metres, (4,), CAMERA, (32, 48), 2)
+    spoilt = [[bool(frame.isnan().all()) for frame in clip] for clip in drawn]
+    assert spoilt == [[True, False, False], [False, False, True]]
+    assert drawn[0, 1:].isfinite().all()
+
+
+def test_frames_are_drawn_each_for_itself(monkeypatch):
+    """In a batch, alone, and in parts, which large clips are drawn in."""
+    metres = torch.from_numpy(through_camera(generate_motion(3, frames=6), CAMERA))
+    whole = rasterize(metres.unflatten(0, (2, 3)), (128, 128), CAMERA, (64, 96), 2)
+    assert whole.std() > 0.05
+    one = rasterize(metres[None, 4:5], (128, 128), CAMERA, (64, 96), 2)
+    assert torch.equal(one[0, 0], whole[1, 1])
+    monkeypatch.setattr("svimo_core.rasterize.SPOTS_AT_ONCE", 1)
+    assert torch.equal(rasterize(metres.unflatten(0, (2, 3)), (128, 128), CAMERA, (64, 96), 2), whole)
+
+
+# --- the encoder ---
+
+
+def test_encoder_hears_no_later_frames(parts, config):
+    drawing = torch.rand(2, 17, 3, 16, 24)
+    later = drawing.clone()
+    later[:, 9:] = 0
+    with torch.inference_mode():
+        one, other = (parts["drawing_encoder"](x) for x in (drawing, later))
+    assert one.shape == (2, *config.vae.latent_shape(17, 32, 48))
+    assert torch.equal(one[:, :, :3], other[:, :, :3])
+    assert not torch.allclose(one[:, :, 3], other[:, :, 3])
+    still = torch.rand(1, 1, 3, 16, 24)
+    with torch.inference_mode():
+        assert parts["drawing_encoder"](still).shape == (1, *config.vae.latent_shape(1, 32, 48))
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of all tensors that were alive at once, by their storages."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(out):
+            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.alive:
+                key = x.untyped_storage()._cdata
+                self.alive[key] = x.untyped_storage().nbytes()
+                weakref.finalize(x.untyped_storage(), self.alive.pop, key, None)
+                self.peak = max(self.peak, sum(self.alive.values()))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("preset", "size"),
+    [
+        (TINY, ClipSize(9, 64, 96)),
+        (COGVIDEOX_5B_I2V, ClipSize(49, 240, 368)),
+        (COGVIDEOX_5B_I2V, ClipSize(49, 416, 624)),
+    ],
+    ids=["tiny", "5b at 240 x 368", "5b at 416 x 624"],
+)
+def test_shapes_memory_and_operations(preset, size, normalizer):
+    """At full size on the meta device: a thousandth of the MM-DiT's 618 or 131 TFLOP, and less memory than is asked
+    for, which is less than 1 GB."""
+    with torch.device("meta"):
+        encoder = DrawingEncoder(preset.drawing, preset.vae)
+    painter = QuickPainter(encoder, normalizer, size.width, size.height)
+    reading = Reading(
+        torch.zeros(1, size.frames, 42, 3, device="meta"),
+        torch.zeros(1, size.frames, preset.interaction.num_points, 3, device="meta"),
+    )
+    with PeakMemory() as memory, FlopCounterMode(display=False) as operations, torch.no_grad():
+        latent = painter(reading)
+    assert latent.shape == (1, *preset.vae.latent_shape(*size))
+    assert 0.3 * painter.memory(size.frames) < memory.peak < painter.memory(size.frames) < 1e9
+    if preset is COGVIDEOX_5B_I2V:
+        forward = 618e12 if size.height == 416 else 131e12
+        assert 1e-4 * forward < operations.get_total_flops() < 2e-3 * forward
+
+
+# --- the quick painter ---
+
+
+def test_quick_painter_draws_readings_as_the_normalizer_says(model, config):
+    painter = model.painter(ClipSize(config.frames, config.height, config.width))
+    assert isinstance(painter, QuickPainter)
+    motion = moving_motion()
+    motion = replace(motion, objects={name: cloud[:, :6] for name, cloud in motion.objects.items()})
+    fx, fy, cx, cy = model.normalizer.camera
+    w, h = motion.camera.width, motion.camera.height
+    motion = replace(motion, camera=replace(motion.camera, fx=fx * w, fy=fy * h, cx=cx * w, cy=cy * h))
+    reading = Reading(*(x[None].float() for x in model.normalizer.normalize(motion, 6)))
+    with torch.inference_mode():
+        latent = painter(reading)
+        torch.testing.assert_close(painter.encode_motion(motion, "cpu"), latent, atol=1e-4, rtol=1e-4)
+        moved = painter(Reading(reading.hands + 0.3, reading.points))
+        spoilt = painter(Reading(reading.hands * torch.nan, reading.points))
+    assert latent.shape == (1, *config.latent_shape(config.frames, config.height, config.width))
+    assert not torch.allclose(moved, latent, atol=1e-2)
+    assert spoilt.isnan().any()
+
+
+def test_the_loop_uses_the_drawing_encoder_unless_told_otherwise(model, config, monkeypatch):
+    encoded = []
+    encode = type(model.vae).encode
+    monkeypatch.setattr(
+        type(model.vae), "encode", lambda *args, **kw: encoded.append(1) or encode(*args, **kw)
+    )
+    image = torch.rand(config.height, config.width, 3, generator=torch.Generator().manual_seed(0))
+
+    def run(model: SViMo, exact: bool) -> torch.Tensor:
+        options = FeedbackOptions(start=0, exact=exact)
+        return generate(model, image, "use spoon to stir cup", steps=3, options=options).video
+
+    quick = run(model, exact=False)
+    assert len(encoded) == 1  # the image
+    exact = run(model, exact=True)
+    assert len(encoded) == 1 + 1 + 3
+    without = run(replace(model, drawing_encoder=None), exact=False)
+    assert torch.equal(without, exact)
+    assert not torch.allclose(quick, exact, atol=1e-4)
+
+
+def test_reading_can_be_stopped_before_it_is_drawn(model, config):
+    def stop():
+        raise InterruptedError
+
+    painter = QuickPainter(model.drawing_encoder, model.normalizer, config.width, config.height, on_work=stop)
+    with pytest.raises(InterruptedError):
+        painter(Reading(torch.zeros(1, 9, 42, 3), torch.zeros(1, 9, 12, 3)))
+
+
+# --- what ships ---
+
+
+@pytest.fixture(scope="module")
+def bundled() -> SViMo:
+    return SViMo.load(BUNDLED)
+
+
+def test_the_bundled_encoder_agrees_with_its_vae(bundled):
+    """On motions it never saw, in parts of the latents' variance around each channel's mean; and its own drawing makes
+    less of a difference than its error."""
+    size = ClipSize(9, 64, 96)
+    painter = bundled.painter(size)
+    errors = []
+    with torch.inference_mode():
+        for make in (generate_motion, wild_motion):
+            quick, exact, given = [], [], []
+            for seed in range(2000, 2012):
+                shape = dict(frames=9, height=64, width=96, fps=8.0, points=128, split="test")
+                motion = make(seed, **shape)
+                frames = torch.from_numpy(render_motion(motion, 96, 64))
+                exact.append(bundled.vae.encode(frames[None])[0])
+                quick.append(painter.encode_motion(motion, "cpu")[0])
+                pixels = F.avg_pool2d(rearrange(frames.float() / 255, "n h w c -> n c h w"), 2)
+                given.append(bundled.drawing_encoder(pixels[None])[0])
+            quick, exact, given = (torch.stack(x) for x in (quick, exact, given))
+            spread = exact.var(dim=(0, 2, 3, 4)).mean()
+            errors.append([(F.mse_loss(*pair) / spread).item() for pair in ((quick, exact), (quick, given))])
+    for error, of_drawing in errors:
+        assert error < 0.03
+        assert of_drawing < error
+
+
+# --- its training ---
+
+
+@pytest.fixture
+def settings(tmp_path, checkpoint_file, config) -> TrainConfig:
+    shape = Shape(frames=config.frames, height=config.height, width=config.width, batch_size=4)
+    return TrainConfig(
+        stage="drawing",
+        clips=tmp_path / "drawings",
+        output=tmp_path / "run",
+        init=checkpoint_file,
+        phases=(Phase(steps=40, shapes=(shape,)),),
+        learning_rate=1e-2,
+        clip_norm=1.0,
+        warmup_steps=0,
+        save_every=20,
+        sheet_every=40,
+        drawing=DrawingObjective(motions=8),
+    )
+
+
+def test_it_learns_and_says_how_far_off_it_is(settings, config, parts, monkeypatch):
+    monkeypatch.setattr("svimo_core.train.drawing.HELD_OUT", 2)
+    header = read_header(train(settings))
+    assert header.parts[-1] == "drawing_encoder"
+    before, after = parts["backbone"].state_dict(), load_part(header, "backbone").state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "drawing: 40 steps, 160 samples" in header.provenance["drawing_encoder"]
+    assert "latent_error" in header.provenance["drawing_encoder"]
+    assert (settings.output / "sheet-0000040.png").stat().st_size > 1000
+    losses = [line.split('"loss": ')[1].split(",")[0] for line in (settings.output / "log.jsonl").open()]
+    assert float(losses[-1]) < 0.5 * float(losses[0])
+
+
+def test_a_run_that_stopped_goes_on_the_same(settings, monkeypatch):
+    monkeypatch.setattr("svimo_core.train.drawing.HELD_OUT", 1)
+    shape = settings.phases[0].shapes[0]
+    settings = replace(settings, sheet_every=0, save_every=2)
+    train(replace(settings, phases=(Phase(steps=4, shapes=(shape,)),), output=settings.output / "whole"))
+    for steps in (2, 4):
+        parted = replace(
+            settings, phases=(Phase(steps=steps, shapes=(shape,)),), output=settings.output / "parted"
+        )
+        train(parted)
+    for name in (STATE, CHECKPOINT):
+        whole, parted = (read_weights(settings.output / run / name) for run in ("whole", "parted"))
+        assert all(torch.equal(whole[key], parted[key]) for key in whole)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def test_it_needs_no_more_than_a_vae(settings, config, parts, tmp_path, monkeypatch):
+    """Such as CogVideoX's; nothing else is made up for the file."""
+    monkeypatch.setattr("svimo_core.train.drawing.HELD_OUT", 1)
+    alone = save_checkpoint(
+        tmp_path / "vae.safetensors", replace(config, drawing=None), {"vae": parts["vae"]}
+    )
+    shape = settings.phases[0].shapes[0]
+    header = read_header(train(replace(settings, init=alone, phases=(Phase(steps=1, shapes=(shape,)),))))
+    assert header.parts == ("vae", "drawing_encoder")
+    assert header.config.drawing == TINY.drawing  # of the preset that the run names
+    without = save_checkpoint(tmp_path / "text.safetensors", config, {"text_encoder": parts["text_encoder"]})
+    for init in (without, None):
+        with pytest.raises(ValueError, match="learns from a trained VAE"):
+            train(replace(settings, init=init))
+
+
+def test_a_damaged_latent_is_made_anew(settings, caplog):
+    pool = DrawingPool(settings.clips, 8, load_vae(settings))
+    shape = settings.phases[0].shapes[0]
+    metres, latent = pool.latent(3, shape)
+    (file,) = settings.clips.rglob("*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    again = pool.latent(3, shape)
+    assert "damaged" in caplog.text
+    assert torch.equal(again[0], metres)
+    assert torch.equal(again[1], latent)
+    assert not torch.equal(pool.latent(3, shape, "test")[1], latent)
+
+
+# --- random motions ---
+
+
+def test_random_motions_are_wild_and_repeat():
+    make = dict(frames=9, height=64, width=96, fps=8.0, points=16)
+    motions = [wild_motion(seed, **make) for seed in range(60)]
+    again = wild_motion(17, **make)
+    assert np.array_equal(again.hands, motions[17].hands)
+    assert all(m.hands.dtype == np.float32 and np.isfinite(m.hands).all() for m in motions)
+    assert {len(m.objects) for m in motions} == set(range(MOST_OBJECTS + 1))
+    assert not np.array_equal(wild_motion(17, **make, split="test").hands, again.hands)
+    gone = [(m.hands[..., 2] < 0).all(axis=(0, 2)).sum() for m in motions]
+    assert set(gone) >= {0, 1}
+    assert sum(np.allclose(m.hands[0], m.hands[-1]) for m in motions) > 1  # some are still
+    depth = [np.median(m.hands[..., 2][m.hands[..., 2] > 0]) for m in motions if (m.hands[..., 2] > 0).any()]
+    assert max(depth) > 2 * min(depth)
+
+
+def test_another_camera_sees_the_same():
+    motion = next(m for m in (wild_motion(s, 9, 64, 96, 8.0, 16) for s in range(9)) if m.camera.cx != 48)
+    moved = torch.from_numpy(through_camera(motion, CAMERA))
+    fx, fy, cx, cy = CAMERA
+    u, v = (
+        96 * (fx * moved[..., 0] / moved[..., 2] + cx),
+        64 * (fy * moved[..., 1] / moved[..., 2] + cy),
+    )
+    joints = motion.hands.reshape(9, 42, 3)
+    expected = motion.camera.project(joints)
+    np.testing.assert_allclose(torch.stack([u, v], dim=-1)[:, :42].numpy(), expected, rtol=1e-3, atol=1e-2)
