@@ -78,12 +78,14 @@ ADVICE = {
 - Motion comes from *Load SViMo Motion*: an earlier result, a BVH, or the arrays of a hand tracker.
 - The motion must have as many frames as the clip: change its frame rate in *Clean SViMo Motion*.
 - With `end_percent` below 1 the given motion sets the scene, and *SViMo Feedback* finishes it.
+- It is encoded once, so the VAE, which is exact, costs little here. Connect `interaction` where memory is short.
 """,
     "SViMoFeedbackLoop": """
 - Between the model and what samples it: *SViMo Sampler*, core's *KSampler*, or the guider of *SamplerCustomAdvanced*.
 - LoRAs, *EasyCache* and *TorchCompileModel* go before it.
-- The loop costs one pass of the interaction model and one encoding for each refresh. `every` = 2 or 3 saves
-  most of it.
+- The loop costs little: one pass of the interaction model for each refresh, and a small network that encodes the drawn
+  motion. A checkpoint without a drawing encoder leaves that to the VAE, which takes most of the time; `every` = 2 or 3
+  saves most of it then.
 - Comparing: switch `enabled` off and keep the seed. The motion is still read, but neither held against the image
   nor guiding.
 """,

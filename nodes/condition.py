@@ -15,7 +15,7 @@ from ..svimo_core.model.text import hand_object_prompt
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.render import check_in_view
 from ..svimo_core.sampling.latents import JointLatents
-from ..svimo_core.sampling.painter import draw_motions
+from ..svimo_core.sampling.painter import draw_motions, quickly_encoded
 from ..svimo_core.sampling.pipeline import empty_latents, encode_image
 from .backbone import GUIDANCE, IMAGE_LATENT, backbone_of
 from .clip import SViMoCLIP, tokenize_as_cogvideox
@@ -276,14 +276,14 @@ class SViMoMotionEncode(io.ComfyNode):
         if interaction is None:
             encoded = vae.encode_scaled(draw_motions([motion], width, height))
         else:
-            encoded = quickly_encoded(interaction, motion, width, height)
+            encoded = encoded_without_vae(interaction, motion, width, height)
         guidance = strength * encoded.cpu() / vae.scale
         return io.NodeOutput(
             *(guided(prompt, guidance, start_percent, end_percent) for prompt in (positive, negative))
         )
 
 
-def quickly_encoded(
+def encoded_without_vae(
     interaction: InteractionHandle, motion: HandObjectMotion, width: int, height: int
 ) -> Tensor:
     """A motion's drawing as the drawing encoder has it, scaled, B C T h w.
@@ -297,8 +297,8 @@ def quickly_encoded(
             "the interaction model's file has no drawing encoder: leave interaction unconnected, and the VAE encodes"
         )
     comfy.model_management.load_models_gpu([drawing.patcher])
-    painter = drawing.painter(interaction.normalizer, width, height)
-    return painter.encode_motion(motion, drawing.patcher.load_device)
+    device, dtype = drawing.patcher.load_device, drawing.compute_dtype
+    return quickly_encoded(drawing.patcher.model, motion, width, height, device, dtype)
 
 
 def guided(prompt: list, guidance: Tensor, start: float, end: float) -> list:

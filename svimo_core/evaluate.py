@@ -57,6 +57,7 @@ FIRST_CLIP = 2**40
 MEAN_CLIPS = 48
 """Training motions behind the mean of a triplet."""
 
+COMPARISONS = "loop", "drawing"
 COLUMNS = {
     "mpjpe_mm": "hands mm",
     "chamfer_mm2": "objects mm2",
@@ -94,30 +95,42 @@ def evaluate(
     guidance_scale: float = 1.0,
     guidance_schedule: str = "constant",
     options: FeedbackOptions | None = None,
-    compare: bool = True,
+    compare: str | None = "loop",
 ) -> tuple[dict[str, Any], list[Generation]]:
     """Generate every clip from its first frame and prompt, with and without feedback, and measure.
 
     The noise of a clip comes from its number, so both runs and every repetition start alike.
 
     Args:
-        compare: also generate with the loop open, and from the same image with only the action's word changed; and
-            measure the baselines.
+        compare: "loop": also generate with the loop open, and from the same image with only the action's word changed;
+            and measure the baselines. "drawing": also generate with OpenCV and the VAE in place of the drawing encoder.
+            None: nothing.
 
     Returns:
         Scores of the model at the top level, others under `feedback_off`, `baseline_...`, `truth`, `seen_words` and
-        `held_out_words`; and the generations with feedback.
+        `held_out_words`, or `exact_drawing`; how much lower errors are than without something, clip by clip, under
+        `..._gain`; and the generations with feedback.
+
+    Raises:
+        ValueError: nothing of that name to compare with, or a model without drawing encoder and "drawing".
     """
+    if compare not in (*COMPARISONS, None):
+        raise ValueError(f"an evaluation compares with one of {', '.join(COMPARISONS)}, got {compare!r}")
+    if compare == "drawing" and model.drawing_encoder is None:
+        raise ValueError("the checkpoint has no drawing encoder, so both ways to draw would be the same")
     settings = dict(steps=steps, guidance_scale=guidance_scale, guidance_schedule=guidance_schedule)
     options = options or FeedbackOptions()
 
     # 1. generate
-    closed, opened, changed, asked = [], [], [], []
+    closed, opened, exact, changed, asked = [], [], [], [], []
     for clip in tqdm(clips, desc="generate", unit="clip"):
         image, seed = torch.from_numpy(clip.video[0]).float() / 255, clip.seed
         prompt = clip.triplet.prompt
         closed.append(generate(model, image, prompt, seed, options=options, **settings))
-        if not compare:
+        if compare == "drawing":
+            exactly = replace(options, exact=True)
+            exact.append(generate(model, image, prompt, seed, options=exactly, **settings))
+        if compare != "loop":
             continue
         off = replace(options, enabled=False)
         opened.append(generate(model, image, prompt, seed, options=off, **settings))
@@ -134,7 +147,10 @@ def evaluate(
         "feedback_passes": passes,
         **_scores(closed, clips, judges),
     }
-    if not compare:
+    if compare == "drawing":
+        scores["exact_drawing"] = _scores(exact, clips, judges)
+        scores["drawing_encoder_gain"] = _paired(closed, exact, clips)
+    if compare != "loop":
         return scores, closed
     if changed:
         scores["obedience_changed_action"] = judges.obedience(changed, asked)
@@ -210,12 +226,16 @@ def contact_sheet(clips: Sequence[Clip], made: Sequence[Generation], columns: in
 
 def table(scores: dict[str, Any]) -> str:
     """The scores as text for people."""
-    names = [name for name, value in scores.items() if isinstance(value, dict) and name != "feedback_gain"]
+    names = [name for name, value in scores.items() if isinstance(value, dict) and not name.endswith("_gain")]
     rows = [("model", scores), *((name, scores[name]) for name in names)]
     lines = [" " * 24 + "".join(f"{heading:>12}" for heading in COLUMNS.values())]
     for name, row in rows:
         cells = (f"{row[key]:12.3f}" if row.get(key) is not None else " " * 12 for key in COLUMNS)
         lines.append(f"{name:24}" + "".join(cells))
+    for name, gain in scores.items():
+        if name.endswith("_gain"):
+            cells = (f"{key} {x['mean']:.3f} +- {x['standard_error']:.3f}" for key, x in gain.items())
+            lines.append(f"{name:24}" + ", ".join(cells))
     return "\n".join(lines)
 
 
@@ -256,17 +276,18 @@ def _video_scores(videos: list[np.ndarray], clips: Sequence[Clip]) -> dict[str, 
 
 
 def _paired(
-    closed: list[Generation], opened: list[Generation], clips: Sequence[Clip]
+    made: list[Generation], others: list[Generation], clips: Sequence[Clip]
 ) -> dict[str, dict[str, float]]:
-    """How much lower the errors are with feedback, clip by clip: mean and its standard error."""
+    """How much lower errors are than those of others, clip by clip: mean and its standard error."""
     errors = {
         "mpjpe_mm": lambda made, clip: mpjpe_mm(made.motion.hands, clip.motion.hands),
         "chamfer_mm2": lambda made, clip: _chamfer(made.motion, clip.motion),
         "reprojection_px": lambda made, clip: reprojection_px(made.motion, to_uint8(made.drawing)),
+        "psnr_moving_db": lambda made, clip: -psnr_moving_db(to_uint8(made.video), clip.video),
     }
     gains = {}
     for name, error in errors.items():
-        gain = np.array([error(b, c) - error(a, c) for a, b, c in zip(closed, opened, clips, strict=True)])
+        gain = np.array([error(b, c) - error(a, c) for a, b, c in zip(made, others, clips, strict=True)])
         gains[name] = {"mean": float(gain.mean()), "standard_error": float(gain.std() / np.sqrt(len(gain)))}
     return gains
 
@@ -324,6 +345,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--dynamic-guidance", action="store_true", help="let it grow over the steps, as CogVideoX does"
     )
+    parser.add_argument(
+        "--compare",
+        choices=COMPARISONS,
+        default="loop",
+        help="with the loop open, other words and baselines; or with the VAE in place of the drawing encoder",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores here")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw the first eight clips")
@@ -337,7 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
             guidance_scale=args.guidance_scale,
             guidance_schedule="dynamic" if args.dynamic_guidance else "constant",
         )
-        scores, made = evaluate(model, clips, Judges.load(), **settings)
+        scores, made = evaluate(model, clips, Judges.load(), compare=args.compare, **settings)
         run = dict(seed=args.seed, split=args.split, checkpoint=args.checkpoint.name, **settings)
         scores = {**run, "seconds": round(time.perf_counter() - began, 1), **scores}
         if args.json is not None:

@@ -57,87 +57,81 @@ class Strokes(NamedTuple):
     numbers: Tensor
 
 
-def rasterize(
-    metres: Tensor,
-    clouds: tuple[int, ...],
-    camera: tuple[float, float, float, float],
-    size: tuple[int, int],
-    pixel: int = 1,
-) -> Tensor:
-    """Rendered motion video at a fraction of its size.
+class Rasterizer:
+    """Rendered motion videos at a fraction of their size.
 
     Args:
-        metres: joints of both hands, then the points of all objects in order, B N 42+P 3.
-        clouds: number of points of each object.
         camera: fx and cx over the width, fy and cy over the height.
-        size: height and width of the video, pixels, which decide how large things are drawn in it.
-        pixel: so many of its pixels, across and down, become one.
-
-    Returns:
-        B N 3 h w in [0, 1], float32; a frame in which a number is not finite is NaN.
+        size: height and width of the videos, pixels, which decide how large things are drawn.
+        pixel: so many of their pixels, across and down, become one.
     """
-    grid, fine = _grid(size, pixel)
-    at_once = max(1, SPOTS_AT_ONCE // (grid.height * grid.width))
-    drawn = [
-        _frames(frames, clouds, camera, size[1], grid, fine)
-        for frames in metres.float().flatten(0, 1).split(at_once)
-    ]
-    return torch.cat(drawn).unflatten(0, metres.shape[:2])
 
+    def __init__(self, camera: tuple[float, float, float, float], size: tuple[int, int], pixel: int = 1):
+        height, width = (side // pixel for side in size)
+        self.camera = camera
+        self.fine = min(MOST_SPOTS, max(LEAST_SPOTS, math.ceil(LEAST_WIDTH / width)))
+        """Spots in a row of a pixel."""
+        self.grid = Grid(height * self.fine, width * self.fine)
+        self.sizes = _drawn_sizes(size[1], self.grid.width)
+        self.parts = OnceForEach(_parts)
 
-def memory(frames: int, size: tuple[int, int], pixel: int = 1) -> int:
-    """Bytes that :func:`rasterize` needs for so many frames at once: counted, 44 for each spot."""
-    grid, _ = _grid(size, pixel)
-    return 45 * min(frames * grid.height * grid.width, SPOTS_AT_ONCE)
+    def __call__(self, metres: Tensor, clouds: tuple[int, ...]) -> Tensor:
+        """Draw joints of both hands and the points of all objects in order.
 
+        Args:
+            metres: B N 42+P 3.
+            clouds: number of points of each object.
 
-def _grid(size: tuple[int, int], pixel: int) -> tuple[Grid, int]:
-    """Of a frame, and how many spots are in a row of a pixel."""
-    fine = min(MOST_SPOTS, max(LEAST_SPOTS, math.ceil(LEAST_WIDTH / (size[1] // pixel))))
-    return Grid(size[0] // pixel * fine, size[1] // pixel * fine), fine
+        Returns:
+            B N 3 h w in [0, 1], float32; a frame in which a number is not finite is NaN.
+        """
+        parts = self.parts(clouds, metres.device)
+        at_once = max(1, SPOTS_AT_ONCE // (self.grid.height * self.grid.width))
+        drawn = [self._draw(frames, *parts) for frames in metres.float().flatten(0, 1).split(at_once)]
+        return torch.cat(drawn).unflatten(0, metres.shape[:2])
 
+    def memory(self, frames: int) -> int:
+        """Bytes that so many frames need: counted, 44 for each spot that is drawn at once."""
+        return 45 * min(frames * self.grid.height * self.grid.width, SPOTS_AT_ONCE)
 
-def _frames(
-    frames: Tensor,
-    clouds: tuple[int, ...],
-    camera: tuple[float, float, float, float],
-    width: int,
-    grid: Grid,
-    fine: int,
-) -> Tensor:
-    """Drawings (F 3 h w) of frames (F 42+P 3) of a video so wide, of `fine` spots across and down a pixel."""
-    bone, joint, point, offset = _drawn_sizes(width, grid.width)
-    starts, ends, bone_colors, colors = _parts(clouds, frames.device)
+    def _draw(
+        self, frames: Tensor, starts: Tensor, ends: Tensor, bone_colors: Tensor, colors: Tensor
+    ) -> Tensor:
+        """Frames (F 42+P 3) to drawings, F 3 h w."""
+        grid, fine = self.grid, self.fine
+        bone, joint, point, offset = self.sizes
 
-    # 1. where everything lies in the grid, and what it writes
-    fx, fy, cx, cy = camera
-    x, y, z = frames.unbind(dim=-1)
-    seen = z > NEAR
-    near = z.clamp(NEAR, FARTHEST)
-    x = (fx * x / near + cx) * grid.width + offset
-    y = (fy * y / near + cy) * grid.height + offset
-    places = torch.stack([x, y], dim=-1).nan_to_num().clamp(-8 * grid.width, 8 * grid.width)
-    between = (near[:, starts] + near[:, ends]) / 2
-    numbers = _numbers(near, seen, colors)
-    front = _numbers((near - JOINT_BEFORE_BONES)[:, :NUM_JOINTS], seen[:, :NUM_JOINTS], colors[:NUM_JOINTS])
-    bones = _numbers(between, seen[:, starts] & seen[:, ends], bone_colors)
+        # 1. where everything lies in the grid, and what it writes
+        fx, fy, cx, cy = self.camera
+        x, y, z = frames.unbind(dim=-1)
+        seen = z > NEAR
+        near = z.clamp(NEAR, FARTHEST)
+        x = (fx * x / near + cx) * grid.width + offset
+        y = (fy * y / near + cy) * grid.height + offset
+        places = torch.stack([x, y], dim=-1).nan_to_num().clamp(-8 * grid.width, 8 * grid.width)
+        between = (near[:, starts] + near[:, ends]) / 2
+        numbers = _numbers(near, seen, colors)
+        front = _numbers(
+            (near - JOINT_BEFORE_BONES)[:, :NUM_JOINTS], seen[:, :NUM_JOINTS], colors[:NUM_JOINTS]
+        )
+        bones = _numbers(between, seen[:, starts] & seen[:, ends], bone_colors)
 
-    # 2. the smallest number of each spot
-    strokes = (
-        _capsules(places[:, starts], places[:, ends], bones, bone, grid),
-        _discs(places[:, :NUM_JOINTS], front, joint, grid),
-        _discs(places[:, NUM_JOINTS:], numbers[:, NUM_JOINTS:], point, grid),
-    )
-    spots, numbers = (torch.cat(x, dim=1) for x in zip(*strokes, strict=True))
-    canvas = numbers.new_full((len(frames), (grid.height + 2) * grid.stride), NOTHING)
-    canvas.scatter_reduce_(1, spots, numbers, "amin")
+        # 2. the smallest number of each spot
+        strokes = (
+            _capsules(places[:, starts], places[:, ends], bones, bone, grid),
+            _discs(places[:, :NUM_JOINTS], front, joint, grid),
+            _discs(places[:, NUM_JOINTS:], numbers[:, NUM_JOINTS:], point, grid),
+        )
+        spots, numbers = (torch.cat(x, dim=1) for x in zip(*strokes, strict=True))
+        canvas = numbers.new_full((len(frames), (grid.height + 2) * grid.stride), NOTHING)
+        canvas.scatter_reduce_(1, spots, numbers, "amin")
 
-    # 3. its colour, in the mean over a pixel's spots
-    colors = canvas.bitwise_and_(COLOR_MASK).view(-1, grid.height + 2, grid.stride)[:, 1:-1, 1:-1]
-    sums = colors.unflatten(1, (-1, fine)).sum(dim=2).unflatten(2, (-1, fine)).sum(dim=3)
-    channels = [sums >> (CHANNEL_BITS * i) & (2**CHANNEL_BITS - 1) for i in range(3)]
-    drawn = torch.stack(channels, dim=1) / (255 * fine**2)
-    return drawn + 0 * frames.sum(dim=(1, 2))[:, None, None, None]
+        # 3. its colour, in the mean over a pixel's spots
+        colors = canvas.bitwise_and_(COLOR_MASK).view(-1, grid.height + 2, grid.stride)[:, 1:-1, 1:-1]
+        sums = colors.unflatten(1, (-1, fine)).sum(dim=2).unflatten(2, (-1, fine)).sum(dim=3)
+        channels = [sums >> (CHANNEL_BITS * i) & (2**CHANNEL_BITS - 1) for i in range(3)]
+        drawn = torch.stack(channels, dim=1) / (255 * fine**2)
+        return drawn + 0 * frames.sum(dim=(1, 2))[:, None, None, None]
 
 
 def _numbers(depth: Tensor, seen: Tensor, colors: Tensor) -> Tensor:
@@ -207,7 +201,7 @@ def _drawn_sizes(width: int, spots: int) -> tuple[float, float, float, float]:
     return line / 2 * scale, joint * scale, point * scale, scale / 2
 
 
-def _make_parts(clouds: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _parts(clouds: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Joints at the starts and ends of all bones; colours of bones, and of joints and points."""
     bones = torch.cat([torch.tensor(HAND_BONES) + i * JOINTS_PER_HAND for i in range(len(HAND_NAMES))])
     of_bones = [color for color in MOTION_STYLE.hand_colors for _ in HAND_BONES]
@@ -219,6 +213,3 @@ def _make_parts(clouds: tuple[int, ...], device: torch.device) -> tuple[Tensor, 
         for part in (of_bones, of_rest)
     )
     return tuple(x.to(device) for x in (bones[:, 0], bones[:, 1], *colors))
-
-
-_parts = OnceForEach(_make_parts)

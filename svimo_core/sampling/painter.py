@@ -15,8 +15,7 @@ from torch import Tensor
 from ..model.drawing import DrawingEncoder
 from ..motion import HAND_NAMES, JOINTS_PER_HAND, Camera, HandObjectMotion
 from ..normalization import NUM_JOINTS, MotionNormalizer
-from ..rasterize import memory as rasterize_memory
-from ..rasterize import rasterize
+from ..rasterize import Rasterizer
 from ..render import render_motion
 from .reader import Reading
 
@@ -76,39 +75,41 @@ class QuickPainter:
     ):
         self.encoder = encoder
         self.normalizer = normalizer
-        self.width = width
-        self.height = height
+        self.size = height, width
         self.dtype = dtype
         self.on_work = on_work
+        self.rasterizer = Rasterizer(normalizer.camera, self.size, encoder.config.pixel)
 
     def __call__(self, reading: Reading) -> Tensor:
         """The latent of a reading's drawing: zG, B C T h w float32; NaN where a number is not finite."""
+        self.on_work()
         metres = torch.cat(self.normalizer.denormalize(*reading), dim=2)
         objects = len(self.normalizer.object_names)
         clouds = (reading.points.shape[2] // objects,) * objects
-        return self._encode(metres, clouds, self.normalizer.camera)
+        return self.encoder(self.rasterizer(metres, clouds).to(self.dtype)).float()
 
     def memory(self, frames: int) -> int:
         """Bytes that one clip of so many frames needs, beside the weights: 0.6 GB for 49 x 416 x 624, not all of it at
         once."""
-        size = self.height, self.width
-        drawing = rasterize_memory(frames, size, self.encoder.config.pixel)
-        return drawing + self.encoder.memory(frames, *size)
+        return self.rasterizer.memory(frames) + self.encoder.memory(frames, *self.size)
 
-    def encode_motion(self, motion: HandObjectMotion, device: torch.device | str) -> Tensor:
-        """As of a reading, of one motion in metres that its own camera sees."""
-        clouds = list(motion.objects.values())
-        metres = np.concatenate([motion.hands.reshape(len(motion), NUM_JOINTS, 3), *clouds], axis=1)
-        of = motion.camera
-        camera = of.fx / of.width, of.fy / of.height, of.cx / of.width, of.cy / of.height
-        points = tuple(cloud.shape[1] for cloud in clouds)
-        return self._encode(torch.from_numpy(metres)[None].to(device, torch.float32), points, camera)
 
-    def _encode(self, metres: Tensor, clouds: tuple[int, ...], camera: tuple[float, ...]) -> Tensor:
-        self.on_work()
-        size = self.height, self.width
-        drawing = rasterize(metres, clouds, camera, size, self.encoder.config.pixel)
-        return self.encoder(drawing.to(self.dtype)).float()
+def quickly_encoded(
+    encoder: DrawingEncoder,
+    motion: HandObjectMotion,
+    width: int,
+    height: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The latent of a given motion's drawing (1 C T h w float32), as its own camera sees it."""
+    clouds, lens = list(motion.objects.values()), motion.camera
+    joints = motion.hands.reshape(len(motion), NUM_JOINTS, 3)
+    metres = torch.from_numpy(np.concatenate([joints, *clouds], axis=1))[None].to(device)
+    camera = lens.fx / lens.width, lens.fy / lens.height, lens.cx / lens.width, lens.cy / lens.height
+    draw = Rasterizer(camera, (height, width), encoder.config.pixel)
+    drawing = draw(metres, tuple(cloud.shape[1] for cloud in clouds))
+    return encoder(drawing.to(dtype)).float()
 
 
 @torch.library.custom_op(

@@ -73,7 +73,7 @@ def run_variant(config: TrainConfig, name: str, seed: int, folder: Path, count: 
             steps=steps,
             guidance_scale=1.0,
             options=FeedbackOptions(enabled=variant.guidance),
-            compare=False,
+            compare=None,
         )
         with whole_file(found) as partial:
             partial.write_text(json.dumps(scores, indent=1) + "\n")

@@ -18,7 +18,7 @@ from ..data.wild import AWAY, MOST_OBJECTS, wild_motion
 from ..files import whole_file
 from ..model.vae import VideoVAE
 from ..motion import HandObjectMotion
-from ..rasterize import NUM_JOINTS, rasterize
+from ..rasterize import NUM_JOINTS, Rasterizer
 from ..render import render_motion
 from .latents import fingerprint
 from .settings import Batch, Shape, TrainConfig
@@ -118,8 +118,8 @@ class DrawingStage(nn.Module):
 
     def draw(self, metres: Tensor, size: tuple[int, int]) -> Tensor:
         """What the encoder sees of motions with all their objects (B N 42+P 3)."""
-        pixel = self.drawing_encoder.config.pixel
-        return rasterize(metres, (self.points,) * MOST_OBJECTS, CAMERA, size, pixel)
+        draw = Rasterizer(CAMERA, size, self.drawing_encoder.config.pixel)
+        return draw(metres, (self.points,) * MOST_OBJECTS)
 
     @staticmethod
     def spread(latents: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ from svimo_core.data.synthetic import generate_motion
 from svimo_core.data.wild import MOST_OBJECTS, wild_motion
 from svimo_core.model.drawing import DrawingEncoder
 from svimo_core.motion import HandObjectMotion
-from svimo_core.rasterize import NUM_JOINTS, rasterize
+from svimo_core.rasterize import NUM_JOINTS, Rasterizer
 from svimo_core.render import HAND_COLORS, JOINT_COLOR, OBJECT_COLORS, render_motion
 from svimo_core.sampling.guidance import FeedbackOptions
-from svimo_core.sampling.painter import QuickPainter
+from svimo_core.sampling.painter import QuickPainter, quickly_encoded
 from svimo_core.sampling.pipeline import SViMo, generate
 from svimo_core.sampling.reader import Reading
 from svimo_core.train.drawing import CAMERA, DrawingPool, through_camera
@@ -40,7 +40,7 @@ def drawn_both_ways(motion: HandObjectMotion, pixel: int) -> tuple[torch.Tensor,
     camera = motion.camera
     metres = torch.from_numpy(through_camera(motion, CAMERA))[None]
     clouds = tuple(cloud.shape[1] for cloud in motion.objects.values())
-    quick = rasterize(metres, clouds, CAMERA, (camera.height, camera.width), pixel)[0]
+    quick = Rasterizer(CAMERA, (camera.height, camera.width), pixel)(metres, clouds)[0]
     exact = torch.from_numpy(render_motion(motion, camera.width, camera.height)).float() / 255
     return quick, F.avg_pool2d(rearrange(exact, "n h w c -> n c h w"), pixel)
 
@@ -76,7 +76,7 @@ def hand_far_away() -> torch.Tensor:
 def draw(joints: torch.Tensor, *clouds: torch.Tensor, size=(SIDE, SIDE)) -> torch.Tensor:
     """One frame at full size, 3 H W, as whole numbers."""
     metres = torch.cat([joints, *clouds])[None, None]
-    drawn = rasterize(metres, tuple(len(cloud) for cloud in clouds), (1.0, 1.0, 0.5, 0.5), size)
+    drawn = Rasterizer((1.0, 1.0, 0.5, 0.5), size)(metres, tuple(len(cloud) for cloud in clouds))
     return (255 * drawn[0, 0]).round()
 
 
@@ -88,7 +88,9 @@ def test_the_nearest_wins():
     near, far = torch.tensor([[0.0, 0.0, 0.5]]), torch.tensor([[0.0, 0.0, 0.6]])
     assert color_at(draw(hand_far_away(), near, far), MIDDLE, MIDDLE) == OBJECT_COLORS[0]
     assert color_at(draw(hand_far_away(), far, near), MIDDLE, MIDDLE) == OBJECT_COLORS[1]
-    assert color_at(draw(hand_far_away(), far, far, far, far, near), MIDDLE, MIDDLE) == OBJECT_COLORS[0]  # in turn
+    assert (
+        color_at(draw(hand_far_away(), far, far, far, far, near), MIDDLE, MIDDLE) == OBJECT_COLORS[0]
+    )  # in turn
 
 
 def test_a_joint_lies_on_its_bones_and_a_bone_at_the_mean_of_its_ends():
@@ -139,7 +141,7 @@ def test_a_number_that_is_not_finite_spoils_its_own_frame():
     metres = torch.rand(2, 3, NUM_JOINTS + 4, 3) + 0.5
     metres[1, 2, 7, 0] = torch.nan
     metres[0, 0, 50 - 8, 2] = torch.inf
-    drawn = rasterize(metres, (4,), CAMERA, (32, 48), 2)
+    drawn = Rasterizer(CAMERA, (32, 48), 2)(metres, (4,))
     spoilt = [[bool(frame.isnan().all()) for frame in clip] for clip in drawn]
     assert spoilt == [[True, False, False], [False, False, True]]
     assert drawn[0, 1:].isfinite().all()
@@ -148,12 +150,13 @@ def test_a_number_that_is_not_finite_spoils_its_own_frame():
 def test_frames_are_drawn_each_for_itself(monkeypatch):
     """In a batch, alone, and in parts, which large clips are drawn in."""
     metres = torch.from_numpy(through_camera(generate_motion(3, frames=6), CAMERA))
-    whole = rasterize(metres.unflatten(0, (2, 3)), (128, 128), CAMERA, (64, 96), 2)
+    draw = Rasterizer(CAMERA, (64, 96), 2)
+    whole = draw(metres.unflatten(0, (2, 3)), (128, 128))
     assert whole.std() > 0.05
-    one = rasterize(metres[None, 4:5], (128, 128), CAMERA, (64, 96), 2)
+    one = draw(metres[None, 4:5], (128, 128))
     assert torch.equal(one[0, 0], whole[1, 1])
     monkeypatch.setattr("svimo_core.rasterize.SPOTS_AT_ONCE", 1)
-    assert torch.equal(rasterize(metres.unflatten(0, (2, 3)), (128, 128), CAMERA, (64, 96), 2), whole)
+    assert torch.equal(draw(metres.unflatten(0, (2, 3)), (128, 128)), whole)
 
 
 # --- the encoder ---
@@ -234,7 +237,8 @@ def test_quick_painter_draws_readings_as_the_normalizer_says(model, config):
     reading = Reading(*(x[None].float() for x in model.normalizer.normalize(motion, 6)))
     with torch.inference_mode():
         latent = painter(reading)
-        torch.testing.assert_close(painter.encode_motion(motion, "cpu"), latent, atol=1e-4, rtol=1e-4)
+        given = quickly_encoded(model.drawing_encoder, motion, w, h)
+        torch.testing.assert_close(given, latent, atol=1e-4, rtol=1e-4)
         moved = painter(Reading(reading.hands + 0.3, reading.points))
         spoilt = painter(Reading(reading.hands * torch.nan, reading.points))
     assert latent.shape == (1, *config.latent_shape(config.frames, config.height, config.width))
@@ -283,8 +287,6 @@ def bundled() -> SViMo:
 def test_the_bundled_encoder_agrees_with_its_vae(bundled):
     """On motions it never saw, in parts of the latents' variance around each channel's mean; and its own drawing makes
     less of a difference than its error."""
-    size = ClipSize(9, 64, 96)
-    painter = bundled.painter(size)
     errors = []
     with torch.inference_mode():
         for make in (generate_motion, wild_motion):
@@ -294,7 +296,7 @@ def test_the_bundled_encoder_agrees_with_its_vae(bundled):
                 motion = make(seed, **shape)
                 frames = torch.from_numpy(render_motion(motion, 96, 64))
                 exact.append(bundled.vae.encode(frames[None])[0])
-                quick.append(painter.encode_motion(motion, "cpu")[0])
+                quick.append(quickly_encoded(bundled.drawing_encoder, motion, 96, 64)[0])
                 pixels = F.avg_pool2d(rearrange(frames.float() / 255, "n h w c -> n c h w"), 2)
                 given.append(bundled.drawing_encoder(pixels[None])[0])
             quick, exact, given = (torch.stack(x) for x in (quick, exact, given))

@@ -82,7 +82,7 @@ def test_a_repetition_gives_the_same_scores(model, clips, scores):
     whole = mpjpe_mm(made[0].motion.hands, clips[0].motion.hands)
     assert again["mpjpe_mm"] == whole
     assert again["fid"] is None  # a distance between distributions needs more than one clip
-    assert scores["feedback_gain"].keys() == {"mpjpe_mm", "chamfer_mm2", "reprojection_px"}
+    assert scores["feedback_gain"].keys() == {"mpjpe_mm", "chamfer_mm2", "reprojection_px", "psnr_moving_db"}
     gains = scores["feedback_gain"].values()
     assert all(gain["mean"] for gain in gains)  # the loop was open, and that matters
 
