@@ -180,13 +180,14 @@ class HostReads(TorchDispatchMode):
         self.count += function is torch.ops.aten._local_scalar_dense.default
         return function(*args, **(kwargs or {}))
 
-def host_reads(steps, **options):
+def host_reads(model, steps):
     with HostReads() as mode:
-        sampled(opened, *graph, steps=steps, **options)
+        sampled(model, *graph, steps=steps)
     return mode.count
 
-bare = host_reads(4)
-assert (host_reads(8) - bare) / 4 <= 2 + 1e-9, (bare, host_reads(8))  # the loop's, and k-diffusion's own
+for looped in (opened, closed):
+    bare = host_reads(looped, 4)  # each step the loop's, and k-diffusion's own
+    assert (host_reads(looped, 8) - bare) / 4 <= 2 + 1e-9, (bare, host_reads(looped, 8))
 """,
         str(checkpoint_file),
     )
@@ -225,6 +226,20 @@ assert torch.equal(part[1], given[0])
 mixed = guided(0.25, 0.75, True)
 assert torch.equal(mixed[1], given[0]) and torch.equal(mixed[2], given[0])
 assert all(g.any() and not torch.equal(g, given[0]) for g in (mixed[0], mixed[3]))
+
+from pack.svimo_core.sampling.painter import quickly_encoded
+encode = condition.SViMoMotionEncode.execute
+[[_, extras]] = encode(positive, negative, vae, motion, latent, 0.5, 0.0, 1.0, vid).result[0]
+quick = quickly_encoded(vid.drawing.patcher.model, motion, 48, 32)
+torch.testing.assert_close(extras["svimo_guidance"], 0.5 * quick / vae.scale)
+from dataclasses import replace
+without = replace(vid, drawing=None)
+refused(lambda: encode(positive, negative, vae, motion, latent, 1.0, 0.0, 1.0, without), "has no drawing encoder")
+quick, exact, bare = (
+    sampled(loop(model, handle, vae, exact_drawing=exact), *graph)
+    for handle, exact in ((vid, False), (vid, True), (without, False))
+)
+assert difference(bare, exact) == 0 and difference(quick, exact) > 1e-4
 """,
         str(checkpoint_file),
     )
@@ -754,7 +769,8 @@ def test_a_file_that_was_written_anew_is_loaded_anew(checkpoint_file: Path, tmp_
 
 
 def test_the_loops_memory_is_planned_for(checkpoint_file: Path):
-    """VID and VAE are among what core loads for MODEL, with room to encode a clip, and the weights' sizes are seen."""
+    """VID and what encodes drawings, the drawing encoder or the VAE, are among what core loads for MODEL, with room to
+    encode a clip, and the weights' sizes are seen."""
     run_inside(
         GRAPH
         + """
@@ -764,13 +780,21 @@ def record(models, memory_required=0, **others):
     asked.append((list(models), memory_required))
     return before(models, memory_required=memory_required, **others)
 comfy.model_management.load_models_gpu = record
-closed = loop(model, vid, vae)
-ksampled(closed, *graph)
-(models, needed), *others = asked
-held = {id(patcher.model) for patcher in models}
-assert {id(p.model) for p in (model, vid.patcher, vae.patcher)} == held, len(held)
-assert needed >= vae.memory_for_encode(9, 32, 48) > 0
-assert not others, "models were loaded again during the run"
+needed = []
+for exact, encoder, room in (
+    (True, vae, vae.memory_for_encode(9, 32, 48)),
+    (False, vid.drawing, vid.drawing.painter(vid.normalizer, 48, 32).memory(9)),
+):
+    closed = loop(model, vid, vae, exact_drawing=exact)
+    asked.clear()
+    ksampled(closed, *graph)
+    (models, asked_for), *others = asked
+    held = {id(patcher.model) for patcher in models}
+    assert {id(p.model) for p in (model, vid.patcher, encoder.patcher)} == held, len(held)
+    assert asked_for >= room > 0
+    assert not others, "models were loaded again during the run"
+    needed.append(asked_for)
+needed = min(needed)
 asked.clear()
 ksampled(model, *graph)
 (models, without), = asked
