@@ -115,8 +115,8 @@ def test_workflow_makes_video_and_motion(client, name, tmp_path):
     if name != CORE_SAMPLER:  # which reports nothing
         report = result.outputs[sampler]["svimo"][0]
         assert report["steps"] == 5
-        # The loop closes after a fifth of the steps, and the fast one takes every second of them.
-        passes = {"image_to_video_and_motion": 4, "image_to_video_and_motion_fast": 2}
+        # The loop closes after a fifth of the steps.
+        passes = {"image_to_video_and_motion": 4, "image_to_video_and_motion_fast": 4}
         assert report["feedback_passes"] == passes.get(name, 0)
 
 
