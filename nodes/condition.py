@@ -276,6 +276,7 @@ class SViMoMotionEncode(io.ComfyNode):
         if interaction is None:
             encoded = vae.encode_scaled(draw_motions([motion], width, height))
         else:
+            interaction.check_drawing(vae.config.vae)
             encoded = encoded_without_vae(interaction, motion, width, height)
         guidance = strength * encoded.cpu() / vae.scale
         return io.NodeOutput(
@@ -296,7 +297,8 @@ def encoded_without_vae(
         raise ValueError(
             "the interaction model's file has no drawing encoder: leave interaction unconnected, and the VAE encodes"
         )
-    comfy.model_management.load_models_gpu([drawing.patcher])
+    memory = drawing.painter(interaction.normalizer, width, height).memory(len(motion))
+    comfy.model_management.load_models_gpu([drawing.patcher], memory_required=memory)
     device, dtype = drawing.patcher.load_device, drawing.compute_dtype
     return quickly_encoded(drawing.patcher.model, motion, width, height, device, dtype)
 

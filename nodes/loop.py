@@ -70,6 +70,18 @@ class InteractionHandle:
     drawing: DrawingHandle | None
     """What encodes drawings for the loop in place of the VAE."""
 
+    def check_drawing(self, vae: VAEConfig) -> None:
+        """Refuse a drawing encoder for latents that another kind of VAE makes.
+
+        Raises:
+            ValueError: it is one.
+        """
+        if self.drawing is not None and vae != self.vae_config:
+            raise ValueError(
+                "the interaction model's drawing encoder belongs to another VAE than the one that is connected: take both "
+                "from the same checkpoint"
+            )
+
     def reader(self) -> MotionReader:
         """From latents to 3D motion, once the patcher is loaded."""
         return MotionReader(
@@ -134,6 +146,8 @@ class FeedbackPatch:
                 f"the interaction model reads latents of {self.interaction.config.latent_channels} channels, this model "
                 f"makes {config.backbone.latent_channels}: take both from the same checkpoint"
             )
+        if not self.options.exact:
+            self.interaction.check_drawing(vae)
         wrappers = {WrappersMP.OUTER_SAMPLE: self._around_run, WrappersMP.PREDICT_NOISE: _predict_with_loop}
         patched = wrapped(model, LOOP, wrappers)
         encoder = self.vae if self.drawing is None else self.drawing

@@ -78,11 +78,27 @@ class CheckpointHeader:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
     def part_dtype(self, part: str) -> torch.dtype:
-        """The type that most weights of a part have once loaded as they are stored."""
+        """The type that most weights of a part have once loaded as they are stored.
+
+        Raises:
+            ValueError: the file does not hold this part.
+        """
+        self.check_has(part)
         sizes = Counter()
         for tensor in self.part_tensors(part).values():
             sizes[tensor.loaded_dtype] += tensor.numel
         return max(sizes, key=sizes.__getitem__)
+
+    def check_has(self, part: str) -> None:
+        """Refuse a file that does not hold a part.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if part not in self.parts:
+            raise ValueError(
+                f"{self.path.name} holds {', '.join(self.parts)}, but no {part}: choose a file that has it"
+            )
 
     def metadata(self, *parts: str) -> dict[str, str]:
         """What a file with these parts says about itself."""
@@ -259,10 +275,7 @@ def load_part(
     Raises:
         ValueError: the file does not hold this part, or its tensors do not match its own configuration.
     """
-    if part not in header.parts:
-        raise ValueError(
-            f"{header.path.name} holds {', '.join(header.parts)}, but no {part}: choose a file that has it"
-        )
+    header.check_has(part)
     with torch.device("meta"):  # no memory and no initialisation for weights that are about to be replaced
         plain = _build(header.config, part)
         module = plain if build is None else build(header.config)

@@ -30,7 +30,7 @@ COLOR_MASK = 2 ** (3 * CHANNEL_BITS) - 1
 DEPTH_STEPS = 1e6
 """Depths that are told apart, in a metre."""
 FARTHEST = 100.0
-"""Metres; whatever is farther counts as there."""
+"""Metres; whatever is farther counts as no farther than this when it is in doubt what is nearer."""
 NOTHING = (2**27 - 1) << 36
 """Farther than everything, and black."""
 JOINT_BEFORE_BONES = 1e-4
@@ -105,10 +105,10 @@ class Rasterizer:
         fx, fy, cx, cy = self.camera
         x, y, z = frames.unbind(dim=-1)
         seen = z > NEAR
-        near = z.clamp(NEAR, FARTHEST)
+        near = z.clamp(min=NEAR)
         x = (fx * x / near + cx) * grid.width + offset
         y = (fy * y / near + cy) * grid.height + offset
-        places = torch.stack([x, y], dim=-1).nan_to_num().clamp(-8 * grid.width, 8 * grid.width)
+        places = torch.stack([x, y], dim=-1).nan_to_num().clamp(-8 * max(grid), 8 * max(grid))
         between = (near[:, starts] + near[:, ends]) / 2
         numbers = _numbers(near, seen, colors)
         front = _numbers(
@@ -136,7 +136,8 @@ class Rasterizer:
 
 def _numbers(depth: Tensor, seen: Tensor, colors: Tensor) -> Tensor:
     """Depth (F S, metres) before colour (S)."""
-    return torch.where(seen, (depth * DEPTH_STEPS).long() << (3 * CHANNEL_BITS) | colors, NOTHING)
+    steps = (depth.clamp(max=FARTHEST) * DEPTH_STEPS).long()
+    return torch.where(seen, steps << (3 * CHANNEL_BITS) | colors, NOTHING)
 
 
 def _discs(centers: Tensor, numbers: Tensor, radius: float, grid: Grid) -> Strokes:

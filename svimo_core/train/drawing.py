@@ -33,7 +33,7 @@ HELD_OUT = 32
 
 class DrawingPool:
     """Random motions, and what a VAE makes of their drawings, made when they are first asked for and kept in a folder,
-    apart by VAE weights and clip size.
+    apart by VAE weights, clip size and number of points.
 
     Args:
         count: how many there are to train on. The held-out ones have numbers of their own.
@@ -58,21 +58,37 @@ class DrawingPool:
     def latent(self, index: int, shape: Shape, split: str = "train") -> tuple[Tensor, Tensor]:
         """Metres of one motion (N 42+P 3, seen through :data:`CAMERA`) and the scaled latent of its drawing (C T h w),
         float32."""
-        path = self.root / f"{shape.frames}x{shape.height}x{shape.width}" / f"{split}-{index:06d}.npz"
+        points, fps = self.config.interaction.points_per_object, self.config.fps
+        size = f"{shape.frames}x{shape.height}x{shape.width}-{points}-points-{fps:g}-fps"
+        path = self.root / size / f"{split}-{index:06d}.npz"
+        expected = self.vae.config.latent_shape(shape.frames, shape.height, shape.width)
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return tuple(torch.from_numpy(stored[name]).float() for name in ("metres", "latent"))
+                metres, latent = (torch.from_numpy(stored[name]).float() for name in ("metres", "latent"))
+            if (
+                latent.shape == expected
+                and len(metres) == shape.frames
+                and latent.isfinite().all()
+                and metres.isfinite().all()
+            ):
+                return metres, latent
+            log.warning("%s holds something else: made anew", path)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             log.warning("%s is damaged (%s): made anew", path, error)
         motion = self.motion(index, shape, split)
         metres = through_camera(motion, CAMERA)
         drawn = torch.from_numpy(render_motion(motion, shape.width, shape.height))
         latent = self.vae.encode(drawn[None])[0].float().cpu()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial, partial.open("wb") as file:
-            np.savez(file, metres=metres, latent=latent.half().numpy())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as partial, partial.open("wb") as file:
+                np.savez(file, metres=metres, latent=latent.half().numpy())
+        except OSError as error:
+            raise OSError(
+                f"{path} cannot be written ({error}): make room, or choose another folder as clips"
+            ) from error
         return torch.from_numpy(metres), latent.half().float()
 
 
@@ -94,6 +110,12 @@ class DrawingStage(nn.Module):
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: DrawingPool):
         super().__init__()
         self.trained = ("drawing_encoder",)
+        cell = model.config.vae.spatial_compression
+        for shape in (shape for phase in config.phases for shape in phase.shapes):
+            if shape.height % cell or shape.width % cell:
+                raise ValueError(
+                    f"the VAE needs heights and widths that are multiples of {cell}, got {shape.height} x {shape.width}"
+                )
         self.drawing_encoder = model.parts["drawing_encoder"]
         self.points = model.config.interaction.points_per_object
 

@@ -209,8 +209,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         if not self.phases or not all(phase.shapes and phase.steps > 0 for phase in self.phases):
             raise ValueError("a run needs at least one phase, each with steps above 0 and at least one shape")
-        if self.drawing.motions < 1:
-            raise ValueError(f"drawing.motions must be at least 1, got {self.drawing.motions}")
+        if not isinstance(self.drawing.motions, int) or self.drawing.motions < 1:
+            raise ValueError(f"drawing.motions must be a whole number from 1, got {self.drawing.motions}")
         if self.joint.word_dropout and self.text_model is not None:
             raise ValueError(
                 "joint.word_dropout needs the model's own text encoder: features of text_model are computed once"

@@ -251,7 +251,7 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
 
 def load_vae(config: TrainConfig) -> SimpleNamespace:
     """A trained VAE and its drawing encoder, from the seed if there is none yet; what else the file holds goes into the
-    new one untouched.
+    new one as it is (in `checkpoint_dtype`).
 
     Returns:
         As :func:`load_model`.

@@ -237,6 +237,12 @@ torch.testing.assert_close(extras["svimo_guidance"], 0.5 * quick / vae.scale)
 from dataclasses import replace
 without = replace(vid, drawing=None)
 refused(lambda: encode(positive, negative, vae, motion, latent, 1.0, 0.0, 1.0, without), "has no drawing encoder")
+odd = replace(vid, vae_config=replace(vid.vae_config, scaling_factor=1.5))
+for work in (
+    lambda: encode(positive, negative, vae, motion, latent, 1.0, 0.0, 1.0, odd), lambda: loop(model, odd, vae)
+):
+    refused(work, "belongs to another VAE")
+loop(model, odd, vae, exact_drawing=True)
 quick, exact, bare = (
     sampled(loop(model, handle, vae, exact_drawing=exact), *graph)
     for handle, exact in ((vid, False), (vid, True), (without, False))
