@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ def count_operations(work: Callable[[], object]) -> tuple[float, float]:
     return counter.get_total_flops(), counter.get_flop_counts()["Global"].get(torch.ops.aten.bmm, 0)
 
 
+@cache
 def forward_operations(size: Size, model: SViMoConfig) -> tuple[float, float]:
     """Those of one forward of the backbone for one sequence."""
     with META:
