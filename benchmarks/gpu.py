@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import random
 import re
 import time
@@ -97,7 +98,7 @@ SCALES = {
     "tiny": Scale(  # for tests
         model=replace(
             TINY,
-            backbone=BackboneConfig(num_layers=2, num_heads=8, head_dim=64, text_dim=64, text_length=32),
+            backbone=BackboneConfig(num_layers=2, num_heads=4, head_dim=64, text_dim=64, text_length=32),
             vae=VAEConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4),
         ),
         sizes=(
@@ -165,18 +166,24 @@ class Measured:
     """Most bytes in use, beside those in use before; None on a CPU."""
 
 
+class OutOfTime(Exception):
+    """There is none left to measure any more."""
+
+
 class Bench:
     """One device, and the networks on it, each made when a part first asks for it.
 
     Args:
         rounds: timed calls of each job.
+        deadline: of `time.perf_counter`; after it nothing is begun.
     """
 
-    def __init__(self, device: torch.device, scale: Scale, rounds: int):
+    def __init__(self, device: torch.device, scale: Scale, rounds: int, deadline: float = math.inf):
         self.device = device
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.scale = scale
         self.rounds = rounds
+        self.deadline = deadline
         self.order = random.Random(0)
 
     # --- networks ---
@@ -224,13 +231,19 @@ class Bench:
         )
 
     @cached_property
+    def vae(self) -> VideoVAE:
+        """Diffusers', as the library wraps it."""
+        config = self.scale.model.vae
+        return VideoVAE(self.network(lambda: build_vae(config)), config)
+
+    @cached_property
     def model(self) -> SViMo:
         """Everything but a text encoder."""
         config = self.scale.model
         return SViMo(
             config=config,
             backbone=self.backbone,
-            vae=VideoVAE(self.network(lambda: build_vae(config.vae)), config.vae),
+            vae=self.vae,
             interaction=self.network(lambda: InteractionModel(config.interaction)),
             normalizer=read_header(BUNDLED).normalizer,
             drawing_encoder=self.network(lambda: DrawingEncoder(config.drawing, config.vae)),
@@ -271,7 +284,13 @@ class Bench:
         return began.elapsed_time(ended) / 1000, torch.cuda.max_memory_allocated() - before
 
     def race(self, jobs: dict[str, Callable[[], object]]) -> dict[str, Measured]:
-        """Medians of all jobs, which take turns in random order; without those that do not fit into memory."""
+        """Medians of all jobs, which take turns in random order; without those that do not fit into memory.
+
+        Raises:
+            OutOfTime: before the first job.
+        """
+        if time.perf_counter() > self.deadline:
+            raise OutOfTime
         first = {}
         for name, work in jobs.items():
             with suppress(torch.OutOfMemoryError):
@@ -546,7 +565,7 @@ def vae(bench: Bench) -> Iterator[Row]:
             "encode": count_operations(lambda: counted.encode(torch.empty(frames)))[0],
             "decode": count_operations(lambda: counted.decode(torch.empty(latent)))[0],
         }
-    network = bench.model.vae
+    network = bench.vae
     work = {
         "encode": partial(network.encode, torch.rand(frames, device=bench.device)),
         "decode": partial(network.decode, torch.randn(latent, device=bench.device)),
@@ -691,22 +710,20 @@ class Result:
 
 
 @torch.inference_mode()
-def run_part(bench: Bench, name: str, deadline: float) -> Result:
-    """All rows of a part until the deadline (of `time.perf_counter`), or until it fails."""
+def run_part(bench: Bench, name: str) -> Result:
+    """All rows of a part until the deadline, or until it fails."""
     began, result = time.perf_counter(), Result()
-    if began > deadline:
+    if began > bench.deadline:
         return Result(problem="left out: the time is used up")
     try:
         with closing(PARTS[name](bench)) as rows:
-            for row in rows:
-                result.rows.append(row)
-                if time.perf_counter() > deadline:
-                    result.problem = "ended here: the time is used up"
-                    break
+            result.rows.extend(rows)
+    except OutOfTime:
+        result.problem = "ended here: the time is used up"
     except torch.OutOfMemoryError:
         result.problem = "out of memory"
     except Exception as error:
-        result.problem = f"{type(error).__name__}: {error}"
+        result.problem = f"{type(error).__name__}: {error}"[:500]
     bench.empty()
     result.seconds = time.perf_counter() - began
     return result
@@ -751,11 +768,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=480, help="seconds, after which parts are left out")
     parser.add_argument("--json", type=Path, help="file for the same numbers")
     chosen = parser.parse_args(arguments)
-    deadline = time.perf_counter() + chosen.budget
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("this machine has no CUDA device; --device cpu --size small runs anywhere")
 
-    bench = Bench(torch.device(chosen.device), SCALES[chosen.size], chosen.rounds)
+    bench = Bench(
+        torch.device(chosen.device), SCALES[chosen.size], chosen.rounds, time.perf_counter() + chosen.budget
+    )
     about = {
         "device": device_name(bench.device),
         "dtype": str(bench.dtype).removeprefix("torch."),
@@ -765,7 +783,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{', '.join(about.values())}; random weights; medians of {chosen.rounds} runs in turns\n")
     results: dict[str, Result] = {}
     for name in chosen.only:
-        results[name] = run_part(bench, name, deadline)
+        results[name] = run_part(bench, name)
         print(markdown(name, results[name]), flush=True)
         if chosen.json:  # after each part: what was measured stays, whatever comes
             parts = {part: asdict(result) for part, result in results.items()}

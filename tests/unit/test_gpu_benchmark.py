@@ -109,7 +109,16 @@ def test_a_part_that_fails_says_why(measure, monkeypatch):
     assert measure("--only", "kernels")["kernels"]["problem"] == "ValueError: no such network"
 
 
-def test_the_budget_leaves_parts_out(measure):
-    parts = measure("--only", "rate", "fp8", "--budget", "0.001")
-    assert "time is used up" in parts["rate"]["problem"]
-    assert parts["fp8"]["problem"] == "left out: the time is used up"
+def test_the_budget_ends_a_part_after_what_is_measured_and_leaves_the_next_out(measure, monkeypatch):
+    race = gpu.Bench.race
+
+    def last_race(bench, jobs):
+        found = race(bench, jobs)
+        bench.deadline = 0
+        return found
+
+    monkeypatch.setattr(gpu.Bench, "race", last_race)
+    parts = measure("--only", "fp8", "cfg")
+    assert parts["fp8"]["problem"] == "ended here: the time is used up"
+    assert len(parts["fp8"]["rows"]) == 2  # both of the first clip
+    assert parts["cfg"] == {"rows": [], "seconds": 0, "problem": "left out: the time is used up"}
