@@ -25,7 +25,7 @@ TRANSLATIONS = ["zh"]
 
 ADVICE = {
     "SViMoCheckpointLoader": """
-- The easiest start: one file feeds every other node.
+- The easiest start: one file feeds every other node. Its drawing encoder, if it has one, comes with `interaction`.
 - For models larger than your memory load the parts with their own loaders and choose a smaller storage type
   there.
 - The tiny checkpoint that comes with the pack shows that everything works; its pictures are small and simple.
@@ -86,8 +86,8 @@ ADVICE = {
 - The loop costs little: one pass of the interaction model for each refresh, and a small network that encodes the drawn
   motion. A checkpoint without a drawing encoder leaves that to the VAE, which takes most of the time; `every` = 2 or 3
   saves most of it then.
-- Comparing: switch `enabled` off and keep the seed. The motion is still read, but neither held against the image
-  nor guiding.
+- Comparing: switch `enabled` off and keep the seed. The motion is still read and held against the image, but does not
+  guide. While *SViMo Motion Encode* guides, the loop draws nothing either way.
 """,
     "SViMoGrowingCFG": """
 - For core's *KSampler* and guiders. *SViMo Sampler* has it as `cfg_schedule`: do not use both.

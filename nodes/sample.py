@@ -41,7 +41,7 @@ def loop_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "enabled",
             default=True,
-            tooltip="Off: the 3D motion is still read, but neither held against the image nor guiding the video.",
+            tooltip="Off: the 3D motion is still read and held against the image, but does not guide the video.",
         ),
         io.Float.Input(
             "start_percent",

@@ -127,7 +127,7 @@ def train(config: TrainConfig) -> Path:
             run.after_step(step, metrics, time.perf_counter() - began, stopping)
             if stopping:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; run the same command to go on")
-    return run.save(config.steps)
+        return run.save(config.steps)  # a signal by now does not cut it short
 
 
 def trained_parameters(model: SimpleNamespace, stage: nn.Module) -> dict[str, nn.Parameter]:
