@@ -14,6 +14,7 @@ import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from torch import nn
 
 from ..svimo_core.checkpoint import (
     CheckpointHeader,
@@ -24,6 +25,7 @@ from ..svimo_core.checkpoint import (
     with_diffusers_positions,
 )
 from ..svimo_core.cogvideox import lora_key_map
+from ..svimo_core.config import SViMoConfig
 from ..svimo_core.model.drawing import DrawingEncoder
 from ..svimo_core.model.interaction import InteractionModel
 from ..svimo_core.weights import weight_files
@@ -78,17 +80,30 @@ def find_file(name: str, *categories: str) -> str:
     )
 
 
-def load_interaction(header: CheckpointHeader, disable_dynamic: bool = False) -> InteractionHandle:
-    """SVIMO_INTERACTION. Core asks for one without dynamic VRAM where it clones models, to compile or for several GPUs."""
+def load_network(
+    header: CheckpointHeader, part: str, build: Callable[[SViMoConfig, Any], nn.Module], disable_dynamic: bool
+) -> tuple[ModelPatcher, torch.dtype]:
+    """One of our networks of core's layers in a patcher, and what it computes in. Core asks for one without dynamic VRAM
+    where it clones models, to compile or for several GPUs.
+
+    Args:
+        build: makes it of a configuration and a namespace of layers.
+    """
     device = comfy.model_management.get_torch_device()
-    stored, compute = dtypes_of(header, "interaction", None, device)
+    stored, compute = dtypes_of(header, part, None, device)
     operations = operations_for(stored, compute, device)
-    network = load_part(
+    network = load_part(header, part, build=lambda config: build(config, operations))
+    return make_patcher(network, disable_dynamic), compute
+
+
+def load_interaction(header: CheckpointHeader, disable_dynamic: bool = False) -> InteractionHandle:
+    """SVIMO_INTERACTION."""
+    patcher, compute = load_network(
         header,
         "interaction",
-        build=lambda config: InteractionModel(config.interaction, operations, attention),
+        lambda config, operations: InteractionModel(config.interaction, operations, attention),
+        disable_dynamic,
     )
-    patcher = make_patcher(network, disable_dynamic)
     patcher.cached_patcher_init = (_patcher_of(load_interaction), (header,))
     return InteractionHandle(
         patcher=patcher,
@@ -104,15 +119,12 @@ def load_interaction(header: CheckpointHeader, disable_dynamic: bool = False) ->
 
 def load_drawing_encoder(header: CheckpointHeader, disable_dynamic: bool = False) -> DrawingHandle:
     """What encodes the loop's drawings in place of the VAE."""
-    device = comfy.model_management.get_torch_device()
-    stored, compute = dtypes_of(header, "drawing_encoder", None, device)
-    operations = operations_for(stored, compute, device)
-    network = load_part(
+    patcher, compute = load_network(
         header,
         "drawing_encoder",
-        build=lambda config: DrawingEncoder(config.drawing, config.vae, operations),
+        lambda config, operations: DrawingEncoder(config.drawing, config.vae, operations),
+        disable_dynamic,
     )
-    patcher = make_patcher(network, disable_dynamic)
     patcher.cached_patcher_init = (_patcher_of(load_drawing_encoder), (header,))
     return DrawingHandle(patcher=patcher, compute_dtype=compute)
 

@@ -16,6 +16,7 @@ from .files import whole_file
 
 HAND_NAMES = ("left", "right")
 JOINTS_PER_HAND = 21
+NUM_JOINTS = len(HAND_NAMES) * JOINTS_PER_HAND
 JOINT_NAMES = (
     "wrist",
     *(f"{finger}_{joint}" for finger in ("thumb",) for joint in ("cmc", "mcp", "ip", "tip")),
@@ -55,6 +56,11 @@ class Camera:
             or not np.isfinite([self.fx, self.fy, self.cx, self.cy]).all()
         ):
             raise ValueError(f"a camera needs finite, positive focal lengths and image size, got {self}")
+
+    @property
+    def relative(self) -> tuple[float, float, float, float]:
+        """fx and cx over the image's width, fy and cy over its height: the same at every size."""
+        return self.fx / self.width, self.fy / self.height, self.cx / self.width, self.cy / self.height
 
     @classmethod
     def from_fov(cls, width: int, height: int, horizontal_degrees: float = 50.0) -> Camera:

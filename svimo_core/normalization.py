@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .motion import HAND_NAMES, JOINTS_PER_HAND, Camera, HandObjectMotion
+from .motion import HAND_NAMES, JOINTS_PER_HAND, NUM_JOINTS, Camera, HandObjectMotion
 from .once import OnceForEach
 
-NUM_JOINTS = len(HAND_NAMES) * JOINTS_PER_HAND
 NEAR = 0.05
 """Metres; nearer to the camera than anything that is seen."""
 
@@ -59,7 +58,7 @@ class MotionNormalizer:
             np.concatenate([motion.objects[name].reshape(-1, 3) for motion in motions])
             for name in object_names
         ]
-        cameras = [_relative_camera(motion.camera) for motion in motions]
+        cameras = [motion.camera.relative for motion in motions]
         return cls(
             hands_mean=torch.from_numpy(hands.mean(axis=0)),
             hands_std=torch.from_numpy(hands.std(axis=0)).clamp(min=1e-3),
@@ -156,12 +155,3 @@ class MotionNormalizer:
 def _short(values: Tensor) -> list[list[float]]:
     """Numbers with no more digits than float32 needs to come back exactly: a header is text."""
     return [[float(str(number)) for number in row] for row in values.float().numpy()]
-
-
-def _relative_camera(camera: Camera) -> tuple[float, float, float, float]:
-    return (
-        camera.fx / camera.width,
-        camera.fy / camera.height,
-        camera.cx / camera.width,
-        camera.cy / camera.height,
-    )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .motion import HAND_BONES, HAND_NAMES, JOINTS_PER_HAND
+from .motion import HAND_BONES, HAND_NAMES, JOINTS_PER_HAND, NUM_JOINTS
 from .once import OnceForEach
 from .render import MOTION_STYLE, NEAR, REFERENCE_WIDTH, supersampling
 
@@ -35,7 +35,6 @@ NOTHING = (2**27 - 1) << 36
 """Farther than everything, and black."""
 JOINT_BEFORE_BONES = 1e-4
 """Metres."""
-NUM_JOINTS = len(HAND_NAMES) * JOINTS_PER_HAND
 
 
 class Grid(NamedTuple):

@@ -103,11 +103,10 @@ def quickly_encoded(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The latent of a given motion's drawing (1 C T h w float32), as its own camera sees it."""
-    clouds, lens = list(motion.objects.values()), motion.camera
+    clouds = list(motion.objects.values())
     joints = motion.hands.reshape(len(motion), NUM_JOINTS, 3)
     metres = torch.from_numpy(np.concatenate([joints, *clouds], axis=1))[None].to(device)
-    camera = lens.fx / lens.width, lens.fy / lens.height, lens.cx / lens.width, lens.cy / lens.height
-    draw = Rasterizer(camera, (height, width), encoder.config.pixel)
+    draw = Rasterizer(motion.camera.relative, (height, width), encoder.config.pixel)
     drawing = draw(metres, tuple(cloud.shape[1] for cloud in clouds))
     return encoder(drawing.to(dtype)).float()
 

@@ -96,11 +96,11 @@ def through_camera(motion: HandObjectMotion, camera: tuple[float, float, float, 
     """Joints and points (N 42+P 3 float32, metres) moved aside so that another camera sees them where the motion's own
     does."""
     fx, fy, cx, cy = camera
-    own = motion.camera
+    own_fx, own_fy, own_cx, own_cy = motion.camera.relative
     joints = motion.hands.reshape(len(motion), NUM_JOINTS, 3)
     x, y, z = np.moveaxis(np.concatenate([joints, *motion.objects.values()], axis=1), -1, 0)
-    x = (own.fx / own.width * x + (own.cx / own.width - cx) * z) / fx
-    y = (own.fy / own.height * y + (own.cy / own.height - cy) * z) / fy
+    x = (own_fx * x + (own_cx - cx) * z) / fx
+    y = (own_fy * y + (own_cy - cy) * z) / fy
     return np.stack([x, y, z], axis=-1).astype(np.float32)
 
 
