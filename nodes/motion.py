@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..svimo_core.clean import place_in_view
-from ..svimo_core.export.reading import read_motion
+from ..svimo_core.importing.read import read_motion
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.render import render_motion, render_view
 from .compat import aliases

@@ -1,4 +1,4 @@
-"""Files that other programs open, and the way back: GLB, BVH, JSON, and joints from elsewhere.
+"""Files that other programs open: GLB, BVH, JSON. The way back is :mod:`svimo_core.importing`.
 
 NPZ, the native format, is :meth:`svimo_core.motion.HandObjectMotion.save`. Every writer is atomic: a file appears
 whole or not at all. `docs/motion-format.md` describes all of them for the people who use the files.

@@ -14,8 +14,9 @@ from helpers.synthetic_mano import mano_arrays
 from PIL import Image
 
 from dev.comfy import ROOT, ComfyError, WorkflowRefused, api_workflow
-from svimo_core.export.bvh import read_bvh_hands, write_bvh
-from svimo_core.export.json_ import read_json
+from svimo_core.export.bvh import write_bvh
+from svimo_core.importing.bvh import read_bvh_hands
+from svimo_core.importing.json_ import read_json
 from svimo_core.motion import HandObjectMotion
 from svimo_core.rigged import rig_motion
 

@@ -40,6 +40,7 @@ ORDER = [
     "rigged",
     "clean",
     "export",
+    "importing",
     "metrics",
     "data",
     "judges",

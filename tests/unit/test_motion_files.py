@@ -7,9 +7,10 @@ import pytest
 from helpers.moving_hands import motion as moving_motion
 from scipy.spatial.transform import Rotation
 
-from svimo_core.export.bvh import read_bvh, read_bvh_hands, write_bvh
+from svimo_core.export.bvh import write_bvh
 from svimo_core.export.json_ import write_json
-from svimo_core.export.reading import fill_gaps, read_motion
+from svimo_core.importing.bvh import read_bvh, read_bvh_hands
+from svimo_core.importing.read import fill_gaps, read_motion
 from svimo_core.motion import HAND_NAMES, Camera
 from svimo_core.rigged import rig_motion
 

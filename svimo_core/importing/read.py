@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..export.bvh import METRES_PER_UNIT
 from ..motion import HAND_NAMES, JOINTS_PER_HAND, Camera, HandObjectMotion
-from .bvh import METRES_PER_UNIT, read_bvh_hands
+from .bvh import read_bvh_hands
 from .json_ import read_json
 
 EXPECTED = (
@@ -34,7 +35,7 @@ def read_motion(
     """Read a motion from one file, or from one BVH per hand.
 
     SViMo's own .npz and .json come back as they were. Everything else has hands alone: .bvh (see
-    :func:`svimo_core.export.bvh.read_bvh_hands`), and .npz or .npy with joints in camera space, OpenPose order.
+    :func:`svimo_core.importing.bvh.read_bvh_hands`), and .npz or .npy with joints in camera space, OpenPose order.
 
     Args:
         paths: the file, or two .bvh files.

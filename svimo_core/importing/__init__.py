@@ -1,0 +1,1 @@
+"""Motion from elsewhere: files of other programs and trackers, and our own."""
