@@ -1,4 +1,4 @@
-"""Changes an artist may ask for, each a pure function of a motion: smooth, resample, scale, place in view."""
+"""Changes an artist may ask for, each a pure function of a motion: smooth, resample, trim, scale, place."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation, RotationSpline
 
-from .motion import HandObjectMotion
-from .tracks import RigidTrack, fit_rigid_track
+from .motion import HAND_NAMES, HandObjectMotion
+from .tracks import RigidTrack, bridge, fit_rigid_track
+
+MISSING_HANDS = ("hold", "mirror", "park")
+"""Ways to invent a hand where there is none."""
+APART = 0.3
+"""Metres between a hand and the one that is invented beside it."""
 
 
 def smooth(motion: HandObjectMotion, seconds: float, contact_distance: float = 0.012) -> HandObjectMotion:
@@ -38,7 +43,9 @@ def smooth(motion: HandObjectMotion, seconds: float, contact_distance: float = 0
     if sigma == 0 or len(motion) == 1:
         return motion
 
-    hands = _smooth_line(motion.hands.astype(np.float64), sigma)
+    # Frames without a hand are bridged for the filter and stay without it.
+    seen = _bridged(motion)
+    hands = _smooth_line(seen, sigma)
     objects = {}
     for name, points in motion.objects.items():
         track = fit_rigid_track(points, name=name)
@@ -47,11 +54,12 @@ def smooth(motion: HandObjectMotion, seconds: float, contact_distance: float = 0
         objects[name] = _from_local(filtered, shape)
 
         # In the object's axes, filter the frames in contact alone; then blend from before to after them.
-        touching = _touching(motion.hands, points, contact_distance).astype(np.float64)[..., None]
-        held, near = _smooth_where(touching, track.to_local(motion.hands.astype(np.float64)), sigma)
+        touching = _touching(seen, points, contact_distance).astype(np.float64)[..., None]
+        held, near = _smooth_where(touching, track.to_local(seen), sigma)
         contact = maximum_filter1d(touching, 2 * int(np.ceil(2 * sigma)) + 1, axis=0, mode="nearest")
         share = gaussian_filter1d(contact, sigma, axis=0, mode="nearest")
         hands += share * np.where(near, _from_local(filtered, held) - hands, 0)
+    hands[~motion.present] = np.nan
     return dataclasses.replace(motion, hands=hands, objects=objects)
 
 
@@ -82,9 +90,82 @@ def resample(motion: HandObjectMotion, fps: float) -> HandObjectMotion:
         )
         shape = PchipInterpolator(before, track.to_local(points.astype(np.float64)))(after)
         objects[name] = _from_local(moved, shape)
-    return dataclasses.replace(
-        motion, hands=CubicSpline(before, motion.hands)(after), objects=objects, fps=fps
-    )
+    hands = CubicSpline(before, _bridged(motion))(after)
+    place = after * motion.fps  # a hand is there where it is on both sides
+    both = np.floor(place + 1e-6).astype(int), np.ceil(place - 1e-6).astype(int)
+    hands[~(motion.present[both[0]] & motion.present[both[1]])] = np.nan
+    return dataclasses.replace(motion, hands=hands, objects=objects, fps=fps)
+
+
+def trim(motion: HandObjectMotion, first: int, last: int) -> HandObjectMotion:
+    """The frames from `first` to `last`, which is part of it, counted from 0.
+
+    Raises:
+        ValueError: frames that the motion does not have.
+    """
+    if not 0 <= first <= last < len(motion):
+        raise ValueError(
+            f"cannot keep frames {first} to {last} of a motion that has frames 0 to {len(motion) - 1}"
+        )
+    part = slice(first, last + 1)
+    objects = {name: points[part] for name, points in motion.objects.items()}
+    return dataclasses.replace(motion, hands=motion.hands[part], objects=objects)
+
+
+def trim_to_hands(motion: HandObjectMotion) -> HandObjectMotion:
+    """From the first to the last frame in which every hand is there that is there at all.
+
+    Raises:
+        ValueError: the hands are never there together.
+    """
+    sides = motion.present.any(axis=0)
+    together = np.flatnonzero(motion.present[:, sides].all(axis=1))
+    if not sides.any() or not len(together):
+        raise ValueError("the hands are in no frame together, so there is nothing to trim to")
+    return trim(motion, int(together[0]), int(together[-1]))
+
+
+def add_missing_hands(motion: HandObjectMotion, how: str) -> HandObjectMotion:
+    """A hand in every frame, invented where there is none.
+
+    Args:
+        motion: unchanged.
+        how: one of :data:`MISSING_HANDS`. "hold": a hand that is there at times stays as it was last seen, or will be
+            seen first. "mirror": a hand that is never there moves as the other one, on its own side. "park": it stands
+            still below the motion, in the other's first pose. Both hold the gaps of a hand that is there at times.
+
+    Raises:
+        ValueError: an unknown way, or no hand to start from.
+    """
+    if how not in MISSING_HANDS:
+        raise ValueError(f"missing hands can be added by {', '.join(MISSING_HANDS)}, got {how!r}")
+    never = ~motion.present.any(axis=0)
+    if never.all() or (how == "hold" and never.any()):
+        absent = " and ".join(np.array(HAND_NAMES)[never])
+        raise ValueError(
+            f"the {absent} hand is absent from every frame, so there is no pose to {how}"
+            + ("" if never.all() else ": choose mirror or park")
+        )
+    hands = motion.hands.astype(np.float64)
+    for i, present in enumerate(motion.present.T):
+        if present.any():
+            hands[:, i] = hands[_last_seen(present), i]
+    for i in np.flatnonzero(never):
+        other = hands[:, 1 - i]
+        outward = -1 if HAND_NAMES[i] == "left" else 1  # the left hand is to the left in the picture
+        plane = other[:, 0, 0].mean() + outward * APART / 2
+        added = np.array((2 * plane, 0, 0)) + other * (-1, 1, 1)
+        if how == "park":
+            low, high = motion.bounds()
+            added = np.broadcast_to(added[:1], added.shape) + (0, high[1] - low[1] + APART, 0)
+        hands[:, i] = added
+    return dataclasses.replace(motion, hands=hands)
+
+
+def _last_seen(present: np.ndarray) -> np.ndarray:
+    """For each frame, the last one in which a hand was there; before the first, the first."""
+    seen = np.flatnonzero(present)
+    return seen[np.searchsorted(seen, np.arange(len(present)), side="right").clip(1) - 1]
 
 
 def scale(motion: HandObjectMotion, factor: float) -> HandObjectMotion:
@@ -114,6 +195,14 @@ def place_in_view(motion: HandObjectMotion, distance: float = 0.6) -> HandObject
         )
     objects = {name: points + shift for name, points in motion.objects.items()}
     return dataclasses.replace(motion, hands=motion.hands + shift, objects=objects)
+
+
+def _bridged(motion: HandObjectMotion) -> np.ndarray:
+    """Joints in every frame, N x 2 x 21 x 3 float64; zeros of a hand that is never there."""
+    hands = motion.hands.astype(np.float64)
+    for i, present in enumerate(motion.present.T):
+        hands[:, i] = bridge(hands[:, i], present) if present.any() else 0
+    return hands
 
 
 def _smooth_line(values: np.ndarray, sigma: float) -> np.ndarray:

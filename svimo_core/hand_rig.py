@@ -14,7 +14,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 
 from .motion import HAND_NAMES, JOINT_NAMES, JOINTS_PER_HAND
-from .tracks import align, fit_rigid_track
+from .tracks import align, bridge, fit_rigid_track
 
 JOINT_PARENTS = tuple(-1 if j == 0 else 0 if j % 4 == 1 else j - 1 for j in range(JOINTS_PER_HAND))
 """The tree that rotations follow: finger bases hang from the wrist, other joints from the one before."""
@@ -71,7 +71,12 @@ class HandAnimation:
     translations: np.ndarray
     """Wrist position, N x 3."""
     observed: np.ndarray
-    """The joints that were fitted, N x 21 x 3."""
+    """The joints that were fitted, N x 21 x 3; NaN where the hand is absent, and the rig goes on as it can."""
+
+    @property
+    def present(self) -> np.ndarray:
+        """The frames in which the hand was there, N bool."""
+        return np.isfinite(self.observed[:, 0, 0])
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -105,27 +110,30 @@ class HandAnimation:
     @property
     def residual_mm(self) -> float:
         """Root mean square distance between the rig's joints and the observed ones, millimetres."""
-        return float(np.sqrt(np.mean(np.sum((self.joints - self.observed) ** 2, axis=-1))) * 1000)
+        return float(np.sqrt(np.nanmean(np.sum((self.joints - self.observed) ** 2, axis=-1))) * 1000)
 
 
 def check_hand(joints: np.ndarray, side: str) -> np.ndarray:
     """Return one hand's joints as float64 (N x 21 x 3), refusing what cannot be a hand in metres.
 
+    A frame in which all numbers are NaN has no hand.
+
     Raises:
-        ValueError: wrong shape, values that are not finite, or a palm of an impossible size.
+        ValueError: wrong shape, other values that are not finite, a palm of an impossible size, or no hand at all.
     """
     if side not in HAND_NAMES:
         raise ValueError(f'a hand is "left" or "right", got {side!r}')
     joints = np.asarray(joints, dtype=np.float64)
     if joints.ndim != 3 or joints.shape[1:] != (JOINTS_PER_HAND, 3) or not len(joints):
         raise ValueError(f"{side} hand: expected frames x 21 x 3 with at least one frame, got {joints.shape}")
-    if not np.isfinite(joints).all():
-        bad = int(np.argwhere(~np.isfinite(joints))[0, 0])
+    broken = ~np.isfinite(joints).all(axis=(1, 2)) & ~np.isnan(joints).all(axis=(1, 2))
+    if broken.any():
         raise ValueError(
-            f"{side} hand: values that are not finite (NaN or infinity), first in frame {bad}; "
-            "is the hand missing there?"
+            f"{side} hand: values that are not finite (NaN or infinity), first in frame {int(np.argmax(broken))}"
         )
-    palm = float(np.median(np.linalg.norm(joints[:, 9] - joints[:, 0], axis=-1)))
+    if np.isnan(joints).all():
+        raise ValueError(f"{side} hand: it is absent from every frame")
+    palm = float(np.nanmedian(np.linalg.norm(joints[:, 9] - joints[:, 0], axis=-1)))
     low, high = PALM_LENGTH_RANGE
     if not low <= palm <= high:
         raise ValueError(
@@ -142,13 +150,15 @@ def fit_capsule_hand(joints: np.ndarray, side: str) -> HandAnimation:
     joint from where the skeleton already is, so that errors do not add up along a finger.
 
     Args:
-        joints: N x 21 x 3, OpenPose order, metres, camera space.
+        joints: N x 21 x 3, OpenPose order, metres, camera space; NaN in frames without the hand, over which its
+            joints move in straight lines.
         side: "left" or "right".
 
     Raises:
         ValueError: see :func:`check_hand`; or finger joints that lie in one place.
     """
-    joints = check_hand(joints, side)
+    observed = check_hand(joints, side)
+    joints = bridge(observed, np.isfinite(observed[:, 0, 0]))
     palm = fit_rigid_track(joints[:, PALM], name=f"{side} palm")
     bone_lengths = np.median(
         np.linalg.norm(np.diff(joints[:, 1:].reshape(-1, 5, 4, 3), axis=2), axis=-1), axis=0
@@ -178,7 +188,7 @@ def fit_capsule_hand(joints: np.ndarray, side: str) -> HandAnimation:
 
     vertices, faces, weights = _capsule_mesh(rest_joints)
     rig = HandRig(side=side, rest_joints=rest_joints, vertices=vertices, faces=faces, weights=weights)
-    return HandAnimation(rig=rig, rotations=rotations, translations=translations, observed=joints)
+    return HandAnimation(rig=rig, rotations=rotations, translations=translations, observed=observed)
 
 
 def palm_alignment(rest_joints: np.ndarray, joints: np.ndarray) -> np.ndarray:

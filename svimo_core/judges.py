@@ -45,11 +45,12 @@ def motion_features(motion: HandObjectMotion) -> np.ndarray:
     upper triangle of its covariance, times 100 (square decimetres). The order of a cloud's points does not matter.
 
     Raises:
-        ValueError: no objects named "tool" and "target", or fewer than 3 frames at RATE.
+        ValueError: no objects named "tool" and "target", a hand that is absent, or fewer than 3 frames at RATE.
     """
     missing = set(OBJECTS) - set(motion.objects)
     if missing:
         raise ValueError(f"judging a motion needs objects named {list(OBJECTS)}, got {list(motion.objects)}")
+    motion.require_both_hands("judging a motion")
     origin = motion.objects["target"][0].mean(0)
     rows, columns = np.triu_indices(3)
     parts = [(motion.hands - origin).reshape(len(motion), -1)]

@@ -23,16 +23,23 @@ def mpjpe_mm(predicted: np.ndarray, true: np.ndarray) -> float:
     """Mean per-joint position error, without any alignment: the mean over frames, hands and joints of |p - q|.
 
     Args:
-        predicted, true: joints (..., 3) in metres, same shape and axes.
+        predicted, true: joints (..., 3) in metres, same shape and axes; NaN in `true` where a hand is absent, and
+            whatever was predicted there does not count.
 
     Returns:
         Millimetres. Source: Ionescu et al. 2014 (Human3.6M), without its root alignment.
 
     Raises:
-        ValueError: unequal shapes.
+        ValueError: unequal shapes, nothing to compare, or a hand that was not predicted.
     """
     _check_alike(predicted, true)
-    return float(np.linalg.norm(predicted - true, axis=-1).mean() * 1e3)
+    there = np.isfinite(true).all(axis=-1)
+    if not there.any() or not np.isfinite(predicted[there]).all():
+        raise ValueError(
+            f"the error is over {int(there.sum())} joints that are there, of which "
+            f"{int((~np.isfinite(predicted[there]).all(axis=-1)).sum())} were not predicted"
+        )
+    return float(np.linalg.norm(predicted[there] - true[there], axis=-1).mean() * 1e3)
 
 
 def smoothness_mm(points: np.ndarray) -> float:
@@ -41,17 +48,18 @@ def smoothness_mm(points: np.ndarray) -> float:
     Stillness scores 0, so read it beside the value of true motion: far above is jitter, far below is a frozen pose.
 
     Args:
-        points: N x ... x 3 in metres, at least 3 frames.
+        points: N x ... x 3 in metres, at least 3 frames; NaN where a hand is absent, which does not count.
 
     Returns:
         Millimetres per squared frame, which depends on the frame rate. Formula: ours, the paper gives none.
 
     Raises:
-        ValueError: fewer than 3 frames.
+        ValueError: fewer than 3 frames in a row.
     """
-    if len(points) < 3:
-        raise ValueError(f"smoothness needs at least 3 frames, got {len(points)}")
-    return float(np.linalg.norm(np.diff(points, n=2, axis=0), axis=-1).mean() * 1e3)
+    accelerations = np.linalg.norm(np.diff(points, n=2, axis=0), axis=-1)
+    if not np.isfinite(accelerations).any():
+        raise ValueError(f"smoothness needs at least 3 frames in a row, got {len(points)} in all")
+    return float(np.nanmean(accelerations) * 1e3)
 
 
 def chamfer_mm2(predicted: np.ndarray, true: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""The domain's nouns: a pinhole camera, the hand skeleton, and the 3D motion of two hands and any objects.
+"""The domain's nouns: a pinhole camera, the hand skeleton, and the 3D motion of hands and objects.
 
 Axes everywhere: camera space, metres, x right, y down, z forward.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import zipfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ HAND_BONES = (
 """Drawn bones as (joint, joint), as in the paper's rendered motion (figure 2)."""
 
 NPZ_FORMAT = "svimo-motion"
-NPZ_VERSION = 1
+COMPLETE_VERSION, NPZ_VERSION = 1, 2
+"""Of the file format: 2 has hands that are absent, which readers of version 1 do not expect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +85,13 @@ class Camera:
 
 @dataclass(frozen=True, kw_only=True)
 class HandObjectMotion:
-    """Two hands and any number of named objects moving in front of one still camera.
+    """Hands and any number of named objects moving in front of one still camera.
+
+    A hand may be absent, in some frames or throughout: all its numbers are NaN there, so that whoever forgets to ask
+    :attr:`present` computes nothing that looks right.
 
     Raises:
-        ValueError: wrong shapes, unequal lengths, or values that are not finite.
+        ValueError: wrong shapes, unequal lengths, other values that are not finite, or nothing that is there at all.
     """
 
     hands: np.ndarray
@@ -115,12 +120,15 @@ class HandObjectMotion:
                 raise ValueError(
                     f"object {name!r} must be {len(hands)} frames x points x 3, got {points.shape}"
                 )
-        for name, values in {"hands": hands, **objects}.items():
+        absent = np.isnan(hands).all(axis=(2, 3))[..., None, None]
+        for name, values in {"hands": np.where(absent, 0, hands), **objects}.items():
             if not np.isfinite(values).all():
                 bad = int(np.argwhere(~np.isfinite(values))[0, 0])
                 raise ValueError(
                     f"{name} has values that are not finite (NaN or infinity), first in frame {bad}"
                 )
+        if absent.all() and not objects:
+            raise ValueError("the motion has no hand in any frame and no object: there is nothing in it")
         if not (np.isfinite(self.fps) and self.fps > 0):
             raise ValueError(f"fps must be positive, got {self.fps}")
         object.__setattr__(self, "hands", hands)
@@ -130,6 +138,25 @@ class HandObjectMotion:
         """Number of frames."""
         return len(self.hands)
 
+    @cached_property
+    def present(self) -> np.ndarray:
+        """Which hands are there, N x 2 bool: frames, (left, right)."""
+        return np.isfinite(self.hands[:, :, 0, 0])
+
+    def require_both_hands(self, purpose: str) -> None:
+        """Refuse a motion in which a hand is absent from any frame.
+
+        Raises:
+            ValueError: it says which hand, in how many frames, and how to add it.
+        """
+        for side, present in zip(HAND_NAMES, self.present.T, strict=True):
+            if not present.all():
+                raise ValueError(
+                    f"{purpose} needs both hands in every frame, and the {side} one is absent in "
+                    f"{int((~present).sum())} of {len(self)}, first in frame {int(np.argmin(present))}: import the "
+                    "motion with missing_hands set to hold, mirror or park, or trim it"
+                )
+
     @property
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last."""
@@ -138,7 +165,7 @@ class HandObjectMotion:
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest coordinate over all frames, hands and objects: two arrays of 3, metres."""
         points = np.concatenate(
-            [self.hands.reshape(-1, 3), *(o.reshape(-1, 3) for o in self.objects.values())]
+            [self.hands[self.present].reshape(-1, 3), *(o.reshape(-1, 3) for o in self.objects.values())]
         )
         return points.min(axis=0), points.max(axis=0)
 
@@ -147,7 +174,7 @@ class HandObjectMotion:
         path = Path(path)
         arrays = {
             "format": np.array(NPZ_FORMAT),
-            "version": np.array(NPZ_VERSION),
+            "version": np.array(NPZ_VERSION if not self.present.all() else COMPLETE_VERSION),
             "hands": self.hands,
             "object_names": np.array(list(self.objects), dtype=np.str_),
             **{f"object_{i}": points for i, points in enumerate(self.objects.values())},

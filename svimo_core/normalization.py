@@ -45,7 +45,7 @@ class MotionNormalizer:
         """Statistics over clips that all have the named objects.
 
         Raises:
-            ValueError: no clips, or one lacks an object.
+            ValueError: no clips, or one lacks an object or a hand.
         """
         if not motions:
             raise ValueError("motion statistics need at least one clip")
@@ -53,6 +53,7 @@ class MotionNormalizer:
             missing = set(object_names) - set(motion.objects)
             if missing:
                 raise ValueError(f"a clip lacks {sorted(missing)}; it has {sorted(motion.objects)}")
+            motion.require_both_hands("training")
         hands = np.concatenate([motion.hands.reshape(len(motion), NUM_JOINTS, 3) for motion in motions])
         clouds = [
             np.concatenate([motion.objects[name].reshape(-1, 3) for motion in motions])
@@ -72,8 +73,9 @@ class MotionNormalizer:
         """Motion in metres to (hands N x 42 x 3, points N x P x 3); clouds are thinned or repeated to size.
 
         Raises:
-            ValueError: an object that the model knows is missing.
+            ValueError: an object that the model knows is missing, or a hand is.
         """
+        motion.require_both_hands("this model")
         missing = [name for name in self.object_names if name not in motion.objects]
         if missing:
             raise ValueError(
@@ -110,8 +112,14 @@ class MotionNormalizer:
     def to_motion(
         self, hands: Tensor, points: Tensor, width: int, height: int, fps: float, prompt: str = ""
     ) -> HandObjectMotion:
-        """One clip of normalised tensors (N x 42 x 3, N x P x 3) to metres, seen at width x height pixels."""
+        """One clip of normalised tensors (N x 42 x 3, N x P x 3) to metres, seen at width x height pixels.
+
+        Raises:
+            ValueError: values that are not finite.
+        """
         hands, points = (x.detach().float().cpu() for x in self.denormalize(hands.float(), points.float()))
+        if not torch.isfinite(hands).all():  # in a motion it would mean that a hand is absent
+            raise ValueError("hands has values that are not finite (NaN or infinity)")
         fx, fy, cx, cy = self.camera
         return HandObjectMotion(
             hands=hands.reshape(len(hands), len(HAND_NAMES), JOINTS_PER_HAND, 3).numpy(),

@@ -130,7 +130,11 @@ def _draw_frame(
 
     # 1. everything drawable as (depth, first pixel, second pixel or None, size, colour)
     strokes = []
-    for joints, color in zip(motion.hands[frame], style.hand_colors, strict=True):
+    for joints, color, present in zip(
+        motion.hands[frame], style.hand_colors, motion.present[frame], strict=True
+    ):
+        if not present:
+            continue
         pixels = _pixels(joints, big)
         for a, b in HAND_BONES:
             depth = (joints[a, 2] + joints[b, 2]) / 2

@@ -1,4 +1,4 @@
-"""A motion as things: two skinned hands and rigid objects. What every 3D export starts from."""
+"""A motion as things: skinned hands and rigid objects. What every 3D export starts from."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ class RigidObject:
 
 @dataclass(frozen=True, kw_only=True)
 class RiggedMotion:
-    """Skinned hands (left, right) and rigid objects in camera space, metres: x right, y down, z forward."""
+    """Skinned hands and rigid objects in camera space, metres: x right, y down, z forward."""
 
-    hands: tuple[HandAnimation, HandAnimation]
+    frames: int
+    hands: tuple[HandAnimation, ...]
+    """Left before right; a hand that is absent from every frame is not among them."""
     objects: dict[str, RigidObject]
     camera: Camera
     fps: float
@@ -39,11 +41,11 @@ class RiggedMotion:
 
     def __len__(self) -> int:
         """Number of frames."""
-        return len(self.hands[0])
+        return self.frames
 
     def residuals_mm(self) -> dict[str, float]:
         """How far each hand's joints and each object's points are from the given ones, millimetres (RMS)."""
-        hands = {side: hand.residual_mm for side, hand in zip(HAND_NAMES, self.hands, strict=True)}
+        hands = {hand.rig.side: hand.residual_mm for hand in self.hands}
         return hands | {name: thing.track.residual_mm for name, thing in self.objects.items()}
 
 
@@ -55,6 +57,8 @@ def rig_motion(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> RiggedMotion:
     """Turn joints into skinned hands of constant bone lengths, and point clouds into rigid objects.
+
+    A hand that is absent for some frames is carried over them.
 
     Args:
         motion: the joints and points.
@@ -73,6 +77,8 @@ def rig_motion(
     hands, fits = [], {}
     for i, side in enumerate(HAND_NAMES):
         start = i * steps
+        if not motion.present[:, i].any():
+            continue
         if mano is None:
             hands.append(fit_capsule_hand(motion.hands[:, i], side))
         else:
@@ -98,6 +104,7 @@ def rig_motion(
         report(2 * steps + i, total)
 
     return RiggedMotion(
+        frames=len(motion),
         hands=tuple(hands),
         objects=objects,
         camera=motion.camera,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial import Delaunay, QhullError
-from scipy.spatial.transform import Rotation
 
 SURFACE_POINTS = 1000
 """A display surface is built from at most this many points."""
@@ -103,22 +101,37 @@ def fit_rigid_track(points: np.ndarray, *, name: str = "object", iterations: int
 def align(points: np.ndarray, canonical: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rotations (N x 3 x 3) and translations (N x 3) that carry `canonical` (K x 3) to each frame of `points`.
 
-    Least squares with `weights` (K, adding up to 1); Kabsch's solution, from SciPy.
+    Least squares with `weights` (K, adding up to 1): Kabsch 1976, by one batched singular value decomposition.
     """
     centre = weights @ canonical
     centres = np.einsum("k,nkc->nc", weights, points)
-    with warnings.catch_warnings():
-        # SciPy warns of flat clouds, whose rotation is well defined: spread was checked above.
-        warnings.filterwarnings("ignore", message="Optimal rotation is not uniquely or poorly defined")
-        rotations = np.stack(
-            [
-                Rotation.align_vectors(frame - frame_centre, canonical - centre, weights=weights)[
-                    0
-                ].as_matrix()
-                for frame, frame_centre in zip(points, centres, strict=True)
-            ]
-        )
+    left, _, right = np.linalg.svd(
+        (points - centres[:, None]).swapaxes(1, 2) @ (weights[:, None] * (canonical - centre))
+    )
+    left[..., 2] *= np.linalg.det(left @ right)[:, None]  # a rotation, not a mirror
+    rotations = left @ right
     return rotations, centres - rotations @ centre
+
+
+def bridge(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Frames (N x ...) in which something is absent from `present` (N bool) by straight lines between their
+    neighbours; before the first and after the last, as those are.
+
+    Raises:
+        ValueError: it is present in no frame.
+    """
+    if present.all():
+        return values
+    if not present.any():
+        raise ValueError("it is absent from every frame, so nothing can stand in for it")
+    frames, seen = np.arange(len(values)), np.flatnonzero(present)
+    after = np.searchsorted(seen, frames).clip(0, len(seen) - 1)
+    before = (after - (seen[after] > frames)).clip(0)
+    start, end = seen[before], seen[after]
+    share = np.clip((frames - start) / np.maximum(end - start, 1), 0, 1).reshape(
+        -1, *(1,) * (values.ndim - 1)
+    )
+    return np.where(present.reshape(share.shape), values, (1 - share) * values[start] + share * values[end])
 
 
 def display_surface(points: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ const CONTACT_COLOR = 0xffd75a;
 export class MotionScene {
     /**
      * @param canvas the canvas to draw on
-     * @param motion a motion as svimo_core/export/json_.py writes it
+     * @param motion a motion as svimo_core/export/json_.py writes it; a frame of a hand that is absent is null
      * @param sheet the video's frames in one picture ({url, columns, rows}), or undefined
      * @param onChange called when the scene wants to be drawn again
      */
@@ -44,10 +44,11 @@ export class MotionScene {
         this.world.rotation.x = Math.PI;
         this.scene.add(this.world);
 
-        this.bounds = bounds([...Object.values(motion.hands), ...Object.values(motion.objects)].flat(2));
-        // A hand may be missing, all its joints in one place, and a file may be in other units than metres.
-        const lengths = Object.values(motion.hands).map(frames => median(frames.map(hand => distance(hand[0], hand[9]))));
-        this.scale = Math.max(...lengths) / HAND_LENGTH || this.radius;
+        const seen = Object.values(motion.hands).map(frames => frames.filter(hand => hand));
+        this.bounds = bounds([...seen, ...Object.values(motion.objects)].flat(2));
+        // There may be no hand, or one with all its joints in one place, and a file may be in other units than metres.
+        const lengths = seen.filter(frames => frames.length).map(frames => median(frames.map(hand => distance(hand[0], hand[9]))));
+        this.scale = Math.max(0, ...lengths) / HAND_LENGTH || this.radius;
         this.parts = {}; // name -> Object3D, which a toggle shows or hides
         for (const side of Object.keys(motion.hands)) this.parts[side] = this.addHand(HAND_COLORS[side]);
         Object.entries(motion.objects).forEach(([name, frames], i) => {
@@ -107,7 +108,7 @@ export class MotionScene {
 
     updateVisibility() {
         const through = this.view === "camera";
-        for (const [name, part] of Object.entries(this.parts)) part.visible = !this.hidden.has(name);
+        for (const [name, part] of Object.entries(this.parts)) part.visible = this.isShown(name);
         // The camera neither sees itself nor needs a ground; its picture is the backdrop then.
         for (const name of ["grid", "camera"]) this.parts[name].visible &&= !through;
         this.parts.video.visible &&= through || this.parts.camera.visible;
@@ -117,11 +118,16 @@ export class MotionScene {
         material.needsUpdate = true;
     }
 
+    isShown(name) {
+        return !this.hidden.has(name) && this.motion.hands[name]?.[this.frame] !== null;
+    }
+
     setFrame(frame) {
         this.frame = frame;
         const touching = this.hidden.has("contacts") ? () => false : this.contactTest();
         for (const [side, frames] of Object.entries(this.motion.hands)) {
-            this.poseHand(this.parts[side], frames[frame], HAND_COLORS[side], touching);
+            this.parts[side].visible = this.isShown(side);
+            if (frames[frame]) this.poseHand(this.parts[side], frames[frame], HAND_COLORS[side], touching);
         }
         for (const [name, frames] of Object.entries(this.motion.objects)) this.placePoints(this.parts[name], frames[frame]);
         this.drawTrails();
@@ -271,7 +277,7 @@ export class MotionScene {
 
     addTrails() {
         const centers = Object.values(this.motion.objects).map(frames => frames.map(mean));
-        const tips = Object.values(this.motion.hands).flatMap(frames => TRAIL_JOINTS.map(j => frames.map(hand => hand[j])));
+        const tips = Object.values(this.motion.hands).flatMap(frames => TRAIL_JOINTS.map(j => frames.map(hand => hand?.[j])));
         const owners = [...Object.keys(this.motion.objects), ...Object.keys(this.motion.hands).flatMap(side => [side, side])];
         this.trails = [...centers, ...tips].map((path, i) => ({ path, owner: owners[i] }));
         const geometry = new THREE.BufferGeometry();
@@ -336,6 +342,7 @@ export class MotionScene {
             if (this.hidden.has(owner)) continue;
             const own = new THREE.Color(MotionScene.colorOf(owner, this.motion));
             for (let age = 0; age < TRAIL && this.frame - age > 0; age++) {
+                if (!path[this.frame - age] || !path[this.frame - age - 1]) continue; // the hand was absent
                 for (const past of [age, age + 1]) {
                     position.setXYZ(i, ...path[this.frame - past]);
                     const shade = own.clone().lerp(faded, past / TRAIL);

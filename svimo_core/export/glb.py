@@ -19,14 +19,13 @@ from scipy.spatial.transform import Rotation
 
 from ..files import whole_file
 from ..hand_rig import JOINT_PARENTS, HandAnimation, vertex_normals
-from ..motion import HAND_NAMES, JOINT_NAMES, Camera
+from ..motion import JOINT_NAMES, Camera
 from ..rigged import RiggedMotion
 from . import FLIP, flip_rotations
 
-HAND_COLORS = (
-    (0.80, 0.25, 0.20),
-    (0.25, 0.65, 0.30),
-)  # left reddish, right greenish, as in the rendered motion
+HAND_COLORS = {"left": (0.80, 0.25, 0.20), "right": (0.25, 0.65, 0.30)}  # as in the rendered motion
+HIDDEN = 1e-4
+"""Scale of a hand in frames without it: a tenth of a millimetre at most, as no inverse exists of nothing."""
 OBJECT_COLORS = ((0.85, 0.20, 0.75), (0.20, 0.30, 0.85), (0.85, 0.55, 0.15), (0.20, 0.70, 0.75))
 
 # glTF's numbers for what an accessor holds and what a buffer view is for
@@ -55,16 +54,16 @@ def write_glb(
     """
     path = Path(path)
     document = _Document(rigged)
-    total = 2 + len(rigged.objects) + 1
+    total = len(rigged.hands) + len(rigged.objects) + 1
     report = on_progress or (lambda done, total: None)
 
     document.add_camera(rigged.camera)
-    for i, (side, hand) in enumerate(zip(HAND_NAMES, rigged.hands, strict=True)):
-        document.add_hand(side, hand, HAND_COLORS[i])
+    for i, hand in enumerate(rigged.hands):
+        document.add_hand(hand, HAND_COLORS[hand.rig.side])
         report(i + 1, total)
     for i, name in enumerate(rigged.objects):
         document.add_object(name, OBJECT_COLORS[i % len(OBJECT_COLORS)])
-        report(3 + i, total)
+        report(len(rigged.hands) + 1 + i, total)
     with whole_file(path) as partial:
         partial.write_bytes(document.to_bytes())
         report(total, total)
@@ -114,9 +113,9 @@ class _Document:
         self.json["cameras"].append({"type": "perspective", "perspective": lens, "extras": intrinsics})
         self.node(name="camera", camera=0)
 
-    def add_hand(self, side: str, hand: HandAnimation, color: tuple[float, float, float]) -> None:
+    def add_hand(self, hand: HandAnimation, color: tuple[float, float, float]) -> None:
         """A skeleton of 21 nodes that moves, and a mesh that it deforms."""
-        rig = hand.rig
+        rig, side = hand.rig, hand.rig.side
         home = hand.translations.mean(axis=0)  # where the rest pose stands
         rest_joints = (rig.rest_joints + home) * FLIP
         vertices = (rig.vertices + home) * FLIP
@@ -159,6 +158,9 @@ class _Document:
         self.animate(first, "translation", moving[:, 0, :3, 3])
         for joint in set(JOINT_PARENTS) - {-1}:  # tips, which have no children, do not turn
             self.animate(first + joint, "rotation", _quaternions(moving[:, joint, :3, :3]))
+        if not hand.present.all():  # every program knows scale; few know glTF's extension for visibility
+            shown = np.where(hand.present, 1.0, HIDDEN)
+            self.animate(first, "scale", np.repeat(shown[:, None], 3, axis=1), interpolation="STEP")
 
     def add_object(self, name: str, color: tuple[float, float, float]) -> None:
         """One rigid node that rests where it is in the first frame. Without normals it is shown with flat faces."""
@@ -209,11 +211,11 @@ class _Document:
         self.json["meshes"].append({"name": name, "primitives": [primitive]})
         return len(self.json["meshes"]) - 1
 
-    def animate(self, node: int, path: str, values: np.ndarray) -> None:
-        """Give a node's translation or rotation one value per frame."""
+    def animate(self, node: int, path: str, values: np.ndarray, *, interpolation: str = "LINEAR") -> None:
+        """Give a node's translation, rotation or scale one value per frame."""
         animation = self.json["animations"][0]
         animation["samplers"].append(
-            {"input": self.times, "interpolation": "LINEAR", "output": self.accessor(values)}
+            {"input": self.times, "interpolation": interpolation, "output": self.accessor(values)}
         )
         animation["channels"].append(
             {"sampler": len(animation["samplers"]) - 1, "target": {"node": node, "path": path}}

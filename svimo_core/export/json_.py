@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..files import whole_file
-from ..motion import HAND_NAMES, JOINT_NAMES, NPZ_FORMAT, HandObjectMotion
+from ..motion import COMPLETE_VERSION, HAND_NAMES, JOINT_NAMES, NPZ_FORMAT, NPZ_VERSION, HandObjectMotion
 
-VERSION = 1
 DECIMALS = 6
 """Micrometres: far finer than any motion here, and a third of the size of full floats."""
 MAX_NUMBERS = 10_000_000
@@ -34,8 +33,9 @@ def write_json(
         OSError: the folder cannot be written.
     """
     path = Path(path)
+    present = motion.present
     clouds = {
-        **{("hands", side): motion.hands[:, i] for i, side in enumerate(HAND_NAMES)},
+        **{("hands", side): motion.hands[:, i] for i, side in enumerate(HAND_NAMES) if present[:, i].any()},
         **{("objects", name): points for name, points in motion.objects.items()},
     }
     numbers = sum(points.size for points in clouds.values())
@@ -45,7 +45,7 @@ def write_json(
         )
     header = {
         "format": NPZ_FORMAT,
-        "version": VERSION,
+        "version": COMPLETE_VERSION if present.all() else NPZ_VERSION,
         "units": "metres",
         "axes": "camera space: x right, y down, z forward",
         "fps": motion.fps,
@@ -58,12 +58,14 @@ def write_json(
         "objects": {},
     }
     for i, ((kind, name), points) in enumerate(clouds.items(), start=1):
-        header[kind][name] = np.round(points.astype(np.float64), DECIMALS).tolist()
+        frames = np.round(points.astype(np.float64), DECIMALS).tolist()
+        absent = np.isnan(points[:, 0, 0])
+        header[kind][name] = [None if gone else frame for gone, frame in zip(absent, frames, strict=True)]
         if on_progress is not None:
             on_progress(i, len(clouds) + 1)
     with whole_file(path) as partial:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            json.dump(header, file, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(header, allow_nan=False, separators=(",", ":"))  # far faster than json.dump
+        partial.write_text(text, encoding="utf-8", newline="\n")
         if on_progress is not None:
             on_progress(len(clouds) + 1, len(clouds) + 1)
     return path

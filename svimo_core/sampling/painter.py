@@ -94,6 +94,10 @@ class QuickPainter:
         return self.rasterizer.memory(frames) + self.encoder.memory(frames, *self.size)
 
 
+BEHIND = np.array([0, 0, -1], dtype=np.float32)
+"""Where a hand that is absent is put: nothing behind the camera is drawn."""
+
+
 def quickly_encoded(
     encoder: DrawingEncoder,
     motion: HandObjectMotion,
@@ -104,7 +108,9 @@ def quickly_encoded(
 ) -> Tensor:
     """The latent of a given motion's drawing (1 C T h w float32), as its own camera sees it."""
     clouds = list(motion.objects.values())
-    joints = motion.hands.reshape(len(motion), NUM_JOINTS, 3)
+    joints = np.where(motion.present[..., None, None], motion.hands, BEHIND).reshape(
+        len(motion), NUM_JOINTS, 3
+    )
     metres = torch.from_numpy(np.concatenate([joints, *clouds], axis=1))[None].to(device)
     draw = Rasterizer(motion.camera.relative, (height, width), encoder.config.pixel)
     drawing = draw(metres, tuple(cloud.shape[1] for cloud in clouds))

@@ -58,6 +58,7 @@ class Glb:
                 [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
                 [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
             ]
+            local[:3, :3] *= nodes[index].get("scale", (1, 1, 1))
             local[:3, 3] = nodes[index].get("translation", (0, 0, 0))
             matrices[index] = parent @ local
             for child in nodes[index].get("children", ()):

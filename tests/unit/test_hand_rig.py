@@ -66,7 +66,8 @@ def test_one_frame_is_enough():
     [
         (lambda j: j[:0], "at least one frame"),
         (lambda j: j[:, :20], "frames x 21 x 3"),
-        (lambda j: np.where(np.arange(len(j))[:, None, None] == 3, np.nan, j), "first in frame 3"),
+        (lambda j: np.where(np.arange(j.size).reshape(j.shape) == 3 * 63, np.nan, j), "first in frame 3"),
+        (lambda j: j * np.nan, "absent from every frame"),
         (lambda j: j * 100, "in metres has 0.03 to 0.2"),
         (lambda j: j * 0.01, "in metres has 0.03 to 0.2"),
         (lambda j: j * 0, "hand is not missing"),

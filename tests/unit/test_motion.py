@@ -43,7 +43,11 @@ def test_npz_round_trip_without_pickle(tmp_path, motion):
     [
         ({"hands": np.zeros((4, 2, 20, 3))}, "frames x 2 x 21 x 3"),
         ({"hands": np.zeros((0, 2, 21, 3))}, "at least one frame"),
-        ({"hands": np.full((9, 2, 21, 3), np.nan)}, "not finite .* frame 0"),
+        (
+            {"hands": np.where(np.arange(63).reshape(21, 3) == 5, np.nan, np.ones((9, 2, 21, 3)))},
+            "not finite .* frame 0",
+        ),
+        ({"hands": np.full((9, 2, 21, 3), np.nan), "objects": {}}, "nothing in it"),
         ({"objects": {"cup": np.zeros((8, 5, 3))}}, "'cup' must be 9 frames"),
         ({"objects": {"cup": np.zeros((9, 0, 3))}}, "'cup' must be 9 frames"),
         ({"fps": 0}, "fps must be positive"),

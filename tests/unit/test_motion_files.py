@@ -75,7 +75,7 @@ def test_json_cancelled_or_unwritable_leaves_nothing(tmp_path, motion):
     [
         (lambda c: c | {"format": "other"}, "its format is 'other'"),
         (lambda c: c | {"version": 99}, "update the pack"),
-        (lambda c: c | {"hands": {"right": c["hands"]["right"]}}, "the left hand is missing"),
+        (lambda c: c | {"hands": {"third": c["hands"]["right"]}}, r"hands called \['third'\]"),
         (lambda c: c | {"fps": -1}, "fps must be positive"),
         (lambda c: c | {"camera": {}}, "Camera"),
         (lambda c: c | {"objects": {"tool": [[[0, 0]]]}}, "object 'tool'"),
