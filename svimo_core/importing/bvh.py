@@ -404,60 +404,64 @@ def _find_hands(bvh: Bvh) -> tuple[dict[str, np.ndarray], list[str]]:
         fingers = [j for j, name in enumerate(said) if name.side == side and name.is_finger]
         if not fingers:
             continue
-        wrist, chains, more = _chains(bvh, said, fingers)
-        notes += more
-        index: dict[str, int | None] = {"wrist": wrist}
-        for finger, base in zip(FINGERS, FINGER_BASES, strict=True):
-            joints, more = _places(bvh, said, chains.get(finger, []), finger=f"{side} {finger}")
-            index |= dict(zip(JOINT_NAMES[base : base + 4], joints, strict=True))
-            notes += more
-        tips = [JOINT_NAMES[base + 3] for base in FINGER_BASES]
-        missing = [name for name in JOINT_NAMES if index[name] is None and name not in tips]
-        if missing:
-            raise ValueError(
-                f"{bvh.file}: the {side} hand lacks {', '.join(missing)}; found were "
-                f"{_listed(bvh.names[j] for j in sorted({*fingers, *filter(None, [wrist])} - bvh.end_sites))}"
-            )
-        skeleton, put_on = bvh, []
-        for base, tip in zip(FINGER_BASES, tips, strict=True):
-            if index[tip] is None:
-                last = index[JOINT_NAMES[base + 2]]
-                index[tip], skeleton = (
-                    len(skeleton.names),
-                    skeleton.with_end_site(last, TIP_LENGTH * bvh.bone(last)),
-                )
-                put_on.append(tip)
-        if put_on:
-            notes.append(
-                f"{bvh.file} ends at the last joints of the {side} hand: {', '.join(put_on)} put on at {TIP_LENGTH} of "
-                "the bones before."
-            )
-        joints = skeleton.positions([index[name] for name in JOINT_NAMES])
+        skeleton, index, more = _hand(bvh, said, side, fingers)
+        joints = skeleton.positions(index)
         bad = ~np.isfinite(joints).all(axis=(1, 2))
         if bad.all():
             raise ValueError(
                 f"{bvh.file} is damaged: the {side} hand has numbers that are not finite in every frame"
             )
         if bad.any():
-            notes.append(
+            more.append(
                 f"{bvh.file}: the {side} hand has numbers that are not finite in {bad.sum()} of {len(bvh)} frames."
             )
             joints[bad] = np.nan
         hands[side] = joints
-    if not hands:
-        parts = [
-            j for j, name in enumerate(said) if name.part in ("hand", "wrist") and j not in bvh.end_sites
-        ]
-        if parts:
-            raise ValueError(
-                f"{bvh.file} has {_listed(bvh.names[j] for j in parts)} but no finger joints: hands need the joints of "
-                "all five fingers, so export or capture with fingers"
-            )
+        notes += more
+    if hands:
+        return hands, notes
+    if any(name.is_finger for name in said):
         raise ValueError(
-            f"{bvh.file} has no joint named as part of a hand: expected names such as LeftHandIndex1 or index_01_l, "
-            f"found {_listed(n for j, n in enumerate(bvh.names) if j not in bvh.end_sites)}"
+            f"{bvh.file}: no name says which hand it is: put left or right into the names of the file or its joints"
         )
-    return hands, notes
+    parts = [j for j, name in enumerate(said) if name.part in ("hand", "wrist") and j not in bvh.end_sites]
+    if parts:
+        raise ValueError(
+            f"{bvh.file} has {_listed(bvh, parts)} but no finger joints: hands need the joints of all five fingers, so "
+            "export or capture with fingers"
+        )
+    raise ValueError(
+        f"{bvh.file} has no joint named as part of a hand: expected names such as LeftHandIndex1 or index_01_l, found "
+        f"{_listed(bvh, range(len(bvh.names)))}"
+    )
+
+
+def _hand(bvh: Bvh, said: list[JointName], side: str, fingers: list[int]) -> tuple[Bvh, list[int], list[str]]:
+    """The skeleton, with tips that it lacked, its 21 joints of one hand, and what was decided."""
+    wrist, chains, notes = _chains(bvh, said, fingers)
+    index: dict[str, int | None] = {"wrist": wrist}
+    for finger, base in zip(FINGERS, FINGER_BASES, strict=True):
+        joints, more = _places(bvh, said, chains.get(finger, []), finger=f"{side} {finger}")
+        index |= dict(zip(JOINT_NAMES[base : base + 4], joints, strict=True))
+        notes += more
+    tips = {JOINT_NAMES[base + 3]: JOINT_NAMES[base + 2] for base in FINGER_BASES}
+    missing = [name for name in JOINT_NAMES if index[name] is None and name not in tips]
+    if missing:
+        found = [joint for joint in fingers if not said[joint].helper]
+        raise ValueError(
+            f"{bvh.file}: the {side} hand lacks {', '.join(missing)}; found were "
+            f"{_listed(bvh, found if wrist is None else [wrist, *found])}"
+        )
+    put_on = [tip for tip in tips if index[tip] is None]
+    for tip in put_on:
+        last = index[tips[tip]]
+        index[tip], bvh = len(bvh.names), bvh.with_end_site(last, TIP_LENGTH * bvh.bone(last))
+    if put_on:
+        notes.append(
+            f"{bvh.file} ends at the last joints of the {side} hand: {', '.join(put_on)} put on at {TIP_LENGTH} of the "
+            "bones before."
+        )
+    return bvh, [index[name] for name in JOINT_NAMES], notes
 
 
 def _read_names(bvh: Bvh) -> tuple[list[JointName], list[str]]:
@@ -593,8 +597,8 @@ def _starts_in_palm(bvh: Bvh, said: list[JointName], bones: list[int | None], th
     return np.linalg.norm(bvh.bone(first)) < np.linalg.norm(bvh.bone(second))
 
 
-def _listed(names: Iterable[str]) -> str:
-    """Names in one sentence, not too many."""
-    names = list(names)
+def _listed(bvh: Bvh, joints: Iterable[int]) -> str:
+    """Names of joints in one sentence, not too many, without end sites."""
+    names = [bvh.names[joint] for joint in joints if joint not in bvh.end_sites]
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
