@@ -209,6 +209,8 @@ def _hierarchy(text: str) -> tuple[list[str], list[int], list[list[float]], list
         raise ValueError(f"unknown channel {unknown!r}: expected positions and rotations about x, y and z")
     if not names:
         raise ValueError("it has no joints")
+    if not np.isfinite(offsets).all():
+        raise ValueError("an OFFSET is not finite")
     return names, parents, offsets, channels, end_sites
 
 
@@ -237,14 +239,15 @@ def _motion(name: str, text: str, width: int) -> tuple[np.ndarray, float | None,
         notes.append(f"{name} does not say its frame rate: {said}.")
         fps = None
 
-    # 2. Frames: a line each; or, where every line has another length, wherever the lines break
+    # 2. Frames, a line each; or wherever lines break, if the numbers are exactly as many as promised
     if any("," in line for line in lines):
         decimal = not any("." in line for line in lines)
         lines = [line.replace(",", "." if decimal else " ") for line in lines]
     counts = [len(line.split()) for line in lines]
     total = sum(counts)
-    wrapped = width > 0 and max(counts, default=0) < width <= total
-    if lines and counts[-1] < width and not wrapped:
+    promised = header.get("frames", "no")
+    wrapped = promised.isdecimal() and total == int(promised) * width
+    if counts and counts[-1] < width and not wrapped:
         notes.append(f"{name}: its last line has {counts.pop()} of {width} numbers and was left out.")
         lines.pop()
     wrong = next((i for i, count in enumerate(counts) if count != width), None)
@@ -256,11 +259,7 @@ def _motion(name: str, text: str, width: int) -> tuple[np.ndarray, float | None,
     values = np.concatenate(
         [np.zeros(0), *(_numbers(name, lines[i : i + 512]) for i in range(0, len(lines), 512))]
     )
-    if wrapped and values.size % width:
-        notes.append(f"{name}: its last frame has {values.size % width} of {width} numbers and was left out.")
-        values = values[: values.size // width * width]
     values = values.reshape(-1, width) if width else np.zeros((0, 0))
-    promised = header.get("frames", "no")
     if not len(values):
         raise ValueError(
             f"{name} is damaged: its header promises {promised} frames of {width} numbers, {total} numbers were found: "
@@ -307,8 +306,10 @@ def _add_offsets(
 
 
 def _numbers(name: str, lines: list[str]) -> np.ndarray:
+    """All numbers of these lines, NaN for those that are not finite."""
     try:
-        return np.array(" ".join(lines).split(), dtype=np.float64)
+        values = np.array(" ".join(lines).split(), dtype=np.float64)
+        return np.where(np.isfinite(values), values, np.nan)
     except ValueError as error:
         raise ValueError(f"{name} is damaged: its motion holds what is no number ({error})") from error
 
@@ -447,7 +448,7 @@ def _hand(bvh: Bvh, said: list[JointName], side: str, fingers: list[int]) -> tup
     tips = {JOINT_NAMES[base + 3]: JOINT_NAMES[base + 2] for base in FINGER_BASES}
     missing = [name for name in JOINT_NAMES if index[name] is None and name not in tips]
     if missing:
-        found = [joint for joint in fingers if not said[joint].helper]
+        found = [joint for joint in fingers if not said[joint].helper] or fingers
         raise ValueError(
             f"{bvh.file}: the {side} hand lacks {', '.join(missing)}; found were "
             f"{_listed(bvh, found if wrist is None else [wrist, *found])}"
@@ -511,8 +512,8 @@ def _chains(
     chains = {finger: _longest(bvh, said, joints) for finger, joints in members.items()}
     if wrist is not None:
         return wrist, chains, []
-    common = set.intersection(*(set(bvh.above(chain[0])[1:]) for chain in chains.values()))
-    wrist = max(common, default=None)
+    above = [set(bvh.above(chain[0])[1:]) for chain in chains.values()]
+    wrist = max(set.intersection(*above), default=None) if above else None
     if wrist is None or said[wrist].is_finger or said[wrist].part == "arm":
         return None, chains, []
     note = f"{bvh.file}: no joint is called hand or wrist; {bvh.names[wrist]}, which all fingers hang from, was taken."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 FINGERS = ("thumb", "index", "middle", "ring", "pinky")
 
-_SIDES = {"left": "left lft l", "right": "right rgt r"}
+_SIDES = {"left": "left lft lf l", "right": "right rgt rt r"}
 _FINGERS = {
     "thumb": "thumb first",  # Xsens counts: LeftFirstMC, LeftSecondPP
     "index": "index second",
