@@ -70,7 +70,10 @@ class Bvh:
 
     def bone(self, joint: int) -> np.ndarray:
         """From its parent to the joint, 3 numbers: the offset, or what position channels mostly put in its place."""
-        return _usual_place(joint, self.offsets, self.channels, self.values)
+        bone = self.offsets[joint].copy()
+        for column, axis in _position_columns(self.channels, joint):
+            bone[axis] = _usual(self.values[:, column])
+        return bone
 
     def with_end_site(self, joint: int, offset: np.ndarray) -> Bvh:
         """The same with one more end site, the last joint."""
@@ -129,12 +132,12 @@ def read_bvh(path: str | os.PathLike) -> Bvh:
     text = _text(path)
     parts = re.split(r"^[ \t]*MOTION[ \t]*$", text, maxsplit=1, flags=re.MULTILINE | re.IGNORECASE)
     try:
-        names, parents, offsets, channels, end_sites = _hierarchy(parts[0])
+        names, parents, rests, channels, end_sites = _hierarchy(parts[0])
         if len(parts) < 2:
             raise ValueError("it ends early, before the line MOTION: export or copy it again")
     except ValueError as error:
         raise ValueError(f"{path.name} is not a BVH file this version understands: {error}") from error
-    width = sum(map(len, channels))
+    offsets, width = np.array(rests), sum(map(len, channels))
     notes = []
     if any(channel.endswith("scale") for own in channels for channel in own):
         notes.append(f"{path.name}: joints change their scale, which was left out.")
@@ -145,7 +148,7 @@ def read_bvh(path: str | os.PathLike) -> Bvh:
         file=path.name,
         names=names,
         parents=parents,
-        offsets=np.array(offsets),
+        offsets=offsets,
         channels=channels,
         end_sites=frozenset(end_sites),
         values=values,
@@ -270,39 +273,36 @@ def _motion(name: str, text: str, width: int) -> tuple[np.ndarray, float | None,
     return values, fps, notes
 
 
-def _usual_place(
-    joint: int, offsets: Sequence[Sequence[float]], channels: list[list[str]], values: np.ndarray
-) -> np.ndarray:
-    """Where a joint mostly stands from its parent, 3 numbers."""
-    place = np.array(offsets[joint])
-    for column, channel in enumerate(channels[joint], start=sum(map(len, channels[:joint]))):
-        if channel.endswith("position"):
-            seen = values[np.isfinite(values[:, column]), column]
-            place["xyz".index(channel[0])] = np.median(seen) if seen.size else np.nan
-    return place
+def _position_columns(channels: list[list[str]], joint: int) -> list[tuple[int, int]]:
+    """Columns with one joint's position, and their axes."""
+    first = sum(map(len, channels[:joint]))
+    return [(first + i, "xyz".index(c[0])) for i, c in enumerate(channels[joint]) if c.endswith("position")]
 
 
 def _add_offsets(
-    parents: list[int], offsets: list[list[float]], channels: list[list[str]], values: np.ndarray
+    parents: list[int], offsets: np.ndarray, channels: list[list[str]], values: np.ndarray
 ) -> bool:
     """Make positions count from the parent joint, in place; whether they counted from the offset, as MakeHuman's do.
 
     Told by what most joints do: bones keep about their length, so positions are about the offsets or about zero.
     """
-    moving = [
-        joint
-        for joint, parent in enumerate(parents)
-        if parent >= 0 and any("position" in c for c in channels[joint])
-    ]
-    places = np.array([_usual_place(joint, offsets, channels, values) for joint in moving]).reshape(-1, 3)
-    rests = np.array([offsets[joint] for joint in moving]).reshape(-1, 3)
-    if not np.nansum(np.linalg.norm(places, axis=1)) < np.nansum(np.linalg.norm(places - rests, axis=1)):
+    columns = {
+        joint: _position_columns(channels, joint) for joint, parent in enumerate(parents) if parent >= 0
+    }
+    cells = [(joint, column, axis) for joint, pairs in columns.items() for column, axis in pairs]
+    rests = np.array([offsets[joint, axis] for joint, _, axis in cells])
+    places = np.array([_usual(values[:, column]) for _, column, _ in cells])
+    if not np.nansum(np.abs(places)) < np.nansum(np.abs(places - rests)):
         return False
-    for joint in moving:
-        for column, channel in enumerate(channels[joint], start=sum(map(len, channels[:joint]))):
-            if channel.endswith("position"):
-                values[:, column] += offsets[joint]["xyz".index(channel[0])]
+    for joint, column, axis in cells:
+        values[:, column] += offsets[joint, axis]
     return True
+
+
+def _usual(values: np.ndarray) -> float:
+    """The median of the finite ones, or NaN."""
+    seen = values[np.isfinite(values)]
+    return float(np.median(seen)) if seen.size else np.nan
 
 
 def _numbers(name: str, lines: list[str]) -> np.ndarray:
