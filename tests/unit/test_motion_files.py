@@ -114,7 +114,7 @@ def test_bvh_is_centimetres_y_up_with_a_flat_rest_pose(tmp_path):
     bvh = read_bvh(write_bvh(tmp_path / "right.bvh", hand, 24))
     assert bvh.fps == pytest.approx(24)
     assert len(bvh.names) == 21
-    np.testing.assert_allclose(bvh.positions[:, 0], hand.translations * (100, -100, -100), atol=1e-4)
+    np.testing.assert_allclose(bvh.positions([0])[:, 0], hand.translations * (100, -100, -100), atol=1e-4)
     text = (tmp_path / "right.bvh").read_text()
     offsets = [line.split()[1:] for line in text.splitlines() if "OFFSET" in line]
     assert np.array(offsets, float).shape == (21, 3)
@@ -245,7 +245,7 @@ def test_bvh_by_hand(tmp_path):
     (tmp_path / "m.bvh").write_text(BVH)
     bvh = read_bvh(tmp_path / "m.bvh")
     assert (bvh.names, bvh.parents, bvh.fps) == (["left_wrist", "left_wrist_end"], [-1, 0], 8)
-    assert bvh.positions.tolist() == [[[1, 2, 3], [1, 3, 3]]]
+    assert bvh.positions([0, 1]).tolist() == [[[1, 2, 3], [1, 3, 3]]]
 
 
 @pytest.mark.parametrize(
@@ -253,13 +253,10 @@ def test_bvh_by_hand(tmp_path):
     [
         ("", "not a BVH file"),
         (BVH[:60], "not a BVH file .* it ends early"),
-        (BVH.replace("1 2 3", "1 2"), "promises 1 frames of 3 numbers, 2 were found"),
-        (BVH.replace("1 2 3", "1 2 nan"), "damaged"),
-        (BVH.replace("Frames: 1", "Frames: 0"), "damaged"),
-        (BVH.replace("0.125", "0"), "not a BVH file"),
+        (BVH.replace("1 2 3", "1 2"), "promises 1 frames of 3 numbers, 2 numbers were found"),
         (BVH.replace("Xposition", "Wposition"), "unknown channel 'wposition'"),
         (BVH.replace("OFFSET", "OFSET"), "unexpected 'OFSET'"),
-        (BVH, "no left hand in m.bvh: both hands are needed"),
+        (BVH, "m.bvh has left_wrist but no finger joints"),
     ],
 )
 def test_bad_bvh_is_one_clear_error(tmp_path, text, message):
