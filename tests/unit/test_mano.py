@@ -1,6 +1,5 @@
 import os
 import pickle
-import re
 import struct
 import subprocess
 import sys
@@ -111,7 +110,8 @@ def test_fit_reports_progress_and_can_be_cancelled(models):
     fit_mano(
         joints, models["right"], fps=8, steps=3, on_progress=lambda done, total: seen.append((done, total))
     )
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == sorted(seen)
+    assert {(0, 3), (1, 3), (2, 3), (3, 3)} == set(seen)
 
     def stop(done, total):
         raise InterruptedError
@@ -120,34 +120,29 @@ def test_fit_reports_progress_and_can_be_cancelled(models):
         fit_mano(joints, models["right"], fps=8, on_progress=stop)
 
 
-def test_only_mano_needs_smplx(models, tmp_path):
-    """smplx's licence is non-commercial: who has no use for it may remove it, and keeps everything but MANO."""
+def test_mano_needs_no_smplx(models, tmp_path):
+    """smplx's licence is non-commercial: nothing imports it, and whoever has no use for it may remove it."""
     program = """
         import sys
         sys.modules["smplx"] = None  # as if it were not installed
-        from svimo_core.export.bvh import write_bvh
         from svimo_core.export.glb import write_glb
         from svimo_core.mano import load_mano
         from svimo_core.motion import HandObjectMotion
         from svimo_core.rigged import rig_motion
 
         motion = HandObjectMotion.load(sys.argv[1])
-        rigged = rig_motion(motion)
-        write_glb("motion.glb", rigged)
-        write_bvh("left.bvh", rigged.hands[0], motion.fps)
-        try:
-            rig_motion(motion, mano={side: load_mano(f"{side}.npz", side) for side in ("left", "right")})
-        except ImportError as error:
-            print(error)
+        write_glb("capsule.glb", rig_motion(motion))
+        mano = {side: load_mano(f"{side}.npz", side) for side in ("left", "right")}
+        rigged = rig_motion(motion, mano=mano)
+        write_glb("mano.glb", rigged)
+        rigged.mano["left"].vertices()
     """
     for side in HAND_NAMES:
         np.savez(tmp_path / f"{side}.npz", **mano_arrays(side))
     command = [sys.executable, "-c", textwrap.dedent(program), ROOT / "assets" / "motions" / "stir_cup.npz"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
-    assert re.search(r"MANO hands need smplx.* pip install smplx .* capsule", done.stdout)
-    assert (tmp_path / "motion.glb").stat().st_size > 100_000
-    assert (tmp_path / "left.bvh").is_file()
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert min((tmp_path / f"{hands}.glb").stat().st_size for hands in ("capsule", "mano")) > 100_000
 
 
 def test_saved_parameters_are_plain_arrays(models, tmp_path):
@@ -263,8 +258,8 @@ def broken(**changes):
         (b"", "not a readable MANO pickle"),
         (b"\x80\x04garbage", "not a readable MANO pickle"),
         (pickle.dumps([1, 2]), "no dictionary"),
-        (pickle.dumps(broken(weights=None)), r"weights should be \(778, 16\), got nothing"),
-        (pickle.dumps(broken(v_template=np.zeros((6890, 3)))), r"v_template should be .* got \(6890, 3\)"),
+        (pickle.dumps(broken(weights=None)), "weights should be 778 x 16, got nothing"),
+        (pickle.dumps(broken(v_template=np.zeros((6890, 3)))), "v_template should be 778 x 3, got 6890 x 3"),
         (pickle.dumps(broken(v_template=np.array([{}] * 3))), "instead of numbers"),
         (
             pickle.dumps(broken(posedirs=np.full((778, 3, 135), np.nan))),
