@@ -154,7 +154,7 @@ def fit_mano(
         )
     seen = np.flatnonzero(present)
     span = slice(seen[0], seen[-1] + 1)
-    filled = check_hand(_bridged(joints[span], present[span]), model.side)
+    filled = check_hand(_bridged(joints, present), model.side)[span]
 
     problem = _Problem(filled, present[span], model, fps, smoothness)
     state = _settle(problem, steps, on_progress or (lambda done, total: None))
@@ -178,7 +178,7 @@ def fit_mano(
 def save_mano(path: str | os.PathLike, fits: dict[str, ManoFit], fps: float) -> Path:
     """Write MANO parameters to an .npz: `<side>_betas`, `_global_orient`, `_hand_pose`, `_transl`, `_present`, `fps`.
 
-    `left_shape` says which left hand the betas are for, "official" or "mended": see
+    `left_shapedirs` says which left hand the betas are for, "official" or "mended": see
     :func:`svimo_core.mano.model.left_shape`.
     """
     path = Path(path)
@@ -190,7 +190,7 @@ def save_mano(path: str | os.PathLike, fits: dict[str, ManoFit], fps: float) -> 
     arrays |= {f"{side}_present": fit.present for side, fit in fits.items()}
     if "left" in fits:
         right = fits["right"].model if "right" in fits else None
-        arrays["left_shape"] = np.array(left_shape(fits["left"].model, right))
+        arrays["left_shapedirs"] = np.array(left_shape(fits["left"].model, right))
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, fps=np.array(fps), **arrays)
     return path
