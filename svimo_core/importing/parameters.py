@@ -271,7 +271,7 @@ def _about(layout: Layout) -> Iterator[str]:
 
 def _frames(arrays: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]], dict[str, Any]]:
     """What there is for each of some frames, with their numbers, and what there is for all of them."""
-    numbered = [key for key, value in arrays.items() if str(key).isdigit() and isinstance(value, Mapping)]
+    numbered = [key for key, value in arrays.items() if str(key).isdecimal() and isinstance(value, Mapping)]
     frames = sorted(numbered, key=int)
     rest = {key: value for key, value in arrays.items() if key not in set(numbered)}
     return frames, [dict(_flat(arrays[frame])) for frame in frames], dict(_flat(rest))
@@ -285,7 +285,11 @@ def _names(arrays: Mapping[str, Any]) -> set[str]:
 
 def _columns(name: str, arrays: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Arrays in dictionaries -> arrays by name, and notes on the way."""
-    captures = [key for key, inner in arrays.items() if isinstance(inner, Mapping) and _frames(inner)[0]]
+    captures = [
+        key
+        for key, inner in arrays.items()
+        if str(key).isdecimal() and isinstance(inner, Mapping) and _frames(inner)[0]
+    ]
     if captures:  # InterHand2.6M: captures of frames
         if len(arrays) > 1:
             raise ValueError(f"{name} has {len(arrays)} captures ({_some(arrays)}): give one of them alone")
@@ -372,11 +376,17 @@ class _Reader:
 
     def hands(self, side: str | None) -> np.ndarray:
         """N x 2 x 21 x 3 from arrays with one row per frame and hand."""
-        by_side = {
-            hand: self._joints(self._model(hand), hand)[0]
-            for hand in self._sides(side)
-            if _name(self.columns, self.layout.pose, hand)
-        }
+        by_side = {}
+        for hand in self._sides(side):
+            missing = [f for f in self.layout.needs if not _name(self.columns, getattr(self.layout, f), hand)]
+            if "pose" in missing:
+                continue
+            if missing:
+                wanted = " and ".join(getattr(self.layout, field)[0].format(side=hand) for field in missing)
+                raise ValueError(
+                    f"{self.name} lacks {wanted}, which {self.layout.title} has beside the other arrays of a hand"
+                )
+            by_side[hand] = self._joints(self._model(hand), hand)[0]
         lengths = {hand: len(joints) for hand, joints in by_side.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(
@@ -473,6 +483,8 @@ class _Reader:
         if side == "right":
             return model
         said = str(self.columns[LEFT_COLUMN]) if LEFT_COLUMN in self.columns else self.layout.left
+        if said not in (None, *LEFT_SHAPES):
+            raise ValueError(f'{self.name}: {LEFT_COLUMN} should be "official" or "mended", got {said!r}')
         right = self.models.get("right")
         has = left_shape(model, right)
         wanted = (said or has) if self.left == "auto" else self.left
@@ -599,9 +611,8 @@ class _Reader:
         return pose[:, :-3], pose[:, -3:]
 
     def _betas(self, key: str, rows: int) -> np.ndarray:
-        """N x 10; of more shape coefficients the first ten, as the models have."""
-        betas = self._array(key)
-        betas = betas.reshape(1, -1) if betas.ndim == 1 else betas.reshape(len(betas), -1)
+        """N x 10, from one row for the clip or a row for each frame."""
+        betas = self._rows(key)
         if len(betas) not in (1, rows) or betas.shape[1] != NUM_BETAS:
             self._refuse(key, f"{NUM_BETAS} shape coefficients, or {rows} rows of them")
         return np.broadcast_to(betas, (rows, NUM_BETAS))

@@ -162,7 +162,7 @@ def test_a_hand_that_is_never_there_or_half_there_is_one_clear_error(models):
     with pytest.raises(ValueError, match="right hand: absent in all 5 frames"):
         fit_mano(np.full_like(joints, np.nan), models["right"], fps=8)
     joints[0], joints[3, 7] = np.nan, np.nan
-    with pytest.raises(ValueError, match="not finite .*first in frame 3"):
+    with pytest.raises(ValueError, match=r"not finite .*first in frame 3"):
         fit_mano(joints, models["right"], fps=8)
 
 

@@ -344,6 +344,13 @@ def arctic(**changes):
     return {key: value for key, value in (content | changes).items() if value is not None}
 
 
+def ours(**changes):
+    hand = a_hand(0)
+    names = {"global_orient": "orient", "hand_pose": "pose", "transl": "transl", "betas": "betas"}
+    content = {f"{side}_{key}": hand[name] for side in HAND_NAMES for key, name in names.items()}
+    return {key: value for key, value in (content | changes).items() if value is not None}
+
+
 def rows(**changes):
     content = {
         "pred_mano_params_global_orient": matrices(np.zeros((2, 3))),
@@ -409,6 +416,14 @@ def rows(**changes):
         (
             rows(scaled_focal_length=5.0, img_size=np.array([[1, 0], [2, 2]])),
             "img_size should be one width and height",
+        ),
+        (
+            ours(left_transl=None),
+            "f.npz lacks left_transl, which SViMo has beside the other arrays of a hand",
+        ),
+        (
+            ours(left_shapedirs=np.array("bent")),
+            'left_shapedirs should be "official" or "mended", got .bent.',
         ),
         ({"pose_m": np.ones((2, 1, 52))}, "pose_m should have 51 numbers in a row .*, got 2 x 1 x 52"),
         (
