@@ -10,17 +10,42 @@ from svimo_core.mano import FROM_MANO, TIP_VERTICES
 
 NUM_VERTICES = 778
 RING = 6
+MIRROR = np.array([-1, 1, 1])
+TURNS = np.array([1, -1, -1])
+"""What a mirror in x does to a rotation vector."""
 
 
-def mano_arrays(side: str = "right", seed: int = 0) -> dict[str, np.ndarray]:
-    """The arrays of a MANO file: rings of vertices around the bones of a flat hand, joints at their centres."""
+def mano_arrays(side: str = "right", seed: int = 0, *, left_shape: str = "mended") -> dict[str, np.ndarray]:
+    """The arrays of a MANO file: rings of vertices around the bones of a flat hand, joints at their centres.
+
+    The left hand is the right one's mirror image; with `left_shape` "official" its shape directions are not, as in
+    MANO_LEFT.
+    """
+    arrays = _right_hand(seed)
+    if side == "left":
+        arrays = _mirrored(arrays)
+        if left_shape == "official":
+            arrays["shapedirs"] = arrays["shapedirs"] * MIRROR[:, None]
+    return arrays
+
+
+def _mirrored(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    matrices = np.outer(MIRROR, MIRROR)  # what the mirror does to a rotation matrix
+    posedirs = arrays["posedirs"].reshape(NUM_VERTICES, 3, 15, 3, 3) * MIRROR[:, None, None, None] * matrices
+    return arrays | {
+        "v_template": arrays["v_template"] * MIRROR,
+        "shapedirs": arrays["shapedirs"] * MIRROR[:, None],
+        "posedirs": posedirs.reshape(NUM_VERTICES, 3, 135),
+        "hands_mean": (arrays["hands_mean"].reshape(15, 3) * TURNS).ravel(),
+        "hands_components": (arrays["hands_components"].reshape(45, 15, 3) * TURNS).reshape(45, 45),
+        "f": arrays["f"][:, ::-1].copy(),
+    }
+
+
+def _right_hand(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    turn = (
-        np.array([[0, 0, -1], [0, 1, 0], [1, 0, 0]])
-        if side == "right"
-        else np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]])
-    )
-    rest = skeleton(side) @ turn.T + (0.09, 0.006, 0.006)  # MANO's wrist is not at the origin
+    turn = np.array([[0, 0, -1], [0, 1, 0], [1, 0, 0]])
+    rest = skeleton("right") @ turn.T + (0.09, 0.006, 0.006)  # MANO's wrist is not at the origin
     to_mano = np.argsort(FROM_MANO)  # 16 joints, then the five tips
     joints = rest[to_mano]
     parents = [-1 if p < 0 else int(FROM_MANO[p]) for p in (JOINT_PARENTS[j] for j in to_mano[:16])]
@@ -63,7 +88,7 @@ def mano_arrays(side: str = "right", seed: int = 0) -> dict[str, np.ndarray]:
         "J_regressor": regressor,
         "weights": weights,
         "hands_mean": np.tile([0.0, 0.0, 0.15], 15),
-        "hands_components": np.eye(45),
+        "hands_components": np.linalg.qr(rng.normal(size=(45, 45)))[0],
         "kintree_table": np.array([[2**32 - 1, *parents[1:]], range(16)], dtype=np.uint32),
         "f": np.array(faces, dtype=np.uint32),
     }
