@@ -144,11 +144,12 @@ class SViMoRigMotion(io.ComfyNode):
 
 
 def bone_names_input() -> io.Input:
-    """The choice of what bones are called in a file."""
+    """The choice of what bones are called in a file; optional, as workflows that were saved before do not have it."""
     return io.Combo.Input(
         "bone_names",
         options=list(NAMINGS),
         default=NAMINGS[0],
+        optional=True,
         tooltip="What bones are called, for retargeters that go by names: SViMo's own, or those of Mixamo, Unreal's mannequin, VRM 1 (as Unity's humanoid) or Blender's Rigify.",
     )
 
@@ -249,6 +250,7 @@ class SViMoSaveBVH(io.ComfyNode):
                     "files",
                     options=BVH_FILES,
                     default=BVH_FILES[0],
+                    optional=True,
                     tooltip="both hands in one: one skeleton with both wrists below a root, hands, that stays in the camera.",
                 ),
             ],
