@@ -98,8 +98,9 @@ def test_one_bvh_holds_both_hands(tmp_path, rigged, naming):
 
 def test_wrists_below_a_root_have_no_offset(tmp_path, rigged):
     """Readers differ in whether a position replaces the offset or adds to it; over zero they agree."""
-    lines = write_hands_bvh(tmp_path / "hands.bvh", rigged.hands, 8).read_text().splitlines()
-    assert sum(line.startswith("ROOT") for line in lines) == 1
+    text = write_hands_bvh(tmp_path / "hands.bvh", rigged.hands, 8).read_text()
+    assert (text.count("ROOT"), text.count("{")) == (1, text.count("}"))
+    lines = text.splitlines()
     for side in HAND_NAMES:
         wrist = lines.index(f"\tJOINT {side}_wrist")
         assert not np.array(lines[wrist + 2].split()[1:], float).any()
