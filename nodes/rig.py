@@ -150,7 +150,7 @@ def bone_names_input() -> io.Input:
         options=list(NAMINGS),
         default=NAMINGS[0],
         optional=True,
-        tooltip="What bones are called, for retargeters that go by names: SViMo's own, or those of Mixamo, Unreal's mannequin, VRM 1 (as Unity's humanoid) or Blender's Rigify.",
+        tooltip="What bones are called, for retargeters that go by names: SViMo's own, or those of Mixamo, Unreal's mannequin, VRM 1 or Blender's Rigify.",
     )
 
 
