@@ -50,6 +50,16 @@ def write_hands_bvh(
 
     Each wrist has the offset zero and its place in its channels, since readers disagree whether such a place replaces
     the offset or is added to it. The rest is as in :func:`write_bvh`.
+
+    Args:
+        path: the file to write or replace.
+        hands: at least one, all of as many frames.
+        fps: frames per second.
+        naming: see :func:`write_bvh`.
+
+    Raises:
+        ValueError: an unknown naming.
+        OSError: the folder cannot be written.
     """
     hierarchy = ["ROOT hands", "{", "\tOFFSET 0 0 0", f"\tCHANNELS {PLACE_AND_TURN}"]
     for hand in hands:
