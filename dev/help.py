@@ -157,11 +157,14 @@ ADVICE = {
   keep their link to `model_file`.
 - Dropped onto the page, the file opens the graph that made it.
 - With MANO hands, MANO's parameters are saved beside it as `..._mano.npz`.
+- `bone_names` changes names alone, not the rest pose: choose what your retargeter looks for.
 - Blender: File > Import > glTF 2.0. Units, axes, frame rate and camera are set.
 """,
     "SViMoSaveBVH": """
-- One file per hand. Objects have no place in BVH: save them as GLB.
-- *Import SViMo Motion* reads both files back.
+- Objects have no place in BVH: save them as GLB.
+- With both hands in one file, a root called `hands` stays at the camera, and both wrists move below it.
+- BVH cannot say that a hand is absent: it moves on there, and the node names the frames. GLB hides it.
+- *Import SViMo Motion* reads the files back, but for those with VRM's names.
 """,
     "SViMoOverlayMotion": """
 - The frames may have another size than the clip; the camera is scaled with them.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
+import numpy as np
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..svimo_core import clean
-from ..svimo_core.export.bvh import write_bvh
+from ..svimo_core.export.bvh import write_bvh, write_hands_bvh
 from ..svimo_core.export.glb import write_glb
+from ..svimo_core.export.names import NAMINGS
+from ..svimo_core.hand_rig import HandAnimation
 from ..svimo_core.mano import WHERE_TO_GET, ManoModel, load_mano, save_mano
 from ..svimo_core.motion import HAND_NAMES, HandObjectMotion
 from ..svimo_core.render import render_motion
@@ -22,6 +26,7 @@ from .save import progress, with_graph
 from .types import CATEGORY, Motion, RiggedMotionType, check_choice
 
 HANDS = ["capsule", "mano"]
+BVH_FILES = ["one per hand", "both hands in one"]
 
 
 def find_mano() -> dict[str, ManoModel]:
@@ -138,6 +143,17 @@ class SViMoRigMotion(io.ComfyNode):
         return io.NodeOutput(rigged, residuals, ui={"text": [residuals]})
 
 
+def bone_names_input() -> io.Input:
+    """The choice of what bones are called in a file; optional, as workflows that were saved before do not have it."""
+    return io.Combo.Input(
+        "bone_names",
+        options=list(NAMINGS),
+        default=NAMINGS[0],
+        optional=True,
+        tooltip="What bones are called, for retargeters that go by names: SViMo's own, or those of Mixamo, Unreal's mannequin, VRM 1 or Blender's Rigify.",
+    )
+
+
 def model_3d_outputs() -> list[io.Output]:
     """The GLB as core's own 3D nodes hand it on, where this ComfyUI can.
 
@@ -167,6 +183,7 @@ class SViMoSaveGLB(io.ComfyNode):
                     default="svimo/motion",
                     tooltip="Folder and beginning of the file's name.",
                 ),
+                bone_names_input(),
             ],
             outputs=[
                 io.String.Output(
@@ -179,12 +196,17 @@ class SViMoSaveGLB(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, rigged_motion: RiggedMotion, filename_prefix: str) -> io.NodeOutput:
+    def execute(
+        cls, rigged_motion: RiggedMotion, filename_prefix: str, bone_names: str = NAMINGS[0]
+    ) -> io.NodeOutput:
+        check_choice("bone_names", bone_names, NAMINGS)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )
         file = f"{name}_{counter:05}_.glb"
-        write_glb(Path(folder) / file, with_graph(rigged_motion, cls), on_progress=progress())
+        write_glb(
+            Path(folder) / file, with_graph(rigged_motion, cls), naming=bone_names, on_progress=progress()
+        )
         saved = {"3d": [ui.SavedResult(file, subfolder, io.FolderType.output)]}
         if rigged_motion.mano:
             parameters = f"{name}_{counter:05}_mano.npz"
@@ -195,8 +217,18 @@ class SViMoSaveGLB(io.ComfyNode):
         return io.NodeOutput(model_file, *model_3d, ui=saved)
 
 
+def absence_report(hands: Sequence[HandAnimation]) -> list[str]:
+    """A sentence for every hand that is absent in some frames, which a BVH does not tell."""
+    return [
+        f"the {hand.rig.side} hand is absent in {np.sum(~hand.present)} of {len(hand)} frames; BVH cannot say so, it "
+        "moves on in straight lines there"
+        for hand in hands
+        if not hand.present.all()
+    ]
+
+
 class SViMoSaveBVH(io.ComfyNode):
-    """The hands of a rigged motion to one BVH each."""
+    """The hands of a rigged motion to one BVH each, or to one of both."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -204,7 +236,7 @@ class SViMoSaveBVH(io.ComfyNode):
             node_id="SViMoSaveBVH",
             display_name="Save SViMo Hands as BVH",
             category=f"{CATEGORY}/motion",
-            description="Save the skeleton and movement of each hand as .bvh, in centimetres, for rigs and motion-capture tools.",
+            description="Save the skeletons and movement of the hands as .bvh, in centimetres, one file per hand or one of both, for rigs and motion-capture tools.",
             **aliases("bvh", "mocap", "motion capture", "export skeleton", "save animation"),
             inputs=[
                 RiggedMotionType.Input("rigged_motion", tooltip="From Rig SViMo Motion."),
@@ -213,22 +245,46 @@ class SViMoSaveBVH(io.ComfyNode):
                     default="svimo/hand",
                     tooltip="Folder and beginning of the files' names.",
                 ),
+                bone_names_input(),
+                io.Combo.Input(
+                    "files",
+                    options=BVH_FILES,
+                    default=BVH_FILES[0],
+                    optional=True,
+                    tooltip="both hands in one: one skeleton with both wrists below a root, hands, that stays in the camera.",
+                ),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, rigged_motion: RiggedMotion, filename_prefix: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        rigged_motion: RiggedMotion,
+        filename_prefix: str,
+        bone_names: str = NAMINGS[0],
+        files: str = BVH_FILES[0],
+    ) -> io.NodeOutput:
+        check_choice("bone_names", bone_names, NAMINGS)
+        check_choice("files", files, BVH_FILES)
+        hands, fps = rigged_motion.hands, rigged_motion.fps
+        if not hands:
+            raise ValueError("no hand is present in this motion, so there is nothing to save as BVH")
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )
-        saved, report = [], progress()
-        for hand in rigged_motion.hands:
-            file = f"{name}_{counter:05}_{hand.rig.side}.bvh"
-            write_bvh(Path(folder) / file, hand, rigged_motion.fps)
-            saved.append(ui.SavedResult(file, subfolder, io.FolderType.output))
-            report(len(saved), len(rigged_motion.hands))
-        return io.NodeOutput(ui={"3d": saved})
+        if files == "both hands in one":
+            saved = [f"{name}_{counter:05}_hands.bvh"]
+            write_hands_bvh(Path(folder) / saved[0], hands, fps, naming=bone_names)
+        else:
+            saved, report = [], progress()
+            for hand in hands:
+                saved.append(f"{name}_{counter:05}_{hand.rig.side}.bvh")
+                write_bvh(Path(folder) / saved[-1], hand, fps, naming=bone_names)
+                report(len(saved), len(hands))
+        results = {"3d": [ui.SavedResult(file, subfolder, io.FolderType.output) for file in saved]}
+        absent = absence_report(hands)
+        return io.NodeOutput(ui=results | ({"text": absent} if absent else {}))
 
 
 class SViMoOverlayMotion(io.ComfyNode):

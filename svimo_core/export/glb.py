@@ -19,9 +19,10 @@ from scipy.spatial.transform import Rotation
 
 from ..files import whole_file
 from ..hand_rig import JOINT_PARENTS, HandAnimation, vertex_normals
-from ..motion import JOINT_NAMES, Camera
+from ..motion import Camera
 from ..rigged import RiggedMotion
 from . import FLIP, flip_rotations
+from .names import bone_names
 
 HAND_COLORS = {"left": (0.80, 0.25, 0.20), "right": (0.25, 0.65, 0.30)}  # as in the rendered motion
 HIDDEN = 1e-4
@@ -39,6 +40,7 @@ def write_glb(
     path: str | os.PathLike,
     rigged: RiggedMotion,
     *,
+    naming: str = "svimo",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write one animated GLB.
@@ -47,9 +49,11 @@ def write_glb(
         path: the file to write or replace.
         rigged: what :func:`svimo_core.rigged.rig_motion` returns. Its metadata goes to `asset.extras`, where ComfyUI
             reads its graph from the keys "prompt" and "workflow", so the prompt in words is called "text".
+        naming: what bones are called, one of :data:`svimo_core.export.names.NAMINGS`.
         on_progress: called with (done, total); raising from it cancels and leaves no file.
 
     Raises:
+        ValueError: an unknown naming.
         OSError: the folder cannot be written.
     """
     path = Path(path)
@@ -59,7 +63,7 @@ def write_glb(
 
     document.add_camera(rigged.camera)
     for i, hand in enumerate(rigged.hands):
-        document.add_hand(hand, HAND_COLORS[hand.rig.side])
+        document.add_hand(hand, HAND_COLORS[hand.rig.side], bone_names(naming, hand.rig.side))
         report(i + 1, total)
     for i, name in enumerate(rigged.objects):
         document.add_object(name, OBJECT_COLORS[i % len(OBJECT_COLORS)])
@@ -113,8 +117,8 @@ class _Document:
         self.json["cameras"].append({"type": "perspective", "perspective": lens, "extras": intrinsics})
         self.node(name="camera", camera=0)
 
-    def add_hand(self, hand: HandAnimation, color: tuple[float, float, float]) -> None:
-        """A skeleton of 21 nodes that moves, and a mesh that it deforms."""
+    def add_hand(self, hand: HandAnimation, color: tuple[float, float, float], names: list[str]) -> None:
+        """A skeleton of 21 nodes of these names that moves, and a mesh that it deforms."""
         rig, side = hand.rig, hand.rig.side
         home = hand.translations.mean(axis=0)  # where the rest pose stands
         rest_joints = (rig.rest_joints + home) * FLIP
@@ -124,10 +128,10 @@ class _Document:
         first = len(self.json["nodes"])
         axes = _bone_axes(rest_joints, side)
         rest = _relative(axes, rest_joints)
-        for joint, (name, turn) in enumerate(zip(JOINT_NAMES, _quaternions(rest[:, :3, :3]), strict=True)):
+        for joint, (name, turn) in enumerate(zip(names, _quaternions(rest[:, :3, :3]), strict=True)):
             children = [first + child for child, parent in enumerate(JOINT_PARENTS) if parent == joint]
             node = {
-                "name": f"{side}_{name}",
+                "name": name,
                 "translation": rest[joint, :3, 3].tolist(),
                 "rotation": turn.tolist(),
             }
@@ -146,7 +150,7 @@ class _Document:
         self.json["skins"].append(
             {
                 "name": f"{side}_hand",
-                "joints": list(range(first, first + len(JOINT_NAMES))),
+                "joints": list(range(first, first + len(names))),
                 "skeleton": armature,
                 "inverseBindMatrices": self.accessor(bind.transpose(0, 2, 1)),  # glTF stores columns
             }

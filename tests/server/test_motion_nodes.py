@@ -15,7 +15,7 @@ from PIL import Image
 
 from dev.comfy import ROOT, ComfyError, WorkflowRefused, api_workflow
 from svimo_core.export.bvh import write_bvh
-from svimo_core.importing.bvh import read_bvh_hands
+from svimo_core.importing.bvh import read_bvh, read_bvh_hands
 from svimo_core.importing.json_ import read_json
 from svimo_core.motion import HandObjectMotion
 from svimo_core.rigged import rig_motion
@@ -100,6 +100,54 @@ def test_core_takes_the_glb(client, tmp_path):
         assert client.download(temporary) == content
         kept = {"filename": result.outputs["file"]["result"][0], "subfolder": "", "type": "output"}
         assert client.download(kept) == content
+
+
+def test_bones_by_other_names_and_both_hands_in_one_bvh(client, server, example, tmp_path):
+    hands = example.hands.copy()
+    hands[3:5, 0] = np.nan
+    replace(example, hands=hands).save(server.base_directory / "input" / "absent.npz")
+    workflow = {
+        "load": {"class_type": "SViMoLoadMotion", "inputs": {"motion": "absent.npz", "fps": 0.0}},
+        "rig": {
+            "class_type": "SViMoRigMotion",
+            "inputs": {"motion": ["load", 0], "hands": "capsule", "smoothness": 1.0},
+        },
+        "glb": {
+            "class_type": "SViMoSaveGLB",
+            "inputs": {"rigged_motion": ["rig", 0], "filename_prefix": "glb/named", "bone_names": "unreal"},
+        },
+        "bvh": {
+            "class_type": "SViMoSaveBVH",
+            "inputs": {
+                "rigged_motion": ["rig", 0],
+                "filename_prefix": "bvh/named",
+                "bone_names": "mixamo",
+                "files": "both hands in one",
+            },
+        },
+    }
+    result = client.run(workflow)
+    glb = Glb(download(client, result.files("glb")[0], tmp_path))
+    assert {"hand_l", "index_01_r"} <= {node["name"] for node in glb.json["nodes"]}
+    (file,) = result.files("bvh")
+    assert file["filename"] == "named_00001_hands.bvh"
+    bvh = read_bvh(download(client, file, tmp_path))
+    right = bvh.positions[:, bvh.names.index("mixamorig:RightHand")] / (100, -100, -100)
+    np.testing.assert_allclose(right, example.hands[:, 1, 0], atol=2e-3)
+    assert result.outputs["bvh"]["text"] == [
+        "the left hand is absent in 2 of 17 frames; BVH cannot say so, it moves on in straight lines there"
+    ]
+
+    workflow["bvh"]["inputs"]["files"] = "one per hand"
+    assert [file["filename"] for file in client.run(workflow).files("bvh")] == [
+        "named_00002_left.bvh",
+        "named_00002_right.bvh",
+    ]
+    hands[:] = np.nan
+    replace(example, hands=hands).save(server.base_directory / "input" / "handless.npz")
+    workflow["load"]["inputs"]["motion"] = "handless.npz"
+    with pytest.raises(ComfyError, match="no hand is present in this motion"):
+        client.run(workflow)
 
 
 def test_cleaning_changes_rate_and_keeps_the_way(client, example, tmp_path):

@@ -13,6 +13,7 @@ from helpers.synthetic_mano import mano_arrays
 from scipy.spatial.transform import Rotation
 
 from svimo_core.export.glb import write_glb
+from svimo_core.export.names import NAMINGS
 from svimo_core.mano import load_mano
 from svimo_core.motion import HAND_NAMES, JOINT_NAMES, Camera, HandObjectMotion
 from svimo_core.rigged import rig_motion
@@ -74,6 +75,14 @@ def test_validator_finds_nothing(tmp_path, validate, motion, models, hands, cont
     assert report["issues"]["messages"] == []
     assert (report["info"]["animationCount"], report["info"]["hasSkins"]) == (1, True)
     assert report["info"]["drawCallCount"] == 2 + len(motion.objects)
+
+
+@pytest.mark.parametrize("naming", NAMINGS[1:])
+def test_validator_finds_nothing_whatever_bones_are_called(tmp_path, validate, motion, naming):
+    hands = motion.hands.copy()
+    hands[3:5, 0] = np.nan
+    rigged = rig_motion(replace(motion, hands=hands, objects={}))
+    assert validate(write_glb(tmp_path / "motion.glb", rigged, naming=naming))["issues"]["messages"] == []
 
 
 @pytest.fixture(scope="module")
