@@ -135,7 +135,7 @@ def fit_mano(
         model: the same side's MANO.
         fps: frames per second, which sets how much change between frames is plausible.
         smoothness: factor on the acceleration terms; 0 fits every frame alone.
-        steps: the most steps to take; it stops earlier, commonly after five to ten, when a step moves nothing.
+        steps: the most steps to take; it stops earlier, commonly after eight, when a step moves nothing.
         on_progress: called with (steps done, steps) after each and with (done, steps) within one; raising from it
             cancels the fit.
 

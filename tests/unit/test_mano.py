@@ -157,6 +157,20 @@ def test_absent_frames_are_carried_over(models):
         np.testing.assert_array_equal(fit.joints[0], fit.joints[5])
 
 
+def test_an_absent_hand_is_not_observed_on_the_straight_line(models):
+    """Thrown up and caught: across the gap it goes on as smoothly as it came, and not from edge to edge."""
+    seconds = np.arange(30) / 30
+    truth = np.repeat(hand_animation("right", frames=2).joints[:1], 30, axis=0)
+    truth[..., 1] += 3 * (seconds[:, None] - 0.5) ** 2
+    joints = truth.copy()
+    joints[9:21] = np.nan
+    edges = joints[[8, 21]].mean(axis=0)
+    fitted = fit_mano(joints, models["right"], fps=30).joints[14]
+    line = np.abs(edges - truth[14])[:, 1].mean()
+    assert line > 0.1
+    assert np.abs(fitted - truth[14])[:, 1].mean() < 0.2 * line
+
+
 def test_a_hand_that_is_never_there_or_half_there_is_one_clear_error(models):
     joints = hand_animation("right", frames=5).joints
     with pytest.raises(ValueError, match="right hand: absent in all 5 frames"):
