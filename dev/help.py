@@ -125,17 +125,31 @@ ADVICE = {
 """,
     "SViMoLoadMotion": """
 - Put files into ComfyUI's input folder. `docs/motion-format.md` describes what is read.
-- Hand trackers such as HaMeR and WiLoR give 21 joints per hand without a frame rate: set `fps`.
-- One BVH per hand, other units, gaps, motion that no camera saw: *Import SViMo Motion*.
+- The node shows what it understood, a line for each decision.
+- Hand trackers such as HaMeR and WiLoR save no frame rate: set `fps`.
+- Axes, mirrored hands, gaps, motion that no camera saw: *Import SViMo Motion*.
 """,
     "SViMoImportMotion": """
-- What *Save SViMo Hands as BVH* wrote: the left file as `motion`, the right one as `other_hand`.
-- Motion capture does not know a camera: set `distance`, about 0.6 for two hands.
-- HaMeR and WiLoR lose hands now and then: allow a `max_gap` of a few frames, or cut the clip.
+Look at the picture: left and right are named. Each line of the report is a decision, with its numbers.
+
+- **HaMeR, WiLoR**: one `.npz` with a row per detection: `frame`, `right`, `pred_keypoints_3d`, `pred_cam_t_full`,
+  `scaled_focal_length`, `img_size`; or their `pred_mano_params`. Set `fps`, and a `max_gap` of a few frames.
+- **MediaPipe**: the results of a video as JSON, a list with an entry per frame; its world landmarks are read. They
+  do not know where a hand is: set `distance`, about 0.5. Hands of a mirrored selfie: `sides` mirror.
+- **Blender**: BVH as it is exported. Arrays in Blender's world axes: `up` +z, `forward` +y.
+- **Mixamo, Unity, Unreal, VRM, Rokoko, Xsens, MakeHuman, Rigify**: BVH of the body or of one hand; bones are found by
+  their names. Set `distance`, about 0.6. Arrays from Unity: `up` +y, `forward` +z, `sides` mirror.
+- **MANO data sets** (TACO, DexYCB, ARCTIC, HO-3D, InterHand2.6M): pose, shape and translation as `.npz` or `.json`,
+  with your own MANO files in `models/svimo/mano`. What zeros and left hands mean is the data set's habit, known for
+  these: `mano_mean`, `mano_left`.
+- **A keyed animation**: BVH, or this pack's own. One file per hand: the left one as `motion`, the right one as
+  `other_hand`.
+- **One hand** is enough. Nothing is invented unless `missing_hands` says so; training alone needs both.
 - Then *Clean SViMo Motion* for the frame rate and *SViMo Motion Encode* to guide a video with it.
 """,
     "SViMoPreviewMotion": """
 - `frames` can be saved as a video or laid beside the generated one.
+- Of a very long motion every so many frames are drawn, at its own speed; the node says so.
 - To look from other sides use *SViMo Motion Viewer*.
 """,
     "SViMoSaveMotion": """
@@ -145,6 +159,7 @@ ADVICE = {
     "SViMoCleanMotion": """
 - Where a finger touches an object it keeps touching it: it is smoothed together with the object.
 - Raise the frame rate for smooth animation (8 to 24 or 30), lower it to drive a clip.
+- `first_frame` and `frames` trim, before all else.
 """,
     "SViMoRigMotion": """
 - Bone lengths are made constant over the clip; `report` says how far that moves the joints.
@@ -164,7 +179,7 @@ ADVICE = {
 - Objects have no place in BVH: save them as GLB.
 - With both hands in one file, a root called `hands` stays at the camera, and both wrists move below it.
 - BVH cannot say that a hand is absent: it moves on there, and the node names the frames. GLB hides it.
-- *Import SViMo Motion* reads the files back, but for those with VRM's names.
+- *Import SViMo Motion* reads the files back, whatever the names.
 """,
     "SViMoOverlayMotion": """
 - The frames may have another size than the clip; the camera is scaled with them.

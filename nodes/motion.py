@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -11,19 +13,34 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ..svimo_core.clean import place_in_view
-from ..svimo_core.importing.read import read_motion
+from ..svimo_core.clean import MISSING_HANDS
+from ..svimo_core.importing.axes import AXES, UNITS
+from ..svimo_core.importing.decide import AUTO, LEAVE, TRIM, ImportOptions
+from ..svimo_core.importing.orders import ORDERS
+from ..svimo_core.importing.parameters import MEANS
+from ..svimo_core.importing.read import import_motion
+from ..svimo_core.importing.sides import CHOICES
+from ..svimo_core.mano import LEFT_SHAPES
 from ..svimo_core.motion import HandObjectMotion
-from ..svimo_core.render import render_motion, render_view
+from ..svimo_core.render import draw_motion, draw_view, render_named
 from .compat import aliases
+from .rig import find_mano
+from .save import progress, say
 from .types import CATEGORY, Motion, check_choice
 
 SUFFIXES = (".npz", ".npy", ".json", ".bvh")
+MOST_BYTES = 2**30
+"""That the frames of a preview take in the graph."""
+MOST_SHOWN, FASTEST = 600, 50
+"""Frames of the preview in the node, in all and per second."""
 VIEWS = ["side", "camera"]
 NO_FILE = "none"
 MANO_SUFFIX = "_mano.npz"
 """Of MANO parameters, which are no motion to load."""
-UNITS = {"usual": None, "metres": 1.0, "centimetres": 0.01, "millimetres": 0.001, "inches": 0.0254}
+USUAL = "usual"
+"""What `unit` calls AUTO."""
+PICTURE = (480, 320)
+"""Pixels of each of the two views of what was imported."""
 EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "motions"
 
 
@@ -106,7 +123,7 @@ class SViMoLoadMotion(io.ComfyNode):
             node_id="SViMoLoadMotion",
             display_name="Load SViMo Motion",
             category=f"{CATEGORY}/motion",
-            description="Load 3D motion: what Save SViMo Motion wrote, a BVH with both hands, or arrays of 21 joints per hand from a hand tracker. Import SViMo Motion has settings for motion from elsewhere.",
+            description="Load 3D motion: what Save SViMo Motion wrote, a BVH, or joints or MANO parameters of a hand tracker or data set. The node says what it understood; Import SViMo Motion has settings for what it cannot know.",
             **aliases(
                 "hand pose", "hand tracking", "hamer", "wilor", "mocap", "motion capture", "bvh", "npz"
             ),
@@ -122,15 +139,16 @@ class SViMoLoadMotion(io.ComfyNode):
                     min=0.0,
                     max=240.0,
                     step=0.5,
-                    tooltip="Frame rate, for arrays that do not say theirs. 0: as in the file.",
+                    tooltip="Frames per second, for a file that does not say, or instead of what it says. 0: as in the file.",
                 ),
             ],
             outputs=[
                 Motion.Output(
                     display_name="motion",
-                    tooltip="Joints of both hands and points of all objects, in metres.",
+                    tooltip="Joints of the hands and points of all objects, in metres.",
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -150,7 +168,9 @@ class SViMoLoadMotion(io.ComfyNode):
 
     @classmethod
     def execute(cls, motion: str, fps: float) -> io.NodeOutput:
-        return io.NodeOutput(read_motion(motion_path(motion), fps=fps or None))
+        imported = import_motion(motion_path(motion), ImportOptions(fps=fps or None), mano=find_mano)
+        say(cls, "\n".join(imported.report))
+        return io.NodeOutput(imported.motion, ui={"text": ["\n".join(imported.report)]})
 
 
 class SViMoImportMotion(io.ComfyNode):
@@ -163,13 +183,13 @@ class SViMoImportMotion(io.ComfyNode):
             node_id="SViMoImportMotion",
             display_name="Import SViMo Motion",
             category=f"{CATEGORY}/motion",
-            description="Load motion from elsewhere, such as motion capture or a hand tracker: one BVH per hand, other units, gaps, and a place in front of the camera.",
+            description="Load motion from elsewhere, such as motion capture, a hand tracker or a data set: one hand or both, other names, orders, units and axes, gaps, and a place in front of the camera. It says what it understood, and shows it.",
             **aliases("mocap", "motion capture", "bvh", "hand tracking", "hamer", "wilor", "hand pose"),
             inputs=[
                 io.Combo.Input(
                     "motion",
                     options=files,
-                    tooltip="A .bvh of a body or of one hand, or arrays of 21 joints per hand (.npz, .npy).",
+                    tooltip="A .bvh of a body or of a hand; joints (.npz, .npy, .json); or MANO parameters (.npz, .json).",
                 ),
                 io.Combo.Input(
                     "other_hand",
@@ -183,20 +203,20 @@ class SViMoImportMotion(io.ComfyNode):
                     min=0.0,
                     max=240.0,
                     step=0.5,
-                    tooltip="Frame rate, for arrays that do not say theirs. 0: as in the file.",
+                    tooltip="Frames per second, for a file that does not say, or instead of what it says. 0: as in the file.",
                 ),
                 io.Combo.Input(
                     "unit",
-                    options=list(UNITS),
-                    default="usual",
-                    tooltip="Unit of lengths in the file. usual: centimetres for BVH, metres for arrays.",
+                    options=[USUAL, *UNITS],
+                    default=USUAL,
+                    tooltip="Unit of lengths in the file. usual: the one in which the hands are a person's.",
                 ),
                 io.Int.Input(
                     "max_gap",
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="Frames in a row in which a tracker may have lost a hand; they are filled with straight lines.",
+                    tooltip="Frames in a row, between two that have a hand, to fill with straight lines where a tracker lost it.",
                 ),
                 io.Float.Input(
                     "distance",
@@ -206,10 +226,68 @@ class SViMoImportMotion(io.ComfyNode):
                     step=0.05,
                     tooltip="Metres from the camera to the middle of the motion, to move it there. 0: leave it where it is, for motion that was seen by a camera.",
                 ),
+                io.Combo.Input(
+                    "joint_order",
+                    options=[AUTO, *ORDERS],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="Order of joints in arrays without names. auto: the one in which they make fingers. OpenPose: also MediaPipe, HaMeR, WiLoR, FreiHAND, DexYCB. MANO: 16 joints, then five tips; also HO-3D.",
+                ),
+                io.Combo.Input(
+                    "up",
+                    options=[AUTO, *AXES],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="The file's axis that points up. auto: -y for arrays (a camera's), +y for BVH. Blender's world: +z.",
+                ),
+                io.Combo.Input(
+                    "forward",
+                    options=[AUTO, *AXES],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="The file's axis that points away from the viewer. auto: +z for arrays, -z for BVH. Blender's world: +y.",
+                ),
+                io.Combo.Input(
+                    "sides",
+                    options=list(CHOICES),
+                    default=CHOICES[0],
+                    optional=True,
+                    tooltip="check: refuse hands whose fingers bend backwards, as mirrored ones do. keep: take them. swap: left is right. mirror: all of it, for left-handed axes such as Unity's; or one hand alone.",
+                ),
+                io.Combo.Input(
+                    "missing_hands",
+                    options=[LEAVE, TRIM, *MISSING_HANDS],
+                    default=LEAVE,
+                    optional=True,
+                    tooltip="Where a hand is absent. leave out: it stays so. trim: to the frames with all hands. hold: as last seen. mirror: as the other hand. park: still, below the picture.",
+                ),
+                io.Combo.Input(
+                    "mano_mean",
+                    options=list(MEANS),
+                    default=AUTO,
+                    optional=True,
+                    tooltip="Of MANO parameters: whether a pose of zeros is the flat hand or the relaxed one (flat_hand_mean in smplx). auto: as the data set is known to have it.",
+                ),
+                io.Combo.Input(
+                    "mano_left",
+                    options=[AUTO, *LEFT_SHAPES],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="Of MANO parameters: which left hand the shape is for. official: MANO's own file, whose shape directions are mirrored wrongly along x. mended: corrected. auto: as the data set is known to have it.",
+                ),
             ],
             outputs=[
-                Motion.Output(display_name="motion", tooltip="Joints of both hands, in metres. No objects.")
+                Motion.Output(display_name="motion", tooltip="Joints of the hands, in metres."),
+                io.String.Output(
+                    display_name="report", tooltip="What was understood, a line for each decision."
+                ),
+                io.Image.Output(
+                    display_name="picture",
+                    tooltip="The first frame, left and right named: through the camera and from the side.",
+                ),
             ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
@@ -229,13 +307,40 @@ class SViMoImportMotion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, motion: str, other_hand: str, fps: float, unit: str, max_gap: int, distance: float
+        cls,
+        motion: str,
+        other_hand: str,
+        fps: float,
+        unit: str,
+        max_gap: int,
+        distance: float,
+        joint_order: str = AUTO,
+        up: str = AUTO,
+        forward: str = AUTO,
+        sides: str = CHOICES[0],
+        missing_hands: str = LEAVE,
+        mano_mean: str = AUTO,
+        mano_left: str = AUTO,
     ) -> io.NodeOutput:
-        check_choice("unit", unit, list(UNITS))
-        imported = read_motion(
-            motion_paths(motion, other_hand), fps=fps or None, metres_per_unit=UNITS[unit], max_gap=max_gap
+        options = ImportOptions(
+            fps=fps or None,
+            unit=AUTO if unit == USUAL else unit,
+            joint_order=joint_order,
+            up=up,
+            forward=forward,
+            sides=sides,
+            max_gap=max_gap,
+            missing_hands=missing_hands,
+            distance=distance,
+            mano_mean=mano_mean,
+            mano_left=mano_left,
         )
-        return io.NodeOutput(place_in_view(imported, distance) if distance else imported)
+        imported = import_motion(motion_paths(motion, other_hand), options, mano=find_mano)
+        report = "\n".join(imported.report)
+        picture = torch.from_numpy(render_named(imported.motion, *PICTURE))[None].float() / 255
+        say(cls, report)
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | {"text": [report]}
+        return io.NodeOutput(imported.motion, report, picture, ui=shown)
 
 
 def motion_paths(motion: str, other_hand: str) -> list[Path]:
@@ -266,27 +371,52 @@ class SViMoPreviewMotion(io.ComfyNode):
                 io.Int.Input("height", default=320, min=16, max=4096, step=16, tooltip="Pixels."),
             ],
             outputs=[io.Image.Output(display_name="frames", tooltip="The drawn frames.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, motion: HandObjectMotion, view: str, width: int, height: int) -> io.NodeOutput:
         check_choice("view", view, VIEWS)
-        frames = (render_view if view == "side" else render_motion)(motion, width, height)
-        directory = folder_paths.get_temp_directory()
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path("SViMoPreview", directory)
+        # 1. Draw; of a long motion every so many frames, as a graph holds all that it is given
+        every = math.ceil(len(motion) / max(1, MOST_BYTES // (width * height * 3 * 4)))
+        thinned = every_so_many(motion, every)
+        if every > 1:
+            say(
+                cls,
+                f"1 frame in {every} is drawn: {len(motion)} of {width} x {height} are too many for a graph.",
+            )
+        images = torch.empty(len(thinned), height, width, 3)
+        report = progress()
+        draw = draw_view if view == "side" else draw_motion
+        for i, frame in enumerate(draw(thinned, width, height)):
+            images[i] = torch.from_numpy(frame).float() / 255
+            report(i + 1, len(thinned))
+
+        # 2. Show; browsers slow down pictures that change faster than every 20 milliseconds
+        skip = max(math.ceil(thinned.fps / FASTEST), math.ceil(len(thinned) / MOST_SHOWN))
+        shown = [Image.fromarray((frame * 255).round().byte().numpy()) for frame in images[::skip]]
+        times = (torch.arange(len(shown) + 1) * skip * 1000 / thinned.fps).round().int()
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            "SViMoPreview", folder_paths.get_temp_directory()
+        )
         file = f"{name}_{counter:05}_.webp"
-        first, *rest = (Image.fromarray(frame) for frame in frames)
-        first.save(
+        shown[0].save(
             Path(folder) / file,
             save_all=True,
-            append_images=rest,
-            duration=round(1000 / motion.fps),
+            append_images=shown[1:],
+            duration=times.diff().tolist(),
             loop=0,
             quality=85,
         )
         preview = ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.temp)])
-        return io.NodeOutput(torch.from_numpy(frames).float() / 255, ui=preview)
+        return io.NodeOutput(images, ui=preview)
+
+
+def every_so_many(motion: HandObjectMotion, every: int) -> HandObjectMotion:
+    """One frame in `every`, at the rate that keeps its speed."""
+    objects = {name: points[::every] for name, points in motion.objects.items()}
+    return replace(motion, hands=motion.hands[::every], objects=objects, fps=motion.fps / every)
 
 
 NODES = [SViMoLoadMotion, SViMoImportMotion, SViMoPreviewMotion]

@@ -16,9 +16,9 @@ from ..svimo_core.export.bvh import write_bvh, write_hands_bvh
 from ..svimo_core.export.glb import write_glb
 from ..svimo_core.export.names import NAMINGS
 from ..svimo_core.hand_rig import HandAnimation
-from ..svimo_core.mano import WHERE_TO_GET, ManoModel, load_mano, save_mano
+from ..svimo_core.mano import WHERE_TO_GET, ManoModel, left_shape, load_mano, save_mano, with_left_shape
 from ..svimo_core.motion import HAND_NAMES, HandObjectMotion
-from ..svimo_core.render import render_motion
+from ..svimo_core.render import draw_motion
 from ..svimo_core.rigged import RiggedMotion, rig_motion
 from .compat import File3D, File3DGLB, aliases
 from .load import FOLDER
@@ -26,6 +26,8 @@ from .save import progress, with_graph
 from .types import CATEGORY, Motion, RiggedMotionType, check_choice
 
 HANDS = ["capsule", "mano"]
+MENDED = "mended"
+MANO_LEFT = ["as in the file", MENDED]
 BVH_FILES = ["one per hand", "both hands in one"]
 
 
@@ -47,7 +49,7 @@ def find_mano() -> dict[str, ManoModel]:
 
 
 class SViMoCleanMotion(io.ComfyNode):
-    """A motion made smoother, or of another frame rate or size."""
+    """A motion made smoother, shorter, or of another frame rate or size."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -55,7 +57,7 @@ class SViMoCleanMotion(io.ComfyNode):
             node_id="SViMoCleanMotion",
             display_name="Clean SViMo Motion",
             category=f"{CATEGORY}/motion",
-            description="Smooth 3D motion without losing contact between hands and objects, and change its frame rate or scale.",
+            description="Smooth 3D motion without losing contact between hands and objects, trim it, and change its frame rate or scale.",
             **aliases("smooth motion", "filter motion", "jitter", "resample", "frame rate"),
             inputs=[
                 Motion.Input("motion", tooltip="3D motion."),
@@ -78,14 +80,38 @@ class SViMoCleanMotion(io.ComfyNode):
                     step=0.01,
                     tooltip="Factor on all lengths, such as 0.01 for centimetres.",
                 ),
+                io.Int.Input(
+                    "first_frame",
+                    default=0,
+                    optional=True,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="First frame to keep, counted from 0.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    optional=True,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="Number of frames to keep from there. 0: all that follow.",
+                ),
             ],
             outputs=[Motion.Output(display_name="motion", tooltip="The cleaned motion.")],
         )
 
     @classmethod
     def execute(
-        cls, motion: HandObjectMotion, smooth_seconds: float, fps: float, scale: float
+        cls,
+        motion: HandObjectMotion,
+        smooth_seconds: float,
+        fps: float,
+        scale: float,
+        first_frame: int = 0,
+        frames: int = 0,
     ) -> io.NodeOutput:
+        if first_frame or frames:
+            motion = clean.trim(motion, first_frame, first_frame + frames - 1 if frames else len(motion) - 1)
         if scale != 1:
             motion = clean.scale(motion, scale)
         if smooth_seconds:
@@ -122,6 +148,13 @@ class SViMoRigMotion(io.ComfyNode):
                     step=0.1,
                     tooltip="How strongly the MANO fit keeps neighbouring frames alike. Has no effect on capsule hands.",
                 ),
+                io.Combo.Input(
+                    "mano_left",
+                    options=MANO_LEFT,
+                    default=MANO_LEFT[0],
+                    optional=True,
+                    tooltip="The official left hand's shape directions are mirrored wrongly along x. as in the file: for programs that use the same file. mended: turned round, for those that do so, too. What was used is saved with the parameters.",
+                ),
             ],
             outputs=[
                 RiggedMotionType.Output(
@@ -135,11 +168,18 @@ class SViMoRigMotion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, motion: HandObjectMotion, hands: str, smoothness: float) -> io.NodeOutput:
+    def execute(
+        cls, motion: HandObjectMotion, hands: str, smoothness: float, mano_left: str = MANO_LEFT[0]
+    ) -> io.NodeOutput:
         check_choice("hands", hands, HANDS)
+        check_choice("mano_left", mano_left, MANO_LEFT)
         mano = find_mano() if hands == "mano" else None
+        if mano and mano_left == MENDED:
+            mano["left"] = with_left_shape(mano["left"], MENDED, mano["right"])
         rigged = rig_motion(motion, mano=mano, smoothness=smoothness, on_progress=progress())
         residuals = ", ".join(f"{name} {residual:.2f} mm" for name, residual in rigged.residuals_mm().items())
+        if mano:
+            residuals += f"; the left hand's shape is MANO's {left_shape(mano['left'], mano['right'])} one"
         return io.NodeOutput(rigged, residuals, ui={"text": [residuals]})
 
 
@@ -317,9 +357,14 @@ class SViMoOverlayMotion(io.ComfyNode):
                 f"images has {len(images)} frames, the motion {len(motion)}: give both the same length"
             )
         _, height, width, _ = images.shape
-        drawn = torch.from_numpy(render_motion(motion, width, height)).float() / 255
-        alpha = opacity * (drawn.amax(dim=-1, keepdim=True) > 0)
-        return io.NodeOutput(images[..., :3] * (1 - alpha) + drawn * alpha)
+        overlaid = images[..., :3].clone()
+        report = progress()
+        for i, drawn in enumerate(draw_motion(motion, width, height)):
+            drawn = torch.from_numpy(drawn).float() / 255
+            alpha = opacity * (drawn.amax(dim=-1, keepdim=True) > 0)
+            overlaid[i] = overlaid[i] * (1 - alpha) + drawn * alpha
+            report(i + 1, len(motion))
+        return io.NodeOutput(overlaid)
 
 
 NODES = [SViMoCleanMotion, SViMoRigMotion, SViMoSaveGLB, SViMoSaveBVH, SViMoOverlayMotion]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,13 @@ def with_graph(motion: AnyMotion, node: type[io.ComfyNode]) -> AnyMotion:
     values = {"prompt": node.hidden.prompt, **(node.hidden.extra_pnginfo or {})} if node.hidden else {}
     graph = {key: json.dumps(value) for key, value in values.items() if value is not None}
     return replace(motion, metadata=motion.metadata | graph)
+
+
+def say(node: type[io.ComfyNode], text: str) -> None:
+    """Show a text on a node while its graph runs, as core's API nodes do; the node needs `io.Hidden.unique_id`."""
+    server = sys.modules.get("server")  # a graph may run without one, and importing it starts half of ComfyUI
+    if server is not None and node.hidden:
+        server.PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
 
 
 def progress() -> Callable[[int, int], None]:

@@ -7,12 +7,13 @@ point clouds projected with the camera, on black, far to near, encoded afterward
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from .motion import HAND_BONES, Camera, HandObjectMotion
+from .motion import HAND_BONES, HAND_NAMES, Camera, HandObjectMotion
 
 NEAR = 1e-3
 """Metres. What lies behind the camera cannot be projected and is not drawn."""
@@ -21,6 +22,9 @@ REFERENCE_WIDTH = 624
 MOST_SUPERSAMPLING = 4
 """Small images are drawn this many times larger at most, then reduced."""
 SUBPIXEL_BITS = 4
+
+AZIMUTH, ELEVATION = 25.0, 25.0
+"""Degrees that the view from the side is turned to the right of, and raised above, the motion's camera."""
 
 HAND_COLORS = ((255, 0, 0), (0, 255, 0))  # left red, right green
 JOINT_COLOR = (255, 255, 0)
@@ -84,39 +88,83 @@ def render_motion(motion: HandObjectMotion, width: int, height: int) -> np.ndarr
     Returns:
         Frames, N x height x width x 3 uint8 RGB.
     """
+    return np.stack(list(draw_motion(motion, width, height)))
+
+
+def render_view(motion: HandObjectMotion, width: int, height: int) -> np.ndarray:
+    """All frames of :func:`draw_view`, N x height x width x 3 uint8 RGB."""
+    return np.stack(list(draw_view(motion, width, height)))
+
+
+def draw_motion(motion: HandObjectMotion, width: int, height: int) -> Iterator[np.ndarray]:
+    """The frames of :func:`render_motion` one after the other, height x width x 3 each."""
     camera = motion.camera.resized(width, height)
-    return np.stack([_draw_frame(motion, i, camera, MOTION_STYLE) for i in range(len(motion))])
+    return (_draw_frame(motion, i, camera, MOTION_STYLE) for i in range(len(motion)))
 
 
-def render_view(
-    motion: HandObjectMotion, width: int, height: int, azimuth: float = 25.0, elevation: float = 25.0
-) -> np.ndarray:
-    """Draw a motion from the side, above a ground grid, framed on the whole clip; for people to look at.
-
-    Args:
-        azimuth, elevation: degrees the viewer is turned to the right of, and raised above, the original camera.
+def draw_view(motion: HandObjectMotion, width: int, height: int) -> Iterator[np.ndarray]:
+    """Draw a motion from the right and above, over a ground grid, framed on the whole clip; for people to look at.
 
     Returns:
-        Frames, N x height x width x 3 uint8 RGB.
+        Frames, height x width x 3 uint8 RGB each.
     """
+    seen, ground = _from_the_side(motion, width, height)
+    return (_draw_frame(seen, i, seen.camera, VIEW_STYLE, ground) for i in range(len(seen)))
+
+
+def render_named(motion: HandObjectMotion, width: int, height: int) -> np.ndarray:
+    """One frame with everything called by its name, so that a hand on the wrong side is seen at once: through the
+    camera, and beside it from the side. The first frame that has as many hands as any.
+
+    Returns:
+        height x 2 width x 3 uint8 RGB.
+    """
+    hands = motion.present.sum(axis=1)
+    first = int(np.argmax(hands == hands.max()))
+    part = slice(first, first + 1)
+    still = replace(
+        motion,
+        hands=motion.hands[part],
+        objects={name: points[part] for name, points in motion.objects.items()},
+    )
+    camera = motion.camera.resized(width, height)
+    side, ground = _from_the_side(still, width, height)
+    views = [
+        _draw_frame(still, 0, camera, replace(VIEW_STYLE, background=(0, 0, 0))),
+        _draw_frame(side, 0, side.camera, VIEW_STYLE, ground),
+    ]
+    for view, seen, lens in zip(views, (still, side), (camera, side.camera), strict=True):
+        things = {name: seen.hands[0, i] for i, name in enumerate(HAND_NAMES) if seen.present[0, i]}
+        things |= {name: points[0] for name, points in seen.objects.items()}
+        for name, points in things.items():
+            if points[:, 2].min() > NEAR:
+                x, y = lens.project(points[:1] if name in HAND_NAMES else points.mean(axis=0, keepdims=True))[
+                    0
+                ]
+                place = (int(np.clip(x + 6, 2, width - 60)), int(np.clip(y + 18, 14, height - 4)))
+                cv2.putText(view, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.concatenate(views, axis=1)
+
+
+def _from_the_side(motion: HandObjectMotion, width: int, height: int) -> tuple[HandObjectMotion, np.ndarray]:
+    """A motion in the axes of a camera that sees all of it, and the ground below it there."""
     low, high = motion.bounds()
     center, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, 1e-3)
     camera = Camera.from_fov(width, height, horizontal_degrees=40.0)
     half_angle = math.atan(min(width, height) / 2 / camera.fx)
     distance = 0.85 * radius / math.sin(half_angle)
-    to_view = _rotation_x(-elevation) @ _rotation_y(azimuth)
+    to_view = _rotation_x(-ELEVATION) @ _rotation_y(AZIMUTH)
 
     def look(points: np.ndarray) -> np.ndarray:
         return (points - center) @ to_view.T + (0, 0, distance)
 
-    seen = HandObjectMotion(
+    seen = replace(
+        motion,
         hands=look(motion.hands),
         objects={name: look(points) for name, points in motion.objects.items()},
         camera=camera,
-        fps=motion.fps,
     )
-    ground = look(_ground_grid(low, high))
-    return np.stack([_draw_frame(seen, i, camera, VIEW_STYLE, ground) for i in range(len(seen))])
+    return seen, look(_ground_grid(low, high))
 
 
 def _draw_frame(

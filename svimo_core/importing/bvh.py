@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..export import FLIP
-from ..export.bvh import METRES_PER_UNIT
 from ..hand_rig import FINGER_BASES
 from ..motion import HAND_NAMES, JOINT_NAMES, JOINTS_PER_HAND
 from .found import FoundMotion
 from .names import FINGERS, JointName, parse_joint_name
+from .orders import OPENPOSE
 
 RATES = (1.0, 1000.0)
 """Frames per second that a file may mean; its frame time is a mistake beyond."""
@@ -365,36 +364,12 @@ def find_bvh(paths: Sequence[str | os.PathLike]) -> FoundMotion:
         name=name,
         hands=hands,
         fps=fps,
-        order="openpose",
-        up="y",
+        order=OPENPOSE,
+        up="+y",
         forward="-z",
         seen_by_camera=False,
         notes=tuple(notes),
     )
-
-
-def read_bvh_hands(
-    paths: Sequence[str | os.PathLike], *, metres_per_unit: float = METRES_PER_UNIT
-) -> tuple[np.ndarray, float]:
-    """Both hands' joints by :func:`find_bvh`, in our axes.
-
-    Returns:
-        Joints, N x 2 x 21 x 3 (left, right; OpenPose order; metres; y-up turned into camera axes), and the frame rate.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: as :func:`find_bvh`, or a hand or the frame rate is missing.
-    """
-    found = find_bvh(paths)
-    for i, side in enumerate(HAND_NAMES):
-        if np.isnan(found.hands[:, i]).all():
-            raise ValueError(
-                f"no {side} hand in {found.name}: both hands are needed, in one BVH or one each, with joint names such "
-                f"as {side}_index_mcp or {side.capitalize()}HandIndex1"
-            )
-    if found.fps is None:
-        raise ValueError(f"{found.name} does not say its frame rate: set fps")
-    return found.hands * metres_per_unit * FLIP, found.fps
 
 
 def _find_hands(bvh: Bvh) -> tuple[dict[str, np.ndarray], list[str]]:

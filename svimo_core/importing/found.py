@@ -17,6 +17,8 @@ class FoundMotion:
     """What to call the file in errors."""
     hands: np.ndarray
     """Joints, N x 2 x J x 3 (left, right) float64; NaN where a hand is absent. J is 21, or as many as `order` has."""
+    origins: np.ndarray | None = None
+    """The points, N x 2 x 3, that a tracker gave the joints of each hand relative to, where it did."""
     objects: dict[str, np.ndarray] = field(default_factory=dict)
     """Point clouds, N x K x 3, in the same units and axes."""
     fps: float | None = None
@@ -29,7 +31,7 @@ class FoundMotion:
     """The unit of lengths, where the file says; None leaves it to the format's habit and to a look at the bones."""
     up: str = "-y"
     """The file's axis that points up."""
-    forward: str = "z"
+    forward: str = "+z"
     """The file's axis that points away from the camera or viewer."""
     seen_by_camera: bool = True
     """The motion stands where a camera at the origin saw it; skeletons of animation programs stand elsewhere."""

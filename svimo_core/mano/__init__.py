@@ -9,6 +9,7 @@ from .files import WHERE_TO_GET, load_mano
 from .fit import ManoFit, fit_mano, save_mano
 from .model import (
     FROM_MANO,
+    LEFT_SHAPES,
     NUM_BETAS,
     NUM_JOINTS,
     TIP_VERTICES,
@@ -21,6 +22,7 @@ from .model import (
 
 __all__ = [
     "FROM_MANO",
+    "LEFT_SHAPES",
     "NUM_BETAS",
     "NUM_JOINTS",
     "TIP_VERTICES",

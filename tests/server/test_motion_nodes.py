@@ -15,8 +15,10 @@ from PIL import Image
 
 from dev.comfy import ROOT, ComfyError, WorkflowRefused, api_workflow
 from svimo_core.export.bvh import write_bvh
-from svimo_core.importing.bvh import read_bvh, read_bvh_hands
+from svimo_core.importing.bvh import read_bvh
 from svimo_core.importing.json_ import read_json
+from svimo_core.importing.orders import ORDERS
+from svimo_core.importing.read import read_motion
 from svimo_core.motion import HandObjectMotion
 from svimo_core.rigged import rig_motion
 
@@ -58,9 +60,9 @@ def test_retarget_and_export(client, example, tmp_path):
     assert extras["text"] == example.prompt
 
     hands = [download(client, file, tmp_path) for file in result.files(ids["SViMoSaveBVH"])]
-    joints, fps = read_bvh_hands(hands)
-    assert fps == pytest.approx(8, rel=1e-3)
-    np.testing.assert_allclose(joints, example.hands, atol=2e-3)
+    back = read_motion(hands)
+    assert back.fps == pytest.approx(8, rel=1e-3)
+    np.testing.assert_allclose(back.hands, example.hands, atol=2e-3)
     assert "mm" in result.outputs[ids["SViMoRigMotion"]]["text"][0]
 
 
@@ -315,22 +317,46 @@ def importing() -> dict:
     }
 
 
+def test_import_shows_what_it_understood(client, server, example, importing, tmp_path):
+    """Joints of one hand in centimetres, mirrored and in MANO's order: noticed, then read as the settings say."""
+    joints = example.hands[:, 1] * (-1, 1, 1) * 100
+    np.savez(server.base_directory / "input" / "odd.npz", fps=30, right=joints[:, np.argsort(ORDERS["MANO"])])
+    settings = importing["import"]["inputs"]
+    settings["motion"] = "odd.npz"
+    importing["picture"] = {
+        "class_type": "SaveImage",
+        "inputs": {"images": ["import", 2], "filename_prefix": "picture"},
+    }
+    with pytest.raises(ComfyError, match=r"fingers bend backwards .* .set sides to mirror;"):
+        client.run(importing)
+    settings |= {"sides": "mirror", "missing_hands": "park"}
+    result = client.run(importing)
+    motion = HandObjectMotion.load(download(client, result.files("save")[0], tmp_path))
+    np.testing.assert_allclose(motion.hands[:, 1], example.hands[:, 1], atol=1e-5)
+    assert motion.present.all()
+    (report,) = result.outputs["import"]["text"]
+    for words in ("MANO order", "the unit is centimetres", "Sides: mirror", "Absent: the left hand in"):
+        assert words in report
+    assert len(result.outputs["import"]["images"]) == 1
+    download(client, result.files("picture")[0], tmp_path)
+
+
 def test_one_bvh_per_hand_comes_back_and_in_front_of_the_camera(client, server, example, importing, tmp_path):
     behind = example.hands - np.float32([0, 1, 2])  # as motion capture, which knows no camera
     for hand in rig_motion(replace(example, hands=behind, objects={})).hands:
         write_bvh(server.base_directory / "input" / f"walk_{hand.rig.side}.bvh", hand, example.fps)
     settings = importing["import"]["inputs"]
     settings["motion"] = "walk_left.bvh"
-    with pytest.raises(ComfyError, match=r"no right hand in walk_left\.bvh"):
-        client.run(importing)
+    motion = HandObjectMotion.load(download(client, client.run(importing).files("save")[0], tmp_path))
+    assert motion.present.all(axis=0).tolist() == [True, False]
     settings.update({"other_hand": "walk_right.bvh", "distance": 0.7})
     motion = HandObjectMotion.load(download(client, client.run(importing).files("save")[0], tmp_path))
     middle = np.mean(motion.bounds(), axis=0)
     np.testing.assert_allclose(middle, [0, 0, 0.7], atol=1e-4)
     moved = motion.hands - behind
     np.testing.assert_allclose(moved, np.broadcast_to(moved.mean(axis=(0, 1, 2)), moved.shape), atol=2e-3)
-    settings.update({"unit": "metres", "distance": 0.7})
-    with pytest.raises(ComfyError, match="is it in metres"):
+    settings["unit"] = "metres"
+    with pytest.raises(ComfyError, match="set unit to centimetres"):
         client.run(importing)
     settings["other_hand"] = "gone.bvh"
     with pytest.raises(WorkflowRefused, match=r"no motion file .gone\.bvh."):

@@ -288,7 +288,7 @@ def test_hands_of_a_body_are_found_in_every_naming(write, name):
     found = find_bvh([write(text)])
     assert set(hands) == {"left", "right"}
     check(found, hands)
-    assert (found.fps, found.order, found.up, found.forward) == (50, "openpose", "y", "-z")
+    assert (found.fps, found.order, found.up, found.forward) == (50, "OpenPose", "+y", "-z")
     assert (found.seen_by_camera, found.metres_per_unit, found.name) == (False, None, "m.bvh")
     assert found.hands.dtype == np.float64
     assert all("bone of the palm" in note for note in found.notes)

@@ -78,9 +78,8 @@ def test_what_cannot_be_seen_is_refused(motion):
     check_in_view(hands_away)  # its objects can be seen
 
 
-def test_view_shows_motion_and_turns(motion):
+def test_view_shows_motion(motion):
     frames = render_view(motion, 96, 64)
     assert frames.shape == (len(motion), 64, 96, 3)
     assert (frames[0] != frames[-1]).any()
-    assert (frames[0] != render_view(motion, 96, 64, azimuth=-60)[0]).any()
     assert len(np.unique(frames[0].reshape(-1, 3), axis=0)) > 20

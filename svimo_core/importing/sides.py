@@ -1,0 +1,76 @@
+"""Left or right: which way fingers bend, and what mirrored hands give away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..motion import HAND_NAMES
+
+CERTAIN = 0.2
+"""Palm lengths by which the tips of four fingers are off the plane of the palm, on average. Hands of files that others
+made bend by -0.1 to 0.8; the same hands mirrored by 0.1 to -0.8."""
+CHOICES = ("check", "keep", "swap", "mirror", "mirror left", "mirror right")
+
+
+def curl(joints: np.ndarray, side: str) -> float:
+    """How far the tips of the four fingers lie to the palm's side of its plane, in palm lengths: mean over frames.
+
+    Args:
+        joints: F x 21 x 3, OpenPose order, right-handed axes.
+        side: the hand that they are thought to be; as the other one, the sign changes.
+    """
+    forward = joints[:, (5, 9, 13, 17)].mean(axis=1) - joints[:, 0]
+    across = joints[:, 17] - joints[:, 5] if side == "right" else joints[:, 5] - joints[:, 17]
+    out = np.cross(forward, across)
+    out /= np.maximum(np.linalg.norm(out, axis=-1, keepdims=True), 1e-12)
+    off = np.einsum("nfc,nc->nf", joints[:, (8, 12, 16, 20)] - joints[:, (5, 9, 13, 17)], out)
+    palm = np.median(np.linalg.norm(joints[:, 9] - joints[:, 0], axis=-1))
+    return float(off.mean() / max(palm, 1e-12))
+
+
+def guess_side(name: str, joints: np.ndarray) -> tuple[str, str]:
+    """Which hand joints are (F x 21 x 3), by the way its fingers bend, and a sentence that says why.
+
+    Raises:
+        ValueError: fingers that are too straight to tell.
+    """
+    bend = curl(joints, "right")
+    if abs(bend) < CERTAIN:
+        raise ValueError(
+            f"{name} has one hand and does not say which, and its fingers are too straight to tell (they bend by "
+            f"{abs(bend):.2f} palms; {CERTAIN} is certain): name the array left or right"
+        )
+    side = "right" if bend > 0 else "left"
+    return side, f"It is a {side} hand: as one, its fingers bend by {abs(bend):.2f} palms to the palm's side."
+
+
+def check_sides(name: str, curls: Mapping[str, float]) -> None:
+    """Refuse hands whose fingers bend backwards.
+
+    Args:
+        name: what to call the file in errors.
+        curls: :func:`curl` of each hand that is there.
+
+    Raises:
+        ValueError: it says which hand, how far, and what it can be.
+    """
+    backwards = [side for side in HAND_NAMES if curls.get(side, 0) < -CERTAIN]
+    if not backwards:
+        return
+    how_far = " and ".join(f"{side} {-curls[side]:.2f}" for side in backwards)
+    if len(backwards) < len(curls):
+        (side,) = backwards
+        way_out = (
+            "that hand alone is mirrored, as trackers that see every hand as a right one leave it: set sides to "
+            f"mirror {side}"
+        )
+    else:
+        way_out = (
+            "left and right are swapped (set sides to swap), or the axes are left-handed as Unity's and Unreal's, or "
+            "the picture was mirrored (set sides to mirror; for Unity also up to +y and forward to +z)"
+        )
+    raise ValueError(
+        f"{name}: fingers bend backwards (by {how_far} palm lengths): {way_out}; if it is meant so, set sides to keep"
+    )
