@@ -318,11 +318,16 @@ def test_result_picked_from_the_history_is_shown(page, run_viewers):
 
 @pytest.mark.parametrize("page", [False], ids=["classic"], indirect=True)
 def test_draws_odd_motions(page, server):
-    """No hand to measure, one frame, no object; millimetres instead of metres."""
+    """No hand to measure, none at all, one frame, no object; millimetres instead of metres."""
     example = HandObjectMotion.load(EXAMPLE)
+    left_alone = example.hands.copy()
+    left_alone[:, 1] = np.nan
+    left_alone[1:3, 0] = np.nan
     odd = {
         "no_hands": replace(example, hands=np.full_like(example.hands, 0.5)),
         "one_frame": replace(example, hands=example.hands[:1], objects={}),
+        "left_alone": replace(example, hands=left_alone, objects={}),
+        "objects_alone": replace(example, hands=np.full_like(example.hands, np.nan)),
         "millimetres": replace(
             example,
             hands=1000 * example.hands,
@@ -343,7 +348,10 @@ def test_draws_odd_motions(page, server):
         )
         page.run(60)
         (viewer,) = ready_viewers(page)
-        assert view(page, viewer).std() > 2, name
+        picture = view(page, viewer)
+        assert picture.std() > 2, name
+        greens = (picture[..., 1].astype(int) - picture[..., 0] > 60).sum()
+        assert (greens == 0) == (name in ("left_alone", "objects_alone")), name
 
 
 def test_says_so_when_the_file_is_gone(page):
