@@ -130,8 +130,7 @@ ADVICE = {
 - Axes, mirrored hands, gaps, motion that no camera saw: *Import SViMo Motion*.
 """,
     "SViMoImportMotion": """
-Look at the picture: left and right are named. Each line of the report is a decision, with its numbers.
-
+- Look at the picture: left and right are named. Each line of the report is a decision, with its numbers.
 - **HaMeR, WiLoR**: one `.npz` with a row per detection: `frame`, `right`, `pred_keypoints_3d`, `pred_cam_t_full`,
   `scaled_focal_length`, `img_size`; or their `pred_mano_params`. Set `fps`, and a `max_gap` of a few frames.
 - **MediaPipe**: the results of a video as JSON, a list with an entry per frame; its world landmarks are read. They
