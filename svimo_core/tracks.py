@@ -306,7 +306,8 @@ def display_surface(points: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, n
     radii = _circumradii(points[tetrahedra])
     smallest_at_point = np.full(len(points), np.inf)
     np.minimum.at(smallest_at_point, tetrahedra, radii[:, None])
-    kept = tetrahedra[(radii <= SURFACE_RADIUS * smallest_at_point.max()) | (size < 2)]
+    limit = SURFACE_RADIUS * smallest_at_point[np.isfinite(smallest_at_point)].max() if size >= 2 else np.inf
+    kept = tetrahedra[np.isfinite(radii) & (radii <= limit)]  # a flat one encloses nothing and has no outside
 
     # The surface is every triangle that belongs to exactly one kept tetrahedron.
     faces = np.concatenate([kept[:, [b, c, d]] for b, c, d in ((1, 2, 3), (0, 3, 2), (0, 1, 3), (0, 2, 1))])
@@ -349,5 +350,6 @@ def _circumradii(corners: np.ndarray) -> np.ndarray:
     square = lambda v: np.einsum("tc,tc->t", v, v)[:, None]  # noqa: E731
     numerator = square(a) * np.cross(b, c) + square(b) * np.cross(c, a) + square(c) * np.cross(a, b)
     volume = 2 * np.abs(np.einsum("tc,tc->t", a, np.cross(b, c)))
+    solid = volume > 1e-9 * np.sqrt(square(a) * square(b) * square(c))[:, 0]  # beyond rounding
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(volume > 0, np.linalg.norm(numerator, axis=1) / volume, np.inf)
+        return np.where(solid, np.linalg.norm(numerator, axis=1) / volume, np.inf)

@@ -107,6 +107,17 @@ def few_points(kind: str, frames: int = 33) -> np.ndarray:
     return cloud[:, : int(kind)]
 
 
+def body_volume(kind: str, points: np.ndarray) -> float:
+    """Of the body that is shown for them: a ball or rod of 4 mm radius, a plate of 2 mm, a tetrahedron."""
+    if kind in ("1", "2", "line"):
+        length = np.linalg.norm(np.ptp(points, axis=0))
+        return np.pi * 0.004**2 * (length + 4 / 3 * 0.004)
+    sides = (points - points[0])[[1, -1]] if kind != "4" else (points - points[0])[1:]
+    if kind == "4":
+        return abs(np.linalg.det(sides)) / 6
+    return 0.002 * np.linalg.norm(np.cross(*sides)) / (2 if kind == "3" else 1)
+
+
 KINDS = ("1", "2", "3", "4", "line", "flat")
 
 
@@ -118,7 +129,7 @@ def test_few_points_have_a_motion_and_a_closed_body(kind):
     np.testing.assert_allclose(track.rotations[0], np.eye(3), atol=1e-9)
     np.testing.assert_allclose(np.linalg.det(track.rotations), 1, atol=1e-9)
     vertices, faces = display_surface(track.points)
-    assert signed_volume(vertices, faces) > 2e-7  # a ball of 4 mm has 2.7e-7 m^3
+    assert signed_volume(vertices, faces) == pytest.approx(body_volume(kind, track.points), rel=0.15)
     edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
     assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
     reach = np.linalg.norm(track.points[:, None] - vertices, axis=-1)
@@ -155,16 +166,18 @@ def test_a_rod_with_noise_its_ends_exchanged_or_in_one_place_does_not_jump():
     rod = np.tile(np.linspace(-0.15, 0.15, 3)[:, None] * (1, 0, 0), (60, 1, 1)) + (0, 0, 0.6)
     noisy = rod + rng.normal(scale=0.0005, size=rod.shape)
     assert Rotation.from_matrix(fit_rigid_track(noisy).rotations).magnitude().max() < 0.02
+    turns = Rotation.from_rotvec(np.linspace(0, 2, 60)[:, None] * (0, 0, 1)).as_matrix()
+    rod = rod @ turns.swapaxes(1, 2)
     rod[30:] = rod[30:, ::-1]
     rod[40] = rod[40].mean(axis=0)
     rotations = fit_rigid_track(rod).rotations
     assert np.isfinite(rotations).all()
     np.testing.assert_allclose(rotations[40], rotations[39], atol=1e-9)
-    np.testing.assert_allclose(rotations[50] @ (1, 0, 0), (-1, 0, 0), atol=1e-9)
+    np.testing.assert_allclose(rotations[50] @ (1, 0, 0), -turns[50] @ (1, 0, 0), atol=1e-9)
 
 
 def test_a_first_frame_without_shape_does_not_spoil_the_rest():
-    points = object_points(frames=25)
+    points = object_points(frames=25, seed=5)  # which turns more than twice
     broken = points.copy()
     broken[0] = points[0].mean(axis=0)
     np.testing.assert_allclose(fit_rigid_track(broken).posed()[1:], points[1:], atol=1e-9)
@@ -194,12 +207,12 @@ def test_a_palm_on_one_line_is_no_hand():
         fit_capsule_hand(joints, "right")
 
 
-def laptop(frames: int = 49, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """A base of 60 points and a lid of 40 that opens by 60 degrees, carried; and their distance from the hinge."""
+def laptop(frames: int = 49, noise: float = 0.0, angle: float = np.pi / 3) -> tuple[np.ndarray, np.ndarray]:
+    """A base of 60 points and a lid of 40 that opens, carried about; and their distance from the hinge."""
     rng = np.random.default_rng(5)
     flat = rng.uniform((0, -0.1, 0), (0.2, 0.1, 0.01), (100, 3))
     time = np.linspace(0, 1, frames)[:, None]
-    opening = Rotation.from_rotvec(-np.pi / 3 * time * (0, 1, 0)).as_matrix()
+    opening = Rotation.from_rotvec(-angle * time * (0, 1, 0)).as_matrix()
     points = np.concatenate([np.tile(flat[:60], (frames, 1, 1)), flat[60:] @ opening.swapaxes(1, 2)], axis=1)
     carried = Rotation.from_rotvec(time * (1, 0.5, -1)).as_matrix()
     points = points @ carried.swapaxes(1, 2) + (time * (0.2, 0, 0) + (0, 0, 0.6))[:, None]
@@ -219,12 +232,13 @@ def test_rigid_parts_are_found_exactly():
 
 
 def test_rigid_parts_of_noisy_points_differ_only_at_the_hinge_and_a_loose_point_is_none():
-    points, from_hinge = laptop(noise=0.002)
+    points, from_hinge = laptop(noise=0.002, angle=0.3)
     points[:, 7] += np.random.default_rng(1).normal(scale=0.05, size=(49, 3))
-    base, lid = rigid_parts(points, 2)
-    wrong = set(base.tolist()) ^ set(range(60))
-    assert all(from_hinge[index] < 0.02 for index in wrong - {7})
-    assert len(lid) > 30
+    for seed in range(5):
+        base, lid = rigid_parts(points, 2, seed=seed)
+        wrong = set(base.tolist()) ^ set(range(60))
+        assert all(from_hinge[index] < 0.03 for index in wrong - {7})
+        assert len(lid) > 30
 
 
 @pytest.mark.parametrize(
