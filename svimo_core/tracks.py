@@ -82,11 +82,9 @@ def fit_rigid_track(points: np.ndarray, *, name: str = "object", iterations: int
     if not np.isfinite(points).all():
         raise ValueError(f"{name}: the points have values that are not finite (NaN or infinity)")
 
-    # 1. Shape, starting from a frame of usual size: the first may be a glitch of the tracker.
+    # 1. Shape
     some = points[:: -(-len(points) // SHAPE_FRAMES)]
-    sizes = np.linalg.norm(some - some.mean(axis=1, keepdims=True), axis=(1, 2))
-    canonical = some[np.argsort(sizes, kind="stable")[len(sizes) // 2]]
-    canonical = canonical - canonical.mean(axis=0)
+    canonical = some[0] - some[0].mean(axis=0)
     weights = np.full(points.shape[1], 1 / points.shape[1])
     for _ in range(iterations):
         rotations, translations = align_any(some, canonical, weights)

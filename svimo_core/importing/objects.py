@@ -348,9 +348,9 @@ def fill_lost_markers(markers: np.ndarray, *, name: str = "the object") -> np.nd
         return markers
     best = int(seen.sum(axis=1).argmax())
     shape = np.where(seen[best, :, None], markers[best], np.nan)
-    # Each round finds the places of markers that were seen beside known ones; three more, and the medians settle.
-    places, settled = 0, 0
-    while settled < 3:
+    # Each round finds the places of markers that were seen beside known ones, until one finds no more.
+    places, more = 0, True
+    while more:
         known = seen & np.isfinite(shape).all(axis=1)
         patterns, which = np.unique(known, axis=0, return_inverse=True)
         firm = np.array([p.sum() >= 3 and extent(shape[p]) >= 2 for p in patterns])[which.reshape(-1)]
@@ -363,8 +363,7 @@ def fill_lost_markers(markers: np.ndarray, *, name: str = "the object") -> np.nd
         found = seen[firm].any(axis=0)
         shape = np.full_like(shape, np.nan)
         shape[found] = np.nanmedian(np.where(seen[firm, :, None], local, np.nan)[:, found], axis=0)
-        settled = settled + 1 if found.sum() <= places else 0
-        places = max(places, found.sum())
+        places, more = found.sum(), found.sum() > places
     never = np.flatnonzero(np.isnan(shape).any(axis=1))
     loose = np.flatnonzero(~firm & ~seen.all(axis=1))
     if len(loose):

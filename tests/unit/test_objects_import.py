@@ -71,6 +71,8 @@ def test_points_are_even_on_the_surface_and_the_same_again(box):
     np.testing.assert_array_equal(points, sample_surface(vertices, faces, 128))
     assert np.abs(points - sample_surface(vertices, faces, 128, seed=1)).max() > 0.001
     assert sample_surface(vertices, faces, 1).shape == (1, 3)
+    corner = sample_surface(np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0)]), np.array([[0, 1, 2]]), 50)
+    assert corner[:, :2].sum(axis=1).max() <= 1
 
 
 XYZW = TURNS.as_quat()
@@ -250,6 +252,22 @@ def test_markers_that_cannot_be_filled_are_named(save, count, lose, message):
     points = object_points(FRAMES, count)
     points[lose] = np.nan
     with pytest.raises(ValueError, match=rf"m\.npy: .*{message}"):
+        read_markers(save(points, "m.npy"))
+
+
+def test_a_marker_is_placed_by_others_that_had_to_be_placed_first():
+    points = object_points(18, 6)
+    seen = np.repeat([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]], 6, axis=0).astype(bool)
+    np.testing.assert_allclose(
+        fill_lost_markers(np.where(seen[..., None], points, np.nan)), points, atol=1e-9
+    )
+
+
+def test_three_markers_on_one_line_cannot_fill_in_a_fourth(save):
+    points = object_points(FRAMES, 4)
+    points[:, 2] = (points[:, 0] + points[:, 1]) / 2
+    points[3, 3] = np.nan
+    with pytest.raises(ValueError, match=r"in 1 of 17 frames, first in 3, .* not on one line"):
         read_markers(save(points, "m.npy"))
 
 
