@@ -146,6 +146,13 @@ ADVICE = {
 - **One hand** is enough. Nothing is invented unless `missing_hands` says so; training alone needs both.
 - Then *Clean SViMo Motion* for the frame rate and *SViMo Motion Encode* to guide a video with it.
 """,
+    "SViMoAddObject": """
+- TACO: the `_cm.obj` mesh with `unit` centimetres, its poses in metres. ARCTIC: `poses_layout` arctic, both units
+  millimetres; its hinge stays as it is in the mesh.
+- One or two markers are enough: they are shown as a ball or a rod, which never turns about its own axis. A lost marker
+  is filled in from three others.
+- Add several objects by chaining the node, or as several arrays of markers in one .npz.
+""",
     "SViMoPreviewMotion": """
 - `frames` can be saved as a video or laid beside the generated one.
 - Of a very long motion every so many frames are drawn, at its own speed; the node says so.

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import condition, decode, load, motion, rig, sample, save, view
+from . import condition, decode, load, motion, objects, rig, sample, save, view
 
 NODES: list[type[io.ComfyNode]] = [
     *load.NODES,
@@ -10,6 +10,7 @@ NODES: list[type[io.ComfyNode]] = [
     *sample.NODES,
     *decode.NODES,
     *motion.NODES,
+    *objects.NODES,
     *save.NODES,
     *rig.NODES,
     *view.NODES,

@@ -11,10 +11,9 @@ from functools import cached_property
 
 import numpy as np
 from scipy.spatial import ConvexHull
-from scipy.spatial.transform import Rotation
 
 from .motion import HAND_NAMES, JOINT_NAMES, JOINTS_PER_HAND
-from .tracks import align, bridge, fit_rigid_track
+from .tracks import align, bridge, extent, fit_rigid_track, smallest_turns
 
 JOINT_PARENTS = tuple(-1 if j == 0 else 0 if j % 4 == 1 else j - 1 for j in range(JOINTS_PER_HAND))
 """The tree that rotations follow: finger bases hang from the wrist, other joints from the one before."""
@@ -160,6 +159,11 @@ def fit_capsule_hand(joints: np.ndarray, side: str) -> HandAnimation:
     observed = check_hand(joints, side)
     joints = bridge(observed, np.isfinite(observed[:, 0, 0]))
     palm = fit_rigid_track(joints[:, PALM], name=f"{side} palm")
+    if extent(palm.points) < 2:
+        raise ValueError(
+            f"{side} palm: its joints lie on one line or in one place, so the hand's rotation is undefined; are all 21 "
+            "joints there?"
+        )
     bone_lengths = np.median(
         np.linalg.norm(np.diff(joints[:, 1:].reshape(-1, 5, 4, 3), axis=2), axis=-1), axis=0
     )
@@ -182,7 +186,7 @@ def fit_capsule_hand(joints: np.ndarray, side: str) -> HandAnimation:
         for joint in range(base, base + 3):
             bone = rest_joints[joint + 1] - rest_joints[joint]
             wanted = np.einsum("nji,nj->ni", parent_rotation, joints[:, joint + 1] - position)
-            rotations[:, joint] = _swing(bone, wanted)
+            rotations[:, joint] = smallest_turns(bone, wanted)
             parent_rotation = parent_rotation @ rotations[:, joint]
             position = position + parent_rotation @ bone
 
@@ -218,18 +222,6 @@ def _flat_hand(palm: np.ndarray, bone_lengths: np.ndarray, side: str) -> np.ndar
         for joint in range(3):
             rest[base + joint + 1] = rest[base + joint] + bone_lengths[finger, joint] * direction
     return rest
-
-
-def _swing(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The smallest rotations (N x 3 x 3) that turn direction `start` (3) to each of `end` (N x 3)."""
-    start = start / np.linalg.norm(start)
-    end = end / np.maximum(np.linalg.norm(end, axis=-1, keepdims=True), 1e-9)
-    cosine = end @ start
-    axis = np.cross(start, end)
-    # Half a turn has no smallest axis: take any perpendicular one.
-    perpendicular = np.cross(start, np.eye(3)[np.abs(start).argmin()])
-    axis[cosine < -1 + 1e-9] = perpendicular
-    return Rotation.from_quat(np.concatenate([axis, 1 + cosine[:, None]], axis=-1)).as_matrix()
 
 
 def _capsule_mesh(rest_joints: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -416,3 +416,65 @@ def test_no_metadata_where_the_server_is_told_so(tmp_path):
         str(ROOT / "assets" / "motions" / "stir_cup.npz"),
         str(tmp_path),
     )
+
+
+def test_objects_of_ones_own_join_a_motion(client, server, example, tmp_path):
+    """A mesh in centimetres moved by poses, beside two sets of markers from one file."""
+    folder = server.base_directory / "input" / "objects"
+    folder.mkdir()
+    (folder / "plate.obj").write_text("v 0 0 0\nv 10 0 0\nv 0 5 0\nf 1 2 3\n")
+    poses = np.tile(np.eye(4), (len(example), 1, 1))
+    poses[:, :3, 3] = np.linspace((0, 0, 0.5), (0.1, 0, 0.6), len(example))
+    np.save(folder / "poses.npy", poses)
+    np.savez(folder / "markers.npz", pen=example.objects["tool"][:, :2], cap=example.objects["tool"][:, 5:6])
+    settings = {
+        "motion": ["load", 0],
+        "object_file": "objects/plate.obj",
+        "poses_file": "objects/poses.npy",
+        "name": "plate",
+        "unit": "centimetres",
+        "poses_unit": "metres",
+        "poses_layout": "auto",
+        "points": 20,
+        "fps": 0.0,
+        "lengths": "equal",
+        "first_frame": 0,
+    }
+    markers = {**settings, "motion": ["mesh", 0], "object_file": "objects/markers.npz", "poses_file": "none"}
+    workflow = {
+        "load": LOAD,
+        "mesh": {"class_type": "SViMoAddObject", "inputs": settings},
+        "markers": {"class_type": "SViMoAddObject", "inputs": {**markers, "unit": "metres"}},
+        "save": {
+            "class_type": "SViMoSaveMotion",
+            "inputs": {"motion": ["markers", 0], "filename_prefix": "added", "format": "npz"},
+        },
+        "rig": {
+            "class_type": "SViMoRigMotion",
+            "inputs": {"motion": ["markers", 0], "hands": "capsule", "smoothness": 1.0},
+        },
+        "glb": {
+            "class_type": "SViMoSaveGLB",
+            "inputs": {"rigged_motion": ["rig", 0], "filename_prefix": "added"},
+        },
+    }
+    result = client.run(workflow)
+    motion = HandObjectMotion.load(download(client, result.files("save")[0], tmp_path))
+    assert list(motion.objects) == [*example.objects, "plate", "pen", "cap"]
+    plate = motion.objects["plate"]
+    assert plate.shape == (len(example), 20, 3)
+    np.testing.assert_allclose(np.ptp(plate[0], axis=0), (0.1, 0.05, 0), atol=0.03)
+    np.testing.assert_allclose(plate[-1] - plate[0], np.tile((0.1, 0, 0.1), (20, 1)), atol=1e-6)
+    assert result.outputs["mesh"]["text"] == [f"plate: 20 points, {len(example)} frames"]
+    names = {node["name"] for node in Glb(download(client, result.files("glb")[0], tmp_path)).json["nodes"]}
+    assert {"plate", "pen", "cap"} <= names
+
+    np.save(folder / "poses.npy", poses[:3])  # the file is read again
+    with pytest.raises(ComfyError, match=r"plate has 3 frames at 8 fps.* the motion 17"):
+        client.run(workflow)
+    settings |= {"lengths": "fit", "object_file": "objects/markers.npz"}
+    with pytest.raises(ComfyError, match="markers, which move by themselves"):
+        client.run(workflow)
+    settings["object_file"] = "../plate.obj"
+    with pytest.raises(WorkflowRefused, match="lies outside"):
+        client.run(workflow)

@@ -16,7 +16,7 @@ from svimo_core.export.glb import write_glb
 from svimo_core.export.names import NAMINGS
 from svimo_core.mano import load_mano
 from svimo_core.motion import HAND_NAMES, JOINT_NAMES, Camera, HandObjectMotion
-from svimo_core.rigged import rig_motion
+from svimo_core.rigged import ObjectMesh, rig_motion
 
 VALIDATOR = "gltf-validator@2.0.0-dev.3.10"
 Y_UP = np.array([1, -1, -1])
@@ -186,10 +186,56 @@ def test_hundred_thousand_points_make_a_small_file(tmp_path, motion):
     assert write_glb(tmp_path / "m.glb", rig_motion(large)).stat().st_size < 500_000
 
 
-def test_an_object_without_a_surface_is_named(motion):
-    few = motion.objects["tool"][:, :3]
-    with pytest.raises(ValueError, match="tool: no surface around 3 points"):
-        rig_motion(replace(motion, objects={"tool": few}))
+def test_few_points_are_bodies_the_validator_likes(tmp_path, validate, motion):
+    cloud = motion.objects["tool"]
+    line = cloud[:, :1] + np.linspace(0, 1, 5)[:, None] * (cloud[:, 1:2] - cloud[:, :1])
+    few = {f"{count}": cloud[:, :count] for count in (1, 2, 3, 4)} | {"line": line}
+    few["place"] = cloud[:, :1].repeat(3, axis=1)
+    rigged = rig_motion(replace(motion, objects=few))
+    path = write_glb(tmp_path / "few.glb", rigged)
+    assert validate(path)["issues"]["messages"] == []
+    glb = Glb(path)
+    for name, points in few.items():
+        vertices, _ = glb.triangles(name, 4)
+        middle = (vertices.min(axis=0) + vertices.max(axis=0)) / 2 * Y_UP
+        low, high = points[4].min(axis=0), points[4].max(axis=0)
+        np.testing.assert_allclose(middle, (low + high) / 2, atol=1e-3)
+    assert max(rigged.residuals_mm().values()) < 0.01
+
+
+def test_parts_and_own_meshes_become_nodes(motion):
+    scissors = np.concatenate(list(motion.objects.values()), axis=1)
+    motion = replace(motion, objects={"scissors": scissors, "tool": motion.objects["tool"]})
+    own = (
+        motion.objects["tool"][0] @ Rotation.from_rotvec((1, 2, 3)).as_matrix() * 100
+    )  # in its own axes and unit
+    mesh = ObjectMesh(vertices=own[:3], faces=np.array([[0, 1, 2]]), points=own)
+    rigged = rig_motion(motion, parts={"scissors": 2}, meshes={"tool": mesh})
+    assert list(rigged.objects) == ["scissors part 1", "scissors part 2", "tool"]
+    assert [len(thing.track.points) for thing in rigged.objects.values()] == [128, 96, 128]
+    assert max(rigged.residuals_mm().values()) < 0.01
+    tool = rigged.objects["tool"]
+    placed = tool.vertices @ tool.track.rotations[5].T + tool.track.translations[5]
+    np.testing.assert_allclose(placed, motion.objects["tool"][5, :3], atol=1e-6)
+    np.testing.assert_array_equal(tool.faces, mesh.faces)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parts": {"mug": 2}}, "no object 'mug'.* it has tool, target"),
+        ({"parts": {"tool": 2}, "meshes": {"tool": None}}, "tool: one mesh .* not both"),
+        ({"parts": {"tool": 2}}, "tool: .* already move as one rigid body"),
+        ({"meshes": {"tool": ObjectMesh(vertices=np.eye(3), faces=np.arange(3)[None], points=np.eye(3))}},
+         "tool: its mesh was made for 3 points and its motion has 128"),
+    ],
+)  # fmt: skip
+def test_wrong_parts_and_meshes_are_named(motion, settings, message):
+    with pytest.raises(ValueError, match=message):
+        rig_motion(motion, **settings)
+    taken = replace(motion, objects={**motion.objects, "tool part 1": motion.objects["tool"]})
+    with pytest.raises(ValueError, match="rename"):
+        rig_motion(taken, parts={"tool": 2})
 
 
 def test_rigging_reports_progress_and_can_be_cancelled(motion, models):
