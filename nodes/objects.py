@@ -7,22 +7,24 @@ from collections.abc import Collection
 from pathlib import Path
 
 import folder_paths
+import numpy as np
 from comfy_api.latest import io
 
+from ..svimo_core.importing.axes import AXES, UNITS, to_camera
 from ..svimo_core.importing.objects import (
     LAYOUTS,
     MARKERS,
     MESHES,
     POSES,
-    UNITS,
     ImportedObject,
     add_object,
     read_markers,
     read_posed_mesh,
 )
 from ..svimo_core.motion import HandObjectMotion
+from ..svimo_core.rigged import ObjectMesh
 from .compat import aliases
-from .types import CATEGORY, Motion, check_choice
+from .types import CATEGORY, Motion, ObjectMeshes, check_choice
 
 NO_POSES = "none"
 LENGTHS = ["equal", "fit"]
@@ -71,13 +73,13 @@ class SViMoAddObject(io.ComfyNode):
                 io.Combo.Input(
                     "object_file",
                     options=input_files((*MESHES, *MARKERS)),
-                    tooltip="In ComfyUI's input folder: a mesh (.obj, .ply, .stl, .glb, .off), or markers in camera space (.npy, .npz, .csv): frames x markers x 3, NaN or empty where a marker is lost.",
+                    tooltip="In ComfyUI's input folder: a mesh (.obj, .ply, .stl, .glb, .off), or markers (.npy, .npz, .csv): frames x markers x 3, NaN or empty where a marker is lost.",
                 ),
                 io.Combo.Input(
                     "poses_file",
                     options=[NO_POSES, *input_files(POSES)],
                     default=NO_POSES,
-                    tooltip="Poses of the mesh in camera space (.npy, .npz): matrices (frames x 4 x 4), a rotation vector and a translation (frames x 6), or a translation and a quaternion (frames x 7). none: the mesh stands still, or the file has markers.",
+                    tooltip="Poses of the mesh (.npy, .npz): matrices (frames x 4 x 4), a rotation vector and a translation (frames x 6), or a translation and a quaternion (frames x 7). none: the mesh stands still, or the file has markers.",
                 ),
                 io.String.Input(
                     "name",
@@ -130,11 +132,32 @@ class SViMoAddObject(io.ComfyNode):
                     max=100_000,
                     tooltip="With fit: the frame of the motion in which the object's frames begin; negative cuts off its beginning.",
                 ),
+                io.Combo.Input(
+                    "up",
+                    options=list(AXES),
+                    default="-y",
+                    tooltip="Axis of poses and markers that points up. -y: camera space. Blender's world: +z, as for the hands.",
+                ),
+                io.Combo.Input(
+                    "forward",
+                    options=list(AXES),
+                    default="+z",
+                    tooltip="Axis of poses and markers that points away from the viewer. +z: camera space. Blender's world: +y.",
+                ),
+                ObjectMeshes.Input(
+                    "meshes",
+                    optional=True,
+                    tooltip="Meshes of objects that were added before, to hand on with this one.",
+                ),
             ],
             outputs=[
                 Motion.Output(display_name="motion", tooltip="The motion with the object in it."),
                 io.String.Output(
                     display_name="report", tooltip="What was added, and what was decided about the files."
+                ),
+                ObjectMeshes.Output(
+                    display_name="meshes",
+                    tooltip="Meshes of the objects added so far, for Rig SViMo Motion to show.",
                 ),
             ],
         )
@@ -170,6 +193,9 @@ class SViMoAddObject(io.ComfyNode):
         fps: float,
         lengths: str,
         first_frame: int,
+        up: str,
+        forward: str,
+        meshes: dict[str, ObjectMesh] | None = None,
     ) -> io.NodeOutput:
         for key, value, options in (
             ("unit", unit, UNITS),
@@ -178,7 +204,9 @@ class SViMoAddObject(io.ComfyNode):
             ("lengths", lengths, LENGTHS),
         ):
             check_choice(key, value, options)
-        found = read_objects(object_file, poses_file, name, unit, poses_unit, poses_layout, points)
+        found = read_objects(
+            object_file, poses_file, name, unit, poses_unit, poses_layout, points, to_camera(up, forward)
+        )
         lines = []
         for key, thing in found.items():
             motion = add_object(
@@ -192,7 +220,8 @@ class SViMoAddObject(io.ComfyNode):
             frames, count, _ = thing.points.shape
             lines.append("; ".join([f"{key}: {count} points, {frames} frames", *thing.notes]))
         report = "\n".join(lines)
-        return io.NodeOutput(motion, report, ui={"text": [report]})
+        meshes = (meshes or {}) | {key: thing.mesh for key, thing in found.items() if thing.mesh is not None}
+        return io.NodeOutput(motion, report, meshes, ui={"text": [report]})
 
 
 def read_objects(
@@ -203,6 +232,7 @@ def read_objects(
     poses_unit: str,
     layout: str,
     points: int,
+    axes: np.ndarray,
 ) -> dict[str, ImportedObject]:
     """The objects of a file by name: one mesh, or one or several sets of markers.
 
@@ -221,13 +251,14 @@ def read_objects(
                 metres_per_pose_unit=UNITS[poses_unit],
                 layout=layout,
                 key=name,
+                axes=axes,
             )
         }
     if poses_file != NO_POSES:
         raise ValueError(
             f"{path.name} has markers, which move by themselves: set poses_file to {NO_POSES}, or object_file to a mesh"
         )
-    found = read_markers(path, metres_per_unit=UNITS[unit])
+    found = read_markers(path, metres_per_unit=UNITS[unit], axes=axes)
     return found if len(found) > 1 else {name: next(iter(found.values()))}
 
 

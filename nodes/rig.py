@@ -19,11 +19,11 @@ from ..svimo_core.hand_rig import HandAnimation
 from ..svimo_core.mano import WHERE_TO_GET, ManoModel, left_shape, load_mano, save_mano, with_left_shape
 from ..svimo_core.motion import HAND_NAMES, HandObjectMotion
 from ..svimo_core.render import draw_motion
-from ..svimo_core.rigged import RiggedMotion, rig_motion
+from ..svimo_core.rigged import ObjectMesh, RiggedMotion, rig_motion
 from .compat import File3D, File3DGLB, aliases
 from .load import FOLDER
 from .save import progress, with_graph
-from .types import CATEGORY, Motion, RiggedMotionType, check_choice
+from .types import CATEGORY, Motion, ObjectMeshes, RiggedMotionType, check_choice
 
 HANDS = ["capsule", "mano"]
 MENDED = "mended"
@@ -46,6 +46,23 @@ def find_mano() -> dict[str, ManoModel]:
             raise FileNotFoundError(f"no {' or '.join(names)} in models/{FOLDER}/mano. {WHERE_TO_GET}")
         models[side] = load_mano(found[0], side)
     return models
+
+
+def parts_by_name(text: str) -> dict[str, int]:
+    """Numbers by name, out of a text such as "scissors: 2, laptop: 2".
+
+    Raises:
+        ValueError: anything else.
+    """
+    parts = {}
+    for entry in filter(None, (entry.strip() for entry in text.replace("\n", ",").split(","))):
+        name, _, count = entry.rpartition(":")
+        if not name.strip() or not count.strip().isdigit() or int(count) < 1:
+            raise ValueError(
+                f"rigid_parts has {entry!r}: expected the name of an object and a number, as scissors: 2"
+            )
+        parts[name.strip()] = int(count)
+    return parts
 
 
 class SViMoCleanMotion(io.ComfyNode):
@@ -155,6 +172,17 @@ class SViMoRigMotion(io.ComfyNode):
                     optional=True,
                     tooltip="The official left hand's shape directions are mirrored wrongly along x. as in the file: for programs that use the same file. mended: turned round, for those that do so, too. What was used is saved with the parameters.",
                 ),
+                io.String.Input(
+                    "rigid_parts",
+                    default="",
+                    optional=True,
+                    tooltip="Objects that bend at a hinge, and their number of rigid parts: scissors: 2, laptop: 2. The others stay one.",
+                ),
+                ObjectMeshes.Input(
+                    "meshes",
+                    optional=True,
+                    tooltip="From Add Object to SViMo Motion: your own meshes, to show instead of surfaces wrapped around the points.",
+                ),
             ],
             outputs=[
                 RiggedMotionType.Output(
@@ -169,14 +197,27 @@ class SViMoRigMotion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, motion: HandObjectMotion, hands: str, smoothness: float, mano_left: str = MANO_LEFT[0]
+        cls,
+        motion: HandObjectMotion,
+        hands: str,
+        smoothness: float,
+        mano_left: str = MANO_LEFT[0],
+        rigid_parts: str = "",
+        meshes: dict[str, ObjectMesh] | None = None,
     ) -> io.NodeOutput:
         check_choice("hands", hands, HANDS)
         check_choice("mano_left", mano_left, MANO_LEFT)
         mano = find_mano() if hands == "mano" else None
         if mano and mano_left == MENDED:
             mano["left"] = with_left_shape(mano["left"], MENDED, mano["right"])
-        rigged = rig_motion(motion, mano=mano, smoothness=smoothness, on_progress=progress())
+        rigged = rig_motion(
+            motion,
+            mano=mano,
+            smoothness=smoothness,
+            parts=parts_by_name(rigid_parts),
+            meshes=meshes,
+            on_progress=progress(),
+        )
         residuals = ", ".join(f"{name} {residual:.2f} mm" for name, residual in rigged.residuals_mm().items())
         if mano:
             residuals += f"; the left hand's shape is MANO's {left_shape(mano['left'], mano['right'])} one"

@@ -29,6 +29,8 @@ Feedback = io.Custom("SVIMO_FEEDBACK")
 """The closed loop for the sampler of earlier workflows: a `loop.FeedbackPatch`."""
 Motion = io.Custom("SVIMO_MOTION")
 """One clip of 3D motion: a `svimo_core.motion.HandObjectMotion`."""
+ObjectMeshes = io.Custom("SVIMO_MESHES")
+"""Surfaces of a motion's objects by name: `svimo_core.rigged.ObjectMesh`, each tied to the points of its object."""
 RiggedMotionType = io.Custom("SVIMO_RIGGED_MOTION")
 """Skinned hands and rigid objects: a `svimo_core.rigged.RiggedMotion`."""
 

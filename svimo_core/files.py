@@ -1,11 +1,15 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and arrays that are read without running anything."""
 
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 
 @contextmanager
@@ -34,3 +38,33 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         # A folder that cannot be written cannot be cleaned either, and its error is already on its way.
         if partial.parent.is_dir():
             partial.unlink(missing_ok=True)
+
+
+def plain_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name, or of an .npy by the file's; pickled ones are refused, never run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, or with anything in it that is no plain array.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path.name} in {path.parent}")
+    if path.suffix.lower() == ".npz" and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path.name} is not a complete .npz archive (it may be truncated): copy it again")
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return {path.stem: content}
+        with content:
+            return {name: content[name] for name in content.files}
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{path.name} cannot be read as plain arrays ({error or type(error).__name__}): copy it again, or save it "
+            "anew with numpy"
+        ) from error
+
+
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, OverflowError,
+              NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)  # fmt: skip
+"""What numpy and zipfile raise at damaged or hostile files."""

@@ -6,14 +6,13 @@ Axes everywhere: camera space, metres, x right, y down, z forward.
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from .files import whole_file
+from .files import plain_arrays, whole_file
 
 HAND_NAMES = ("left", "right")
 JOINTS_PER_HAND = 21
@@ -200,17 +199,7 @@ class HandObjectMotion:
             ValueError: not a SViMo motion file, damaged, or of a newer version.
         """
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no motion file at {path}")
-        if not zipfile.is_zipfile(path):
-            raise ValueError(
-                f"{path.name} is not a SViMo motion: expected a complete .npz archive (it may be truncated)"
-            )
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise ValueError(f"{path.name} cannot be read as plain arrays: {error}") from error
+        arrays = plain_arrays(path)
         missing = {"format", "version", "hands", "object_names", "fps", "intrinsics", "image_size"} - set(
             arrays
         )
@@ -238,5 +227,5 @@ class HandObjectMotion:
                 prompt=str(arrays.get("prompt", "")),
                 metadata={str(key): str(value) for key, value in zip(keys, values, strict=True)},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path.name} is a damaged SViMo motion: {error}") from error

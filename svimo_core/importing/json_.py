@@ -26,7 +26,7 @@ def read_json(path: str | os.PathLike) -> HandObjectMotion | dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no motion file at {path}")
+        raise FileNotFoundError(f"there is no file {path.name} in {path.parent}")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(content, dict) and "format" in content:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,15 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ..clean import resample
+from ..files import plain_arrays
 from ..motion import HandObjectMotion
 from ..rigged import ObjectMesh
 from ..tracks import align, extent
+from .axes import UNITS
 
 MESHES = (".obj", ".ply", ".stl", ".glb", ".off")
 MARKERS = (".npz", ".npy", ".csv")
 POSES = (".npz", ".npy")
-UNITS = {"metres": 1.0, "centimetres": 0.01, "millimetres": 0.001, "inches": 0.0254}
 SIZES = (0.001, 5.0)
 """Metres from the smallest to the largest thing that hands may move; another size is a mistaken unit."""
 FARTHEST = 100.0
@@ -104,7 +104,7 @@ def read_posed_mesh(
         )
     placed = points @ rotations.swapaxes(1, 2) + translations[:, None]
     return ImportedObject(
-        points=to_camera(placed, axes),
+        points=_turned(placed, axes),
         mesh=ObjectMesh(vertices=vertices, faces=faces, points=points),
         notes=notes,
     )
@@ -145,7 +145,7 @@ def read_markers(
         if markers.shape[1] > 1:
             _check_size(title, float(np.median(np.ptp(markers, axis=1).max(axis=1))), metres_per_unit)
         notes = (f"{int(lost.sum())} lost markers were filled in",) if lost.any() else ()
-        found[name] = ImportedObject(points=to_camera(markers * metres_per_unit, axes), notes=notes)
+        found[name] = ImportedObject(points=_turned(markers * metres_per_unit, axes), notes=notes)
     return found
 
 
@@ -193,7 +193,7 @@ def add_object(
     return dataclasses.replace(motion, objects={**motion.objects, name: points[frames]})
 
 
-def to_camera(points: np.ndarray, axes: np.ndarray | None) -> np.ndarray:
+def _turned(points: np.ndarray, axes: np.ndarray | None) -> np.ndarray:
     """Points (N x K x 3) turned by `axes` (3 x 3, None for not at all), float32.
 
     Raises:
@@ -460,21 +460,11 @@ def _require_file(path: Path) -> None:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Plain arrays of an .npz or .npy as float64, by name; pickled ones are refused, never run."""
+    """Plain arrays of an .npz or .npy as float64, by name."""
     _require_file(path)
     if path.suffix.lower() not in POSES:
         raise ValueError(f"{path.name}: arrays come as {' or '.join(POSES)}")
-    try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            arrays = {path.stem: content}
-        else:
-            with content:
-                arrays = {name: content[name] for name in content.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise ValueError(
-            f"{path.name} cannot be read as plain arrays ({error}): save it again with numpy"
-        ) from error
+    arrays = plain_arrays(path)
     for name, values in arrays.items():
         if values.dtype.kind not in "biuf":
             raise ValueError(f"{path.name}: {name} holds {values.dtype} instead of numbers: leave it out")

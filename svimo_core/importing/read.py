@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..clean import add_missing_hands, place_in_view, trim_to_hands
+from ..files import plain_arrays
 from ..mano import ManoModel
 from ..motion import HAND_NAMES, Camera, HandObjectMotion
 from ..render import check_in_view
@@ -111,8 +112,10 @@ def _find(paths: list[Path], options: ImportOptions, mano) -> FoundMotion | Hand
             return content
     elif suffixes == {".npz"} and "format" in _names(path):
         return HandObjectMotion.load(path)
-    elif suffixes <= {".npz", ".npy"}:
-        content = _arrays(path)
+    elif suffixes == {".npz"}:
+        content = plain_arrays(path)
+    elif suffixes == {".npy"}:
+        content = {"hands": plain_arrays(path)[path.stem]}
     else:
         raise ValueError(f"{path.name}: a motion comes as .npz, .npy, .json or .bvh")
     if has_parameters(content):
@@ -195,19 +198,3 @@ def _names(path: Path) -> set[str]:
         return set()
     with zipfile.ZipFile(path) as file:
         return {name.removesuffix(".npy") for name in file.namelist()}
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Plain arrays of an .npz or .npy; pickled ones are refused, never run."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no motion file at {path}")
-    if path.suffix.lower() == ".npz" and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path.name} is not a complete .npz archive (it may be truncated): copy it again")
-    try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return {"hands": content}
-        with content:
-            return {name: content[name] for name in content.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise ValueError(f"{path.name} cannot be read as plain arrays: {error}") from error

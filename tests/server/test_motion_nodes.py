@@ -439,8 +439,10 @@ def test_objects_of_ones_own_join_a_motion(client, server, example, tmp_path):
         "fps": 0.0,
         "lengths": "equal",
         "first_frame": 0,
+        "up": "-y",
+        "forward": "+z",
     }
-    markers = {**settings, "motion": ["mesh", 0], "object_file": "objects/markers.npz", "poses_file": "none"}
+    markers = {**settings, "motion": ["mesh", 0], "meshes": ["mesh", 2], "object_file": "objects/markers.npz", "poses_file": "none"}
     workflow = {
         "load": LOAD,
         "mesh": {"class_type": "SViMoAddObject", "inputs": settings},
@@ -451,7 +453,13 @@ def test_objects_of_ones_own_join_a_motion(client, server, example, tmp_path):
         },
         "rig": {
             "class_type": "SViMoRigMotion",
-            "inputs": {"motion": ["markers", 0], "hands": "capsule", "smoothness": 1.0},
+            "inputs": {
+                "motion": ["markers", 0],
+                "hands": "capsule",
+                "smoothness": 1.0,
+                "rigid_parts": "tool: 1",
+                "meshes": ["markers", 2],
+            },
         },
         "glb": {
             "class_type": "SViMoSaveGLB",
@@ -466,8 +474,13 @@ def test_objects_of_ones_own_join_a_motion(client, server, example, tmp_path):
     np.testing.assert_allclose(np.ptp(plate[0], axis=0), (0.1, 0.05, 0), atol=0.03)
     np.testing.assert_allclose(plate[-1] - plate[0], np.tile((0.1, 0, 0.1), (20, 1)), atol=1e-6)
     assert result.outputs["mesh"]["text"] == [f"plate: 20 points, {len(example)} frames"]
-    names = {node["name"] for node in Glb(download(client, result.files("glb")[0], tmp_path)).json["nodes"]}
-    assert {"plate", "pen", "cap"} <= names
+    glb = Glb(download(client, result.files("glb")[0], tmp_path))
+    assert {"plate", "pen", "cap"} <= {node["name"] for node in glb.json["nodes"]}
+    corners, faces = glb.triangles("plate", None)
+    assert (len(corners), len(faces)) == (3, 1)  # the mesh itself, no surface around its points
+    workflow["rig"]["inputs"]["rigid_parts"] = "tool 2"
+    with pytest.raises(ComfyError, match="rigid_parts has 'tool 2': expected the name"):
+        client.run(workflow)
 
     np.save(folder / "poses.npy", poses[:3])  # the file is read again
     with pytest.raises(ComfyError, match=r"plate has 3 frames at 8 fps.* the motion 17"):

@@ -403,7 +403,7 @@ def test_files_that_say_too_little_or_are_none(tmp_path):
     with pytest.raises(ValueError, match="does not say its frame rate"):
         read_motion(tmp_path / "m.npy")
     np.testing.assert_allclose(read_motion(tmp_path / "m.npy", fps=8).hands, MOTION.hands, atol=1e-6)
-    with pytest.raises(FileNotFoundError, match="no motion file"):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
         read_motion(tmp_path / "absent.npz", fps=8)
     with pytest.raises(FileNotFoundError, match="no BVH file"):
         read_motion(tmp_path / "absent.bvh")
