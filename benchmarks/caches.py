@@ -220,7 +220,7 @@ def measure(comfyui: Path, first: int, count: int, file: Path) -> None:
     import_pack(comfyui)
     import torch
     from comfyui_version import __version__
-    from pack.svimo_core.evaluate import evaluation_clips
+    from pack.svimo_train.evaluate import evaluation_clips
     from tqdm import tqdm
 
     with torch.inference_mode():

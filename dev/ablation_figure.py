@@ -16,8 +16,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from svimo_core.train.ablation import VARIANTS, run_folder
-from svimo_core.train.trainer import LOG
+from svimo_train.ablation import VARIANTS, run_folder
+from svimo_train.trainer import LOG
 
 LOSSES = {
     "video": "error of the video latent",
@@ -39,12 +39,12 @@ def curve(log: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
 def main(arguments: list[str]) -> int:
     """Read the runs' logs and draw."""
     parser = argparse.ArgumentParser(prog="python -m dev.ablation_figure", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="output of svimo_core.train.ablation")
+    parser.add_argument("folder", type=Path, help="output of svimo_train.ablation")
     parser.add_argument("picture", type=Path, help="PNG to write")
     args = parser.parse_args(arguments)
     folder, picture = args.folder, args.picture
     if not any(folder.glob(f"*/{LOG}")):
-        parser.error(f"{folder} has no runs with a {LOG}: run svimo_core.train.ablation first")
+        parser.error(f"{folder} has no runs with a {LOG}: run svimo_train.ablation first")
     figure, panels = plt.subplots(1, len(LOSSES), figsize=(13, 3.8), layout="constrained")
     for (key, title), panel in zip(LOSSES.items(), panels, strict=True):
         for name in VARIANTS:

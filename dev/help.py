@@ -56,7 +56,7 @@ ADVICE = {
     "SViMoConvertCogVideoX": """
 - The new motion stream starts as a copy of the video stream, and its guidance at zero: before training, the
   video is the same as CogVideoX's.
-- The file is about as large as the original. Train it with `python -m svimo_core.train`.
+- The file is about as large as the original. Train it with `python -m svimo_train`.
 """,
     "SViMoPrompt": """
 - Connect `prompt` to the text of *SViMo Text Encode*.

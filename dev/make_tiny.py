@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from svimo_core.checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
 from svimo_core.config import TINY
-from svimo_core.data.synthetic import generate_clip, generate_motion
 from svimo_core.model.vae import VideoVAE, fit_preview
 from svimo_core.normalization import MotionNormalizer
+from svimo_train.data.synthetic import generate_clip, generate_motion
 
 STATISTICS_CLIPS, PREVIEW_CLIPS = 512, 8
 LARGEST = 16_000_000  # bytes

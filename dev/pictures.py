@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from dev.browser import ComfyPage, comfy_page
 from dev.comfy import ROOT, ComfyClient, ComfyServer, api_workflow
 from dev.workflows import BRING_YOUR_OWN, WORKFLOWS
-from svimo_core.data.synthetic import generate_clip, write_video
+from svimo_train.data.synthetic import generate_clip, write_video
 
 IMAGES = ROOT / "docs" / "images"
 THUMBNAIL = 640

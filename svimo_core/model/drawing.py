@@ -1,7 +1,7 @@
 """The drawing encoder: from rendered motion to the latent that one VAE has of it.
 
 Drawings are a small part of what a video VAE can encode. What it makes of them, a network of a few thousandths of its
-operations learns from random motions (`svimo_core/train/drawing.py`). The loop draws and encodes at every step, so this
+operations learns from random motions (`svimo_train/drawing.py`). The loop draws and encodes at every step, so this
 is what makes it cheap; the VAE stays the reference.
 """
 

@@ -18,8 +18,8 @@ from PIL import Image
 from dev.comfy import ComfyError, api_workflow
 from svimo_core.checkpoint import PARTS, init_part, save_checkpoint
 from svimo_core.config import TINY
-from svimo_core.data.synthetic import generate_motion
 from svimo_core.normalization import MotionNormalizer
+from svimo_train.data.synthetic import generate_motion
 
 SIZE = {"width": 96, "height": 64, "frames": 9}
 TEXT = TINY.text

@@ -442,7 +442,13 @@ def test_objects_of_ones_own_join_a_motion(client, server, example, tmp_path):
         "up": "-y",
         "forward": "+z",
     }
-    markers = {**settings, "motion": ["mesh", 0], "meshes": ["mesh", 2], "object_file": "objects/markers.npz", "poses_file": "none"}
+    markers = {
+        **settings,
+        "motion": ["mesh", 0],
+        "meshes": ["mesh", 2],
+        "object_file": "objects/markers.npz",
+        "poses_file": "none",
+    }
     workflow = {
         "load": LOAD,
         "mesh": {"class_type": "SViMoAddObject", "inputs": settings},

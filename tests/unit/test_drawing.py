@@ -15,8 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from svimo_core.checkpoint import load_part, read_header, save_checkpoint
 from svimo_core.config import COGVIDEOX_5B_I2V, TINY, ClipSize
-from svimo_core.data.synthetic import generate_motion
-from svimo_core.data.wild import MOST_OBJECTS, wild_motion
 from svimo_core.model.drawing import DrawingEncoder
 from svimo_core.motion import HandObjectMotion
 from svimo_core.rasterize import NUM_JOINTS, Rasterizer
@@ -25,9 +23,11 @@ from svimo_core.sampling.guidance import FeedbackOptions
 from svimo_core.sampling.painter import QuickPainter, quickly_encoded
 from svimo_core.sampling.pipeline import SViMo, generate
 from svimo_core.sampling.reader import Reading
-from svimo_core.train.drawing import CAMERA, DrawingPool, through_camera
-from svimo_core.train.settings import DrawingObjective, Phase, Shape, TrainConfig
-from svimo_core.train.trainer import CHECKPOINT, STATE, load_vae, train
+from svimo_train.data.synthetic import generate_motion
+from svimo_train.data.wild import MOST_OBJECTS, wild_motion
+from svimo_train.drawing import CAMERA, DrawingPool, through_camera
+from svimo_train.settings import DrawingObjective, Phase, Shape, TrainConfig
+from svimo_train.trainer import CHECKPOINT, STATE, load_vae, train
 
 BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "models" / "svimo-tiny.safetensors"
 
@@ -354,7 +354,7 @@ def settings(tmp_path, checkpoint_file, config) -> TrainConfig:
 
 
 def test_it_learns_and_says_how_far_off_it_is(settings, config, parts, monkeypatch):
-    monkeypatch.setattr("svimo_core.train.drawing.HELD_OUT", 2)
+    monkeypatch.setattr("svimo_train.drawing.HELD_OUT", 2)
     header = read_header(train(settings))
     assert header.parts[-1] == "drawing_encoder"
     before, after = parts["backbone"].state_dict(), load_part(header, "backbone").state_dict()
@@ -377,7 +377,7 @@ def test_it_learns_and_says_how_far_off_it_is(settings, config, parts, monkeypat
 
 
 def test_a_run_that_stopped_goes_on_the_same(settings, monkeypatch):
-    monkeypatch.setattr("svimo_core.train.drawing.HELD_OUT", 1)
+    monkeypatch.setattr("svimo_train.drawing.HELD_OUT", 1)
     shape = settings.phases[0].shapes[0]
     settings = replace(settings, sheet_every=0, save_every=2)
     train(replace(settings, phases=(Phase(steps=4, shapes=(shape,)),), output=settings.output / "whole"))
@@ -399,7 +399,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def test_it_needs_no_more_than_a_vae(settings, config, parts, tmp_path, monkeypatch):
     """Such as CogVideoX's; nothing else is made up for the file."""
-    monkeypatch.setattr("svimo_core.train.drawing.HELD_OUT", 1)
+    monkeypatch.setattr("svimo_train.drawing.HELD_OUT", 1)
     alone = save_checkpoint(
         tmp_path / "vae.safetensors", replace(config, drawing=None), {"vae": parts["vae"]}
     )

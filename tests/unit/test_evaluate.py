@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from svimo_core.data.synthetic import generate_motion
-from svimo_core.data.words import Triplet
-from svimo_core.evaluate import COLUMNS, FIRST_CLIP, evaluate, evaluation_clips, main, mean_motion, table
-from svimo_core.judges import Judges
-from svimo_core.metrics import mpjpe_mm, psnr_moving_db, smoothness_mm
+from svimo_train.data.synthetic import generate_motion
+from svimo_train.data.words import Triplet
+from svimo_train.evaluate import COLUMNS, FIRST_CLIP, evaluate, evaluation_clips, main, mean_motion, table
+from svimo_train.judges import Judges
+from svimo_train.metrics import mpjpe_mm, psnr_moving_db, smoothness_mm
 
 KEYS = {"mpjpe_mm", "chamfer_mm2", "smoothness", "fid", "prompt_obedience"}
 VIDEO_KEYS = {"psnr_db", "psnr_moving_db", "ssim"}

@@ -41,27 +41,42 @@ ORDER = [
     "clean",
     "export",
     "importing",
-    "metrics",
-    "data",
-    "judges",
-    "evaluate",
-    "train",
 ]
 """svimo_core from the ground up: a module imports only from those before it."""
+LAB = ROOT / "svimo_train"
+LAB_ORDER = [
+    "data",
+    "metrics",
+    "judges",
+    "evaluate",
+    "settings",
+    "state",
+    "objectives",
+    "clips",
+    "text",
+    "latents",
+    "drawing",
+    "stages",
+    "sheets",
+    "trainer",
+    "judge_training",
+    "ablation",
+]
+"""svimo_train, which stands beside svimo_core and upon it."""
 
 
-def modules() -> dict[str, Path]:
+def modules(house: Path) -> dict[str, Path]:
     return {
-        path.relative_to(CORE).with_suffix("").as_posix(): path
-        for path in sorted(CORE.rglob("*.py"))
+        path.relative_to(house).with_suffix("").as_posix(): path
+        for path in sorted(house.rglob("*.py"))
         if path.name not in ("__init__.py", "__main__.py")
     }
 
 
-def imports(path: Path) -> list[str]:
-    """Modules of svimo_core that a module imports, as names in ORDER's form, and outside packages."""
+def imports(house: Path, path: Path) -> list[str]:
+    """Modules of a house that one of its modules imports, as names in the order's form, and !outside packages."""
     found = []
-    package = path.relative_to(CORE).parent.parts
+    package = path.relative_to(house).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found += [f"!{alias.name.split('.')[0]}" for alias in node.names]
@@ -71,22 +86,30 @@ def imports(path: Path) -> list[str]:
             base = (*package[: len(package) - node.level + 1], *(node.module or "").split("."))
             base = "/".join(part for part in base if part)
             names = [f"{base}/{alias.name}".lstrip("/") for alias in node.names]
-            found += [name if (CORE / f"{name}.py").exists() else base for name in names]
+            found += [name if (house / f"{name}.py").exists() else base for name in names]
     return found
 
 
-@pytest.mark.parametrize("name", modules())
-def test_modules_import_only_from_below(name):
-    """A folder without an order of its own (export, data, train) is one row, free within itself."""
-    row = name if name in ORDER else name.split("/")[0]
-    assert row in ORDER, f"give {name} its place in the order of the house"
-    below = ORDER[: ORDER.index(row)]
-    for imported in imports(modules()[name]):
+OUTSIDE = ("!comfy", "!comfy_api", "!folder_paths", "!nodes", "!dev")
+
+
+@pytest.mark.parametrize(
+    ("house", "order", "outside", "name"),
+    [
+        *((CORE, ORDER, (*OUTSIDE, "!svimo_train"), name) for name in modules(CORE)),
+        *((LAB, LAB_ORDER, OUTSIDE, name) for name in modules(LAB)),
+    ],
+)
+def test_modules_import_only_from_below(house, order, outside, name):
+    """A folder without an order of its own (export, importing, data) is one row, free within itself."""
+    row = name if name in order else name.split("/")[0]
+    assert row in order, f"give {name} its place in the order of the house"
+    below = order[: order.index(row)]
+    for imported in imports(house, modules(house)[name]):
         if imported.startswith("!"):
-            outside = ("!comfy", "!comfy_api", "!folder_paths", "!nodes", "!dev")
             assert imported not in outside, f"{name} imports {imported[1:]}"
         elif imported.split("/")[0] != row:
-            source = imported if imported in ORDER else imported.split("/")[0]
+            source = imported if imported in order else imported.split("/")[0]
             assert source in below, f"{name} may not import {imported}"
 
 
@@ -98,6 +121,7 @@ def test_core_and_package_import_without_comfyui():
         "spec = importlib.util.spec_from_file_location('pack', start, submodule_search_locations=[root])\n"
         "pack = importlib.util.module_from_spec(spec); sys.modules['pack'] = pack; spec.loader.exec_module(pack)\n"
         "import pack.svimo_core.sampling.pipeline\n"
+        "assert not any('svimo_train' in name for name in sys.modules)\n"
         "assert callable(pack.comfy_entrypoint) and not any(name.startswith('comfy') for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent, capture_output=True)

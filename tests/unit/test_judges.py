@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from svimo_core.data.synthetic import generate_motion
-from svimo_core.data.words import Triplet
-from svimo_core.judges import CODE, FEATURES, NOTHING, Judges, motion_features
-from svimo_core.metrics import frechet_distance
 from svimo_core.motion import HandObjectMotion
-from svimo_core.train.judges import train_judges
+from svimo_train.data.synthetic import generate_motion
+from svimo_train.data.words import Triplet
+from svimo_train.judge_training import train_judges
+from svimo_train.judges import CODE, FEATURES, NOTHING, Judges, motion_features
+from svimo_train.metrics import frechet_distance
 
 
 @pytest.fixture(scope="module")

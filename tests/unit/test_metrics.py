@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from svimo_core import metrics
-from svimo_core.data.synthetic import generate_motion
+from svimo_train import metrics
 from svimo_core.motion import Camera, HandObjectMotion
 from svimo_core.render import render_motion
+from svimo_train.data.synthetic import generate_motion
 
 
 def test_mpjpe_is_the_mean_distance():

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from svimo_core.checkpoint import init_part
-from svimo_core.data.synthetic import generate_clip
 from svimo_core.model.alignment import ImageAlignment
 from svimo_core.model.interaction import InteractionModel, pool
 from svimo_core.model.layers import cell_coordinates, scaled_dot_product_attention
@@ -15,6 +14,7 @@ from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion
 from svimo_core.model.text import hand_object_prompt
 from svimo_core.model.vae import VideoVAE, build_vae, fit_preview
 from svimo_core.sampling.pipeline import SViMo, encode_image
+from svimo_train.data.synthetic import generate_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,12 +9,12 @@ from svimo_core.clean import add_missing_hands, resample, scale, smooth, trim, t
 from svimo_core.export.glb import write_glb
 from svimo_core.export.json_ import write_json
 from svimo_core.importing.json_ import read_json
-from svimo_core.metrics import mpjpe_mm, smoothness_mm
 from svimo_core.motion import HandObjectMotion
 from svimo_core.normalization import MotionNormalizer
 from svimo_core.render import HAND_COLORS, render_motion, render_view
 from svimo_core.rigged import rig_motion
 from svimo_core.tracks import bridge
+from svimo_train.metrics import mpjpe_mm, smoothness_mm
 from tests.helpers.moving_hands import motion as moving_hands
 from tests.helpers.read_glb import Glb
 

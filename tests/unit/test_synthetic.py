@@ -5,8 +5,9 @@ import cv2
 import numpy as np
 import pytest
 
-from svimo_core.data.actions import TEMPO, Style, tool_path
-from svimo_core.data.hands import (
+from svimo_core.motion import HAND_BONES, HandObjectMotion
+from svimo_train.data.actions import TEMPO, Style, tool_path
+from svimo_train.data.hands import (
     DIGIT_RADII,
     FLEXION_LIMITS,
     RELAXED,
@@ -15,10 +16,10 @@ from svimo_core.data.hands import (
     skin,
     skin_faces,
 )
-from svimo_core.data.raster import coverage, draw_meshes
-from svimo_core.data.scene import Change, Scene, make_scene
-from svimo_core.data.shapes import surface_points
-from svimo_core.data.synthetic import (
+from svimo_train.data.raster import coverage, draw_meshes
+from svimo_train.data.scene import Change, Scene, make_scene
+from svimo_train.data.shapes import surface_points
+from svimo_train.data.synthetic import (
     VARIED_TARGET,
     VARIED_TOOL,
     VARIED_VESSEL,
@@ -26,10 +27,9 @@ from svimo_core.data.synthetic import (
     generate_motion,
     main,
 )
-from svimo_core.data.targets import TARGETS
-from svimo_core.data.tools import TOOLS, stretched
-from svimo_core.data.words import HELD_OUT, HELD_OUT_SHARE, TEST_SHARE, TRIPLETS, Triplet, triplet_weights
-from svimo_core.motion import HAND_BONES, HandObjectMotion
+from svimo_train.data.targets import TARGETS
+from svimo_train.data.tools import TOOLS, stretched
+from svimo_train.data.words import HELD_OUT, HELD_OUT_SHARE, TEST_SHARE, TRIPLETS, Triplet, triplet_weights
 
 SMALL = dict(frames=5, height=48, width=72)
 

@@ -23,27 +23,27 @@ from transformers import PreTrainedTokenizerFast
 
 from svimo_core.checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
 from svimo_core.config import COGVIDEOX_5B_I2V, TINY
-from svimo_core.data.synthetic import generate_motion
 from svimo_core.model.interaction import InteractionModel
 from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion, split_streams
 from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
 from svimo_core.sampling.painter import MotionPainter, QuickPainter
 from svimo_core.sampling.reader import MotionReader
 from svimo_core.schedule import NoiseSchedule, StepLevels, ddim_step
-from svimo_core.train import ablation
-from svimo_core.train.clips import Clip, ClipFolder, write_clip
-from svimo_core.train.clips import main as write_clips
-from svimo_core.train.objectives import (
+from svimo_train import ablation
+from svimo_train.clips import Clip, ClipFolder, write_clip
+from svimo_train.clips import main as write_clips
+from svimo_train.data.synthetic import generate_motion
+from svimo_train.objectives import (
     DISTANCE_UNIT,
     chamfer,
     denoising_loss,
     distances,
     interaction_loss,
 )
-from svimo_core.train.settings import InteractionObjective, JointObjective, Phase, Shape, TrainConfig
-from svimo_core.train.stages import AlignmentStage, InteractionStage, JointStage, ReadingLoss, draw_timesteps
-from svimo_core.train.text import with_unknown_words
-from svimo_core.train.trainer import (
+from svimo_train.settings import InteractionObjective, JointObjective, Phase, Shape, TrainConfig
+from svimo_train.stages import AlignmentStage, InteractionStage, JointStage, ReadingLoss, draw_timesteps
+from svimo_train.text import with_unknown_words
+from svimo_train.trainer import (
     CHECKPOINT,
     LOG,
     STATE,
@@ -144,7 +144,7 @@ def test_v_weighting_is_the_error_of_the_velocity(config):
 
 @pytest.mark.parametrize("stage", ["vae", "interaction", "backbone", "joint", "alignment"])
 def test_a_clip_can_be_learned_by_heart(settings, stage, clips, monkeypatch):
-    monkeypatch.setattr("svimo_core.train.sheets.SAMPLING_STEPS", 3)
+    monkeypatch.setattr("svimo_train.sheets.SAMPLING_STEPS", 3)
     (clips / "clip-1.npz").unlink()
     joint = replace(settings.joint, text_dropout=0.0, image_dropout=0.0, guidance_dropout=0.0)
     config = replace(
@@ -511,9 +511,9 @@ def test_alignment_learns_from_what_the_sampler_reads_first(settings, monkeypatc
     monkeypatch.setattr(
         MotionReader, "read", lambda self, *z: readings.append(read(self, *z)) or readings[-1]
     )
-    monkeypatch.setattr("svimo_core.train.stages.NEARER_SHARE", 0.0)
+    monkeypatch.setattr("svimo_train.stages.NEARER_SHARE", 0.0)
     loss, terms = stage(batch, step_generator(0, 0, 0, 0))
-    monkeypatch.setattr("svimo_core.train.stages.NEARER_SHARE", 1.0)
+    monkeypatch.setattr("svimo_train.stages.NEARER_SHARE", 1.0)
     stage(batch, step_generator(0, 0, 0, 0))
     (_, _, _, time, _, guidance), _ = seen
     assert (time == 999).all()
@@ -545,7 +545,7 @@ def test_full_disk_stops_with_the_last_checkpoint(settings, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("svimo_core.train.trainer.save_checkpoint", full)
+    monkeypatch.setattr("svimo_train.trainer.save_checkpoint", full)
     with pytest.raises(TrainingStopped, match=r"No space left.*after step 2 in .* is good"):
         train(settings)
     assert (settings.output / CHECKPOINT).read_bytes() == before
@@ -559,7 +559,7 @@ def test_broken_clip_is_named(settings, clips):
 
 
 def test_folder_without_clips_says_how_to_fill_it(tmp_path):
-    with pytest.raises(ValueError, match=r"python -m svimo_core\.train\.clips"):
+    with pytest.raises(ValueError, match=r"python -m svimo_train\.clips"):
         ClipFolder(tmp_path)
 
 
@@ -677,7 +677,7 @@ def test_all_processes_stop_after_the_same_step(settings, tmp_path):
     config.write_text(json.dumps(replace(settings, phases=(phase(10_000),), save_every=10_000).to_dict()))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     process = subprocess.Popen(
-        [*launch, "-m", "svimo_core.train", "--config", str(config)],
+        [*launch, "-m", "svimo_train", "--config", str(config)],
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         stderr=subprocess.PIPE,
@@ -758,7 +758,7 @@ def test_loss_curve(settings):
 
 
 def test_committed_configurations_are_complete():
-    files = sorted((Path(__file__).parents[2] / "svimo_core" / "train" / "configs").glob("*.json"))
+    files = sorted((Path(__file__).parents[2] / "svimo_train" / "configs").glob("*.json"))
     assert files
     for file in files:
         config = TrainConfig.load(file)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..motion import Camera
+from svimo_core.motion import Camera
+
 from .actions import Style, smoothstep, tool_path, typical_poses
 from .hands import PALM_HALF_THICKNESS, RELAXED, HandPlacement, HandPose, close_hand, hand_joints
 from .shapes import surface_points

@@ -1,6 +1,6 @@
 """The paper's ablation (Table 3): the same training with parts of the closed loop left out, and what that costs.
 
-    python -m svimo_core.train.ablation --config svimo_core/train/configs/tiny-ablation.json --out output/train/ablation
+    python -m svimo_train.ablation --config svimo_train/configs/tiny-ablation.json --out output/train/ablation
 
 Every variant and seed starts from the same checkpoints (an MM-DiT that was trained without VID, and VID's warm-up),
 learns from the same clips for the same number of steps, and is evaluated on the same clips. Runs that are done are
@@ -20,11 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluate import evaluate, evaluation_clips
-from ..files import whole_file
-from ..judges import Judges
-from ..sampling.guidance import FeedbackOptions
-from ..sampling.pipeline import SViMo
+from svimo_core.files import whole_file
+from svimo_core.sampling.guidance import FeedbackOptions
+from svimo_core.sampling.pipeline import SViMo
+
+from .evaluate import evaluate, evaluation_clips
+from .judges import Judges
 from .settings import TrainConfig
 from .trainer import TrainingStopped, train
 
@@ -93,7 +94,7 @@ def table(results: dict[str, dict[str, dict]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """0 when every variant is done; 1 with a message on stderr when it cannot go on."""
     parser = argparse.ArgumentParser(
-        prog="python -m svimo_core.train.ablation", description=__doc__.split("\n")[0]
+        prog="python -m svimo_train.ablation", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--config", type=Path, required=True, help="of a joint stage")
     parser.add_argument("--out", type=Path, required=True)

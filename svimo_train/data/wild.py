@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..motion import Camera, HandObjectMotion
+from svimo_core.motion import Camera, HandObjectMotion
+
 from .synthetic import generate_motion
 
 WILD_SHARE = 0.5

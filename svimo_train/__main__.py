@@ -1,4 +1,4 @@
-"""`python -m svimo_core.train --config FILE`: train one stage of a model, or go on with it."""
+"""`python -m svimo_train --config FILE`: train one stage of a model, or go on with it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .trainer import TrainingStopped, train
 def main(arguments: list[str] | None = None) -> int:
     """0 when the stage is complete; 1 with a message on stderr when it cannot go on."""
     parser = argparse.ArgumentParser(
-        prog="python -m svimo_core.train",
+        prog="python -m svimo_train",
         description="Train one stage of a model. Run the same command again to go on after a stop.",
     )
-    parser.add_argument("--config", type=Path, required=True, help="JSON file; see svimo_core/train/configs")
+    parser.add_argument("--config", type=Path, required=True, help="JSON file; see svimo_train/configs")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=JSON", help="change a field of the file"
     )

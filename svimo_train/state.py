@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import whole_file
+from svimo_core.files import whole_file
 
 
 class EMA:

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..config import ClipSize
-from ..files import whole_file
-from ..model.vae import VideoVAE
-from ..render import render_motion
-from ..sampling.pipeline import SViMo, encode_image, to_uint8
+from svimo_core.config import ClipSize
+from svimo_core.files import whole_file
+from svimo_core.model.vae import VideoVAE
+from svimo_core.render import render_motion
+from svimo_core.sampling.pipeline import SViMo, encode_image, to_uint8
+
 from .clips import ClipFolder, resize_video
 from .drawing import DrawingPool
 from .latents import LatentCache

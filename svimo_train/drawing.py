@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..data.wild import AWAY, MOST_OBJECTS, wild_motion
-from ..files import whole_file
-from ..model.vae import VideoVAE
-from ..motion import HandObjectMotion
-from ..rasterize import NUM_JOINTS, Rasterizer
-from ..render import render_motion
+from svimo_core.files import whole_file
+from svimo_core.model.vae import VideoVAE
+from svimo_core.motion import HandObjectMotion
+from svimo_core.rasterize import NUM_JOINTS, Rasterizer
+from svimo_core.render import render_motion
+
+from .data.wild import AWAY, MOST_OBJECTS, wild_motion
 from .latents import fingerprint
 from .settings import Batch, Shape, TrainConfig
 

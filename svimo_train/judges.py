@@ -2,7 +2,7 @@
 
 FID is the Frechet distance between codes of an interaction autoencoder trained on true motions (paper section 4.1).
 Prompt obedience is the share of generated motions in which the classifier sees the action that the prompt asked for; it
-needs no reference. Both are trained by `python -m svimo_core.train.judges`.
+needs no reference. Both are trained by `python -m svimo_train.judge_training`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.nn import (
     Linear,
 )  # judges never run inside ComfyUI, whose layers they need not take
 
-from .motion import HAND_NAMES, JOINTS_PER_HAND, HandObjectMotion
-from .weights import fill, open_weights, write_weights
+from svimo_core.motion import HAND_NAMES, JOINTS_PER_HAND, HandObjectMotion
+from svimo_core.weights import fill, open_weights, write_weights
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "judges.safetensors"
 FORMAT = "svimo-judges"
@@ -151,7 +151,7 @@ class Judges:
 
     @torch.inference_mode()
     def codes(self, motions: Sequence[HandObjectMotion]) -> np.ndarray:
-        """Motions x CODE, for :func:`svimo_core.metrics.frechet_distance`."""
+        """Motions x CODE, for :func:`svimo_train.metrics.frechet_distance`."""
         return np.concatenate([self.autoencoder.encode(_batch(motion)).numpy() for motion in motions])
 
     @torch.inference_mode()
@@ -189,7 +189,7 @@ class Judges:
         tensors, metadata = open_weights(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(
-                f"{Path(path).name} does not hold motion judges; make some: python -m svimo_core.train.judges"
+                f"{Path(path).name} does not hold motion judges; make some: python -m svimo_train.judge_training"
             )
         with torch.device("meta"):
             judges = cls.new(json.loads(metadata["actions"]))

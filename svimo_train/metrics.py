@@ -9,8 +9,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from .motion import HandObjectMotion
-from .render import MOTION_STYLE, render_motion
+from svimo_core.motion import HandObjectMotion
+from svimo_core.render import MOTION_STYLE, render_motion
 
 MOVING = 12
 """A pixel moves where a channel differs by more than this (of 255) from the first frame: above compression noise."""

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import ClipSize
-from ..files import whole_file
-from ..model.vae import VideoVAE
-from ..render import render_motion
-from ..sampling.pipeline import SViMo, encode_image
+from svimo_core.config import ClipSize
+from svimo_core.files import whole_file
+from svimo_core.model.vae import VideoVAE
+from svimo_core.render import render_motion
+from svimo_core.sampling.pipeline import SViMo, encode_image
+
 from .clips import ClipFolder, resize_video
 from .settings import Shape
 

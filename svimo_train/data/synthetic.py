@@ -4,7 +4,7 @@ The right hand grips a tool and the left one steadies the target. Each clip is d
 colours, table, light, camera and timing. It comes as RGB video with its 3D motion and camera, so that a model that
 learns from it can be judged against the truth. Write some to look at:
 
-    python -m svimo_core.data.synthetic --out clips --count 8
+    python -m svimo_train.data.synthetic --out clips --count 8
 
 Read on in words (what may happen), scene (how it moves), film (how it looks).
 """
@@ -20,8 +20,9 @@ from string import ascii_lowercase
 import cv2
 import numpy as np
 
-from ..motion import HandObjectMotion
-from ..render import render_motion
+from svimo_core.motion import HandObjectMotion
+from svimo_core.render import render_motion
+
 from .film import film
 from .scene import Change, Scene, View, make_scene, make_view
 from .targets import TARGETS
@@ -216,7 +217,7 @@ def write_video(path: Path, video: np.ndarray, fps: float) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Write clips as asked on the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m svimo_core.data.synthetic", description="Write synthetic clips."
+        prog="python -m svimo_train.data.synthetic", description="Write synthetic clips."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the clips, made if missing")
     parser.add_argument("--count", type=int, default=8)

@@ -3,7 +3,7 @@
 The video is N x H x W x 3 uint8 RGB and the motion is :class:`~svimo_core.motion.HandObjectMotion`, whose prompt is the
 clip's. Any data set in this form can be trained on. Fill a folder from the synthetic world:
 
-    python -m svimo_core.train.clips --out FOLDER --count 600
+    python -m svimo_train.clips --out FOLDER --count 600
 
 A clip may have its first frame only, as a video of one frame beside the whole motion: a tenth of the work, and enough
 for `tiny-loop.json`.
@@ -22,10 +22,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ..config import PRESETS
-from ..data.synthetic import generate_clip, generate_motion
-from ..files import whole_file
-from ..motion import HandObjectMotion
+from svimo_core.config import PRESETS
+from svimo_core.files import whole_file
+from svimo_core.motion import HandObjectMotion
+
+from .data.synthetic import generate_clip, generate_motion
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class ClipFolder:
         self.names = sorted(path.stem for path in self.folder.glob("*.npz"))
         if not self.names:
             raise ValueError(
-                f"no clips in {self.folder}: fill it with `python -m svimo_core.train.clips --out {self.folder}`"
+                f"no clips in {self.folder}: fill it with `python -m svimo_train.clips --out {self.folder}`"
             )
 
     def __len__(self) -> int:
@@ -136,7 +137,7 @@ def write_clip(folder: Path, name: str, clip: Clip) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Fill a folder with synthetic training clips; those already there are kept."""
-    parser = argparse.ArgumentParser(prog="python -m svimo_core.train.clips", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m svimo_train.clips", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--first", type=int, default=0, help="seed of the first clip")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import PRESETS
+from svimo_core.config import PRESETS
 
 STAGES = ("vae", "interaction", "backbone", "joint", "alignment", "drawing")
 Batch = dict[str, Any]
@@ -141,7 +141,7 @@ class TrainConfig:
     sampler's readings against the reference image, of a model that is trained otherwise) or "drawing" (the drawing
     encoder of a trained VAE)."""
     clips: Path
-    """Folder of clips (:mod:`svimo_core.train.clips`). The drawing encoder needs none: its random motions and their
+    """Folder of clips (:mod:`svimo_train.clips`). The drawing encoder needs none: its random motions and their
     latents are kept there."""
     held_out: Path | None = None
     """Folder of clips that the sheets show; None shows the first training clips."""

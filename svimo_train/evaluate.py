@@ -1,6 +1,6 @@
 """How good is a model? Generate clips that it never saw from their first frames, and measure them against the truth.
 
-    python -m svimo_core.evaluate --checkpoint assets/models/svimo-tiny.safetensors --seed 0 --count 64
+    python -m svimo_train.evaluate --checkpoint assets/models/svimo-tiny.safetensors --seed 0 --count 64
 
 The clips come from the synthetic world and from the seed alone; their numbers lie far beyond those of training clips.
 Everything is measured a second time with the loop open (`feedback_off`), and beside baselines that know less:
@@ -30,10 +30,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .config import SViMoConfig
+from svimo_core.config import SViMoConfig
+from svimo_core.files import whole_file
+from svimo_core.motion import HandObjectMotion
+from svimo_core.render import render_motion
+from svimo_core.sampling.guidance import FeedbackOptions
+from svimo_core.sampling.pipeline import Generation, SViMo, generate, to_uint8
+
 from .data.synthetic import Clip, generate_clip, generate_motion
 from .data.words import HELD_OUT, SPLITS, Triplet, triplet_weights
-from .files import whole_file
 from .judges import Judges
 from .metrics import (
     chamfer_mm2,
@@ -45,10 +50,6 @@ from .metrics import (
     smoothness_mm,
     ssim,
 )
-from .motion import HandObjectMotion
-from .render import render_motion
-from .sampling.guidance import FeedbackOptions
-from .sampling.pipeline import Generation, SViMo, generate, to_uint8
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ COLUMNS = {
     "psnr_moving_db": "moving",
     "ssim": "SSIM",
 }
-"""What is measured (:mod:`svimo_core.metrics`), and its heading in the table."""
+"""What is measured (:mod:`svimo_train.metrics`), and its heading in the table."""
 
 
 def evaluation_clips(seed: int, count: int, split: str, config: SViMoConfig) -> list[Clip]:
@@ -332,7 +333,7 @@ def _mean(values) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """0 when done; 1 with a message on stderr when it cannot be."""
     parser = argparse.ArgumentParser(
-        prog="python -m svimo_core.evaluate",
+        prog="python -m svimo_train.evaluate",
         description="Generate clips that the model never saw, and measure them.",
     )
     default = Path(__file__).resolve().parents[1] / "assets" / "models" / "svimo-tiny.safetensors"

@@ -18,15 +18,16 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import SViMoConfig
-from ..model.interaction import InteractionModel
-from ..model.text import TextEncoder
-from ..model.vae import VideoVAE, fit_preview
-from ..normalization import MotionNormalizer
-from ..render import render_motion
-from ..sampling.painter import MotionPainter, QuickPainter
-from ..sampling.reader import MotionReader, Reading
-from ..schedule import NoiseSchedule
+from svimo_core.config import SViMoConfig
+from svimo_core.model.interaction import InteractionModel
+from svimo_core.model.text import TextEncoder
+from svimo_core.model.vae import VideoVAE, fit_preview
+from svimo_core.normalization import MotionNormalizer
+from svimo_core.render import render_motion
+from svimo_core.sampling.painter import MotionPainter, QuickPainter
+from svimo_core.sampling.reader import MotionReader, Reading
+from svimo_core.schedule import NoiseSchedule
+
 from .clips import Clip, ClipFolder
 from .drawing import DrawingStage
 from .latents import LatentCache, SampledLatents

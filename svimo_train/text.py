@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
-from ..model.text import TextEncoder
+from svimo_core.model.text import TextEncoder
+
 from .clips import ClipFolder
 from .settings import TrainConfig
 

@@ -1,6 +1,6 @@
 """Train the judges of 3D motion on the synthetic world, and check the classifier on clips of the test split.
 
-    python -m svimo_core.train.judges --out assets/judges.safetensors
+    python -m svimo_train.judge_training --out assets/judges.safetensors
 
 Two to three minutes on one core.
 """
@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.synthetic import generate_motion
-from ..data.targets import TARGETS
-from ..data.tools import TOOLS
-from ..data.words import ACTIONS, Triplet
-from ..judges import HAND_VALUES, NOTHING, SHIPPED, Judges, motion_features
-from ..motion import HandObjectMotion
+from svimo_core.motion import HandObjectMotion
+
+from .data.synthetic import generate_motion
+from .data.targets import TARGETS
+from .data.tools import TOOLS
+from .data.words import ACTIONS, Triplet
+from .judges import HAND_VALUES, NOTHING, SHIPPED, Judges, motion_features
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def _fit(name: str, network: nn.Module, loss, batches: Iterator[tuple[Tensor, Te
 def main(arguments: list[str] | None = None) -> None:
     """Train, check and save as asked on the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m svimo_core.train.judges", description=__doc__.split("\n")[0]
+        prog="python -m svimo_train.judge_training", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--out", type=Path, default=SHIPPED)
     parser.add_argument("--clips", type=int, default=1500, help="of each length")

@@ -25,11 +25,12 @@ from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
-from ..checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
-from ..config import PRESETS, SViMoConfig
-from ..model.alignment import ImageAlignment, start_without_corrections
-from ..model.mmdit import split_streams, start_from_nothing
-from ..normalization import MotionNormalizer
+from svimo_core.checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
+from svimo_core.config import PRESETS, SViMoConfig
+from svimo_core.model.alignment import ImageAlignment, start_without_corrections
+from svimo_core.model.mmdit import split_streams, start_from_nothing
+from svimo_core.normalization import MotionNormalizer
+
 from .clips import ClipFolder
 from .drawing import DrawingPool, DrawingStage
 from .settings import Shape, TrainConfig

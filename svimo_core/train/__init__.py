@@ -1,1 +1,0 @@
-"""Training: of SViMo itself, and of the networks that judge its motion."""
