@@ -215,6 +215,8 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
             weights = dict(split_streams(parts["backbone"].state_dict().items(), size.backbone))
             parts["backbone"] = init_part(size, "backbone", config.seed).requires_grad_(False)
             parts["backbone"].load_state_dict(weights)
+    if config.stage in ("backbone", "joint") and not _uses_position_table(size, config):
+        size = _without_position_table(size, parts.get("backbone"))
     provenance = dict(header.provenance) if header is not None else {}
     if config.init_interaction is not None:
         other = read_header(config.init_interaction)
@@ -248,6 +250,28 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
         preview=header.preview if header is not None else None,
         provenance=provenance,
     )
+
+
+def _uses_position_table(size: SViMoConfig, config: TrainConfig) -> bool:
+    """Whether any clip of a run has the grid for which the MM-DiT has learned positions."""
+    if size.backbone.position_table is None:
+        return True
+    grids = set()
+    for shape in (shape for phase in config.phases for shape in phase.shapes):
+        _, t, h, w = size.vae.latent_shape(shape.frames, shape.height, shape.width)
+        grids.add((t, h // size.backbone.patch_size, w // size.backbone.patch_size))
+    return tuple(size.backbone.position_table) in grids
+
+
+def _without_position_table(size: SViMoConfig, backbone: nn.Module | None) -> SViMoConfig:
+    """A model whose learned positions would never be used nor trained: off its grid it does without them anyway, and
+    processes that share gradients wait for each weight's."""
+    size = replace(size, backbone=replace(size.backbone, position_table=None))
+    if backbone is not None:
+        del backbone.patch_embed.position_table
+        backbone.config = backbone.patch_embed.config = size.backbone
+    log.info("no clip has the grid of the position table, so the model goes on without it")
+    return size
 
 
 def load_vae(config: TrainConfig) -> SimpleNamespace:

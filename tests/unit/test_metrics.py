@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from svimo_train import metrics
 from svimo_core.motion import Camera, HandObjectMotion
 from svimo_core.render import render_motion
+from svimo_train import metrics
 from svimo_train.data.synthetic import generate_motion
 
 

@@ -701,6 +701,44 @@ def test_all_processes_stop_after_the_same_step(settings, tmp_path):
         assert int(state.metadata()["step"]) == len(logged(settings))
 
 
+@pytest.fixture
+def with_table(config, parts, normalizer, tmp_path) -> Path:
+    """A model that has learned positions for five frames of 16 x 32, as CogVideoX has them for one size."""
+    size = replace(config, backbone=replace(config.backbone, position_table=(2, 1, 2)))
+    backbone = init_part(size, "backbone", 0)
+    path = tmp_path / "table.safetensors"
+    save_checkpoint(path, size, parts | {"backbone": backbone}, normalizer)
+    return path
+
+
+def test_a_position_table_that_is_never_used_is_left_out(settings, with_table):
+    run = replace(settings, init=with_table, stage="joint", phases=(phase(1),), sheet_every=0)
+    header = read_header(train(run))
+    assert header.config.backbone.position_table is None
+    before, after = (load_part(read_header(p), "backbone").state_dict() for p in (with_table, train(run)))
+    assert before.keys() - after.keys() == {"patch_embed.position_table.weight"}
+    on_its_grid = Phase(steps=1, shapes=(Shape(frames=5, height=16, width=32, batch_size=1),))
+    model = load_model(replace(run, phases=(phase(1), on_its_grid)), ClipFolder(settings.clips))
+    assert tuple(model.config.backbone.position_table) == (2, 1, 2)
+
+
+def test_two_processes_train_a_model_with_a_position_table(settings, with_table, tmp_path):
+    """Off its grid the table gets no gradient, for which the processes would wait."""
+    run = replace(settings, init=with_table, stage="joint", phases=(phase(2),), sheet_every=0)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(run.to_dict()))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*launch, "-m", "svimo_train", "--config", str(config)],
+        env=environment,
+        cwd=ROOT,
+        check=True,
+        timeout=120,
+    )
+    assert len(logged(run)) == 2
+
+
 def test_ablation_trains_evaluates_and_goes_on(settings, tmp_path, capsys):
     config, out = tmp_path / "config.json", tmp_path / "ablation"
     config.write_text(json.dumps(replace(settings, phases=(phase(4),)).to_dict()))
