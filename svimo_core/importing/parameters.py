@@ -16,13 +16,13 @@ from scipy.spatial.transform import Rotation
 
 from ..mano import NUM_BETAS, WHERE_TO_GET, ManoModel, hand_joints, left_shape, with_left_shape
 from ..mano.model import LEFT_SHAPES, NUM_JOINTS, POSE_SIZE
-from ..motion import HAND_NAMES, JOINTS_PER_HAND, Camera
+from ..motion import HAND_NAMES, JOINTS_PER_HAND
+from .arrays import ALIASES, find_arrays
 from .found import FoundMotion
+from .orders import OPENPOSE
 
 MEANS = ("auto", "flat", "relaxed")
 """What fingers of zeros are: a flat hand, or the file's mean pose, `hands_mean`, to which all others are added."""
-MAX_FRAMES = 1_000_000
-"""A frame number beyond is a mistake, not nine hours of video."""
 MIRROR = np.array([-1.0, 1.0, 1.0])
 TURNS = np.array([1.0, -1.0, -1.0])
 """What the mirror does to a rotation vector."""
@@ -188,9 +188,12 @@ FIELDS = ("pose", "orient", "transl", "betas")
 HAND_COLUMNS = ("right", "is_right")
 LEFT_COLUMN = "left_shapedirs"
 """What save_mano calls the left hand's shape convention."""
-FRAME_COLUMNS = ("frame", "frame_id", "frame_idx")
-FOCAL_COLUMNS = ("scaled_focal_length", "wilor_preds_scaled_focal_length", "focal_length")
-SIZE_COLUMNS = ("img_size", "image_size")
+DETECTION_COLUMNS = {
+    "frame": ALIASES["frame"],
+    "focal_length": (*ALIASES["focal_length"], "wilor_preds_scaled_focal_length"),
+    "image_size": ALIASES["image_size"],
+    "fps": ALIASES["fps"],
+}
 SIDE_COLUMNS = ("mano_side", "mano_sides", "side")
 
 
@@ -243,12 +246,16 @@ def find_parameters(
             "<side>_trans and <side>_betas"
         )
     reader = _Reader(name, columns, layout, models, mean, left, [*_about(layout), *notes])
-    hands = reader.detections() if layout.detections else reader.hands(side)
+    if layout.detections:
+        found = find_arrays(name, reader.detections(), OPENPOSE)
+        notes = (*reader.notes, *found.notes)
+        return replace(found, order=OPENPOSE, metres_per_unit=1.0, notes=tuple(dict.fromkeys(notes)))
     return FoundMotion(
         name=name,
-        hands=hands * layout.axes,
+        hands=reader.hands(side) * layout.axes,
         fps=reader.single("fps"),
-        camera=reader.camera() if layout.detections else None,
+        order=OPENPOSE,
+        metres_per_unit=1.0,
         seen_by_camera=not layout.world,
         notes=tuple(dict.fromkeys(reader.notes)),
     )
@@ -399,8 +406,8 @@ class _Reader:
                 self.notes.append(f"There is no {hand} hand.")
         return np.stack([by_side.get(hand, absent) for hand in HAND_NAMES], axis=1)
 
-    def detections(self) -> np.ndarray:
-        """N x 2 x 21 x 3 from arrays with one row per detected hand."""
+    def detections(self) -> dict[str, np.ndarray]:
+        """The joints of arrays with one row per detected hand, as :func:`find_arrays` reads them."""
         rows = len(self._rows(_name(self.columns, self.layout.pose)))
         is_right = self._flags(_name(self.columns, HAND_COLUMNS), rows)
         joints, matrices = self._joints(self._model("right"), "", ~is_right)
@@ -409,40 +416,16 @@ class _Reader:
             if matrices
             else "Rotation vectors of left hands are taken as a left hand's own, as WiLoR-mini writes them."
         )
-        key = _name(self.columns, FRAME_COLUMNS)
-        frame = self._array(key).ravel() if key else np.arange(len(joints), dtype=np.float64)
-        if not key:
+        arrays = {
+            "frame": np.arange(len(joints)),
+            "is_right": is_right.astype(float),
+            "pred_keypoints_3d": joints - joints[:, :1],
+            "pred_cam_t_full": joints[:, 0],
+        }
+        found = {thing: _name(self.columns, names) for thing, names in DETECTION_COLUMNS.items()}
+        if not found["frame"]:
             self.notes.append("Rows do not say their frame: each was taken as the next one.")
-        if len(frame) != len(joints) or not ((frame >= 0) & (frame < MAX_FRAMES) & (frame % 1 == 0)).all():
-            raise ValueError(
-                f"{self.name}: {key} should have a whole number from 0 to {MAX_FRAMES:,} for each of {len(joints)} "
-                f"rows, got {len(frame)}: {_some(frame)}"
-            )
-        frame, side_of_row = frame.astype(int), is_right.astype(int)
-        pairs, counts = np.unique(np.stack([frame, side_of_row]), axis=1, return_counts=True)
-        if counts.max() > 1:
-            number, side = pairs[:, np.argmax(counts > 1)]
-            raise ValueError(
-                f"{self.name} has {counts.max()} detections of the {HAND_NAMES[side]} hand in frame {number}: keep the "
-                "best"
-            )
-        hands = np.full((frame.max() + 1, 2, JOINTS_PER_HAND, 3), np.nan)
-        hands[frame, side_of_row] = joints
-        return hands
-
-    def camera(self) -> Camera | None:
-        """The camera of a tracker's detections, whose lens is its own guess."""
-        size = _name(self.columns, SIZE_COLUMNS)
-        focal = self.single(*FOCAL_COLUMNS)
-        if size is None or focal is None:
-            return None
-        sizes = np.unique(np.atleast_2d(self._array(size)), axis=0)
-        if sizes.shape != (1, 2) or not (sizes >= 1).all():
-            raise ValueError(
-                f"{self.name}: {size} should be one width and height for the whole clip, got {_some(sizes.tolist())}"
-            )
-        width, height = (int(value) for value in sizes[0])
-        return Camera(fx=focal, fy=focal, cx=width / 2, cy=height / 2, width=width, height=height)
+        return arrays | {thing: self._array(key) for thing, key in found.items() if key}
 
     def single(self, *names: str) -> float | None:
         """A number that holds for the whole clip, however often it is repeated."""

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from ..files import whole_file
 from ..hand_rig import HandAnimation, HandRig, check_hand, palm_alignment
 from ..motion import JOINTS_PER_HAND
+from ..tracks import bridge
 from .model import (
     FROM_MANO,
     NUM_BETAS,
@@ -154,7 +155,7 @@ def fit_mano(
         )
     seen = np.flatnonzero(present)
     span = slice(seen[0], seen[-1] + 1)
-    filled = check_hand(_bridged(joints, present), model.side)[span]
+    filled = check_hand(bridge(joints, present), model.side)[span]
 
     problem = _Problem(filled, present[span], model, fps, smoothness)
     state = _settle(problem, steps, on_progress or (lambda done, total: None))
@@ -460,14 +461,6 @@ def _banded(bands: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 # Frames without a hand
-
-
-def _bridged(joints: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Joints, N x 21 x 3, with straight lines across the frames that have none."""
-    frames = np.arange(len(joints))
-    columns = joints.reshape(len(joints), -1).T
-    lines = [np.interp(frames, frames[present], column[present]) for column in columns]
-    return np.where(present[:, None, None], joints, np.stack(lines, axis=1).reshape(joints.shape))
 
 
 def _turned_between(rotations: np.ndarray, frames: np.ndarray) -> np.ndarray:
