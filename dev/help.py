@@ -134,10 +134,12 @@ ADVICE = {
 - **HaMeR, WiLoR**: one `.npz` with a row per detection: `frame`, `right`, `pred_keypoints_3d`, `pred_cam_t_full`,
   `scaled_focal_length`, `img_size`; or their `pred_mano_params`. Set `fps`, and a `max_gap` of a few frames.
 - **MediaPipe**: the results of a video as JSON, a list with an entry per frame; its world landmarks are read. They
-  do not know where a hand is: set `distance`, about 0.5. Hands of a mirrored selfie: `sides` mirror.
-- **Blender**: BVH as it is exported. Arrays in Blender's world axes: `up` +z, `forward` +y.
+  do not know where a hand is: set `distance`, about 0.5. Its left and right are those of a mirrored selfie: for any
+  other picture set `sides` to swap, and for one that was mirrored for it, to mirror.
+- **Blender**: `up` +z and `forward` +y, for BVH that it exports as for arrays in its world axes.
 - **Mixamo, Unity, Unreal, VRM, Rokoko, Xsens, MakeHuman, Rigify**: BVH of the body or of one hand; bones are found by
-  their names. Set `distance`, about 0.6. Arrays from Unity: `up` +y, `forward` +z, `sides` mirror.
+  their names. Set `distance`, about 0.6 for hands and more for a body that walks; a note says how much. Arrays from
+  Unity: `up` +y, `forward` +z, `sides` mirror.
 - **MANO data sets** (TACO, DexYCB, ARCTIC, HO-3D, InterHand2.6M): pose, shape and translation as `.npz` or `.json`,
   with your own MANO files in `models/svimo/mano`. What zeros and left hands mean is the data set's habit, known for
   these: `mano_mean`, `mano_left`.
@@ -152,6 +154,8 @@ ADVICE = {
 - One or two markers are enough: they are shown as a ball or a rod, which never turns about its own axis. A lost marker
   is filled in from three others.
 - Add several objects by chaining the node, or as several arrays of markers in one .npz.
+- Poses move the mesh's own axes: export the mesh where it was modelled, without its place in the scene. Blender's OBJ
+  and GLB are y up by default: choose forward Y and up Z if the poses are Blender's. The report says size and place.
 """,
     "SViMoPreviewMotion": """
 - `frames` can be saved as a video or laid beside the generated one.
@@ -184,7 +188,7 @@ ADVICE = {
     "SViMoSaveBVH": """
 - Objects have no place in BVH: save them as GLB.
 - With both hands in one file, a root called `hands` stays at the camera, and both wrists move below it.
-- BVH cannot say that a hand is absent: it moves on there, and the node names the frames. GLB hides it.
+- BVH cannot say that a hand is absent: it moves on there, and the node counts the frames. GLB hides it.
 - *Import SViMo Motion* reads the files back, whatever the names.
 """,
     "SViMoOverlayMotion": """

@@ -259,7 +259,7 @@ class SViMoImportMotion(io.ComfyNode):
                     options=[LEAVE, TRIM, *MISSING_HANDS],
                     default=LEAVE,
                     optional=True,
-                    tooltip="Where a hand is absent. leave out: it stays so. trim: to the frames with all hands. hold: as last seen. mirror: as the other hand. park: still, below the picture.",
+                    tooltip="Where a hand is absent. leave out: it stays so. trim: from the first frame with all hands to the last. hold: as last seen. mirror: as the other hand. park: still, below the picture.",
                 ),
                 io.Combo.Input(
                     "mano_mean",

@@ -11,6 +11,7 @@ import numpy as np
 from comfy_api.latest import io
 
 from ..svimo_core.importing.axes import AXES, UNITS, to_camera
+from ..svimo_core.importing.decide import oddities
 from ..svimo_core.importing.objects import (
     LAYOUTS,
     MARKERS,
@@ -218,10 +219,19 @@ class SViMoAddObject(io.ComfyNode):
                 first_frame=first_frame,
             )
             frames, count, _ = thing.points.shape
-            lines.append("; ".join([f"{key}: {count} points, {frames} frames", *thing.notes]))
+            told = [f"{key}: {count} points, {frames} frames, {size_and_place(thing.points)}", *thing.notes]
+            lines.append("; ".join(told))
+        lines += oddities(motion, seen=False)
         report = "\n".join(lines)
         meshes = (meshes or {}) | {key: thing.mesh for key, thing in found.items() if thing.mesh is not None}
         return io.NodeOutput(motion, report, meshes, ui={"text": [report]})
+
+
+def size_and_place(points: np.ndarray) -> str:
+    """How large an object is and where it stands first, for the person who adds it."""
+    size = np.linalg.norm(np.ptp(points[0], axis=0)) * 100
+    x, y, z = (f"{value:.2f}" for value in points[0].mean(axis=0))
+    return f"{size:.3g} cm large, first at ({x}, {y}, {z}) m"
 
 
 def read_objects(

@@ -16,7 +16,7 @@ from .tracks import RigidTrack, bridge, fit_rigid_track
 
 MISSING_HANDS = ("hold", "mirror", "park")
 """Ways to invent a hand where there is none."""
-APART = 0.3
+APART = 0.2
 """Metres between a hand and the one that is invented beside it."""
 
 
@@ -91,9 +91,8 @@ def resample(motion: HandObjectMotion, fps: float) -> HandObjectMotion:
         shape = PchipInterpolator(before, track.to_local(points.astype(np.float64)))(after)
         objects[name] = _from_local(moved, shape)
     hands = CubicSpline(before, _bridged(motion))(after)
-    place = after * motion.fps  # a hand is there where it is on both sides
-    both = np.floor(place + 1e-6).astype(int), np.ceil(place - 1e-6).astype(int)
-    hands[~(motion.present[both[0]] & motion.present[both[1]])] = np.nan
+    nearest = np.floor(after * motion.fps + 0.5 + 1e-6).astype(int).clip(max=len(motion) - 1)
+    hands[~motion.present[nearest]] = np.nan  # a hand is there where it is in the nearest frame
     return dataclasses.replace(motion, hands=hands, objects=objects, fps=fps)
 
 
@@ -130,27 +129,23 @@ def add_missing_hands(motion: HandObjectMotion, how: str) -> HandObjectMotion:
 
     Args:
         motion: unchanged.
-        how: one of :data:`MISSING_HANDS`. "hold": a hand that is there at times stays as it was last seen, or will be
-            seen first. "mirror": a hand that is never there moves as the other one, on its own side. "park": it stands
-            still below the motion, in the other's first pose. Both hold the gaps of a hand that is there at times.
+        how: one of :data:`MISSING_HANDS`. "hold": a hand that is there at times stays as it was last seen, or will
+            be seen first; one that is never there stays absent. "mirror": that one moves as the other, on its own
+            side. "park": it stands still below the motion, in the other's first pose. Both hold gaps, too.
 
     Raises:
-        ValueError: an unknown way, or no hand to start from.
+        ValueError: an unknown way, or no hand at all.
     """
     if how not in MISSING_HANDS:
         raise ValueError(f"missing hands can be added by {', '.join(MISSING_HANDS)}, got {how!r}")
     never = ~motion.present.any(axis=0)
-    if never.all() or (how == "hold" and never.any()):
-        absent = " and ".join(np.array(HAND_NAMES)[never])
-        raise ValueError(
-            f"the {absent} hand is absent from every frame, so there is no pose to {how}"
-            + ("" if never.all() else ": choose mirror or park")
-        )
+    if never.all():
+        raise ValueError(f"no hand is there in any frame, so there is no pose to {how}")
     hands = motion.hands.astype(np.float64)
     for i, present in enumerate(motion.present.T):
         if present.any():
             hands[:, i] = hands[_last_seen(present), i]
-    for i in np.flatnonzero(never):
+    for i in np.flatnonzero(never) if how != "hold" else ():
         other = hands[:, 1 - i]
         outward = -1 if HAND_NAMES[i] == "left" else 1  # the left hand is to the left in the picture
         plane = other[:, 0, 0].mean() + outward * APART / 2
@@ -191,7 +186,7 @@ def place_in_view(motion: HandObjectMotion, distance: float = 0.6) -> HandObject
     if low[2] + shift[2] <= 0:
         raise ValueError(
             f"the motion is {high[2] - low[2]:.3g} m deep, so {distance} m puts some of it behind the camera; "
-            f"choose more than {(high[2] - low[2]) / 2:.3g} m (or scale it: is it in metres?)"
+            f"choose at least {distance_to_see(motion):.2g} m (or scale it: is it in metres?)"
         )
     objects = {name: points + shift for name, points in motion.objects.items()}
     return dataclasses.replace(motion, hands=motion.hands + shift, objects=objects)
@@ -203,6 +198,16 @@ def _bridged(motion: HandObjectMotion) -> np.ndarray:
     for i, present in enumerate(motion.present.T):
         hands[:, i] = bridge(hands[:, i], present) if present.any() else 0
     return hands
+
+
+def distance_to_see(motion: HandObjectMotion) -> float:
+    """Metres from the camera to the middle of a motion from which all of it is in view, and 0.2 m before the camera."""
+    low, high = motion.bounds()
+    width, height, depth = (high - low) / 2
+    camera = motion.camera
+    return depth + max(
+        0.2, width * camera.fx / (0.5 * camera.width), height * camera.fy / (0.5 * camera.height)
+    )
 
 
 def _smooth_line(values: np.ndarray, sigma: float) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,18 +52,27 @@ def plain_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if path.suffix.lower() == ".npz" and not zipfile.is_zipfile(path):
         raise ValueError(f"{path.name} is not a complete .npz archive (it may be truncated): copy it again")
     try:
+        if zipfile.is_zipfile(path):
+            _check_unpacked(path)
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
             return {path.stem: content}
         with content:
             return {name: content[name] for name in content.files}
-    except UNREADABLE as error:
+    except Exception as error:  # a hostile or damaged file can fail in any way; it is one error to the user
+        reason = str(error)[:200] or type(error).__name__
         raise ValueError(
-            f"{path.name} cannot be read as plain arrays ({error or type(error).__name__}): copy it again, or save it "
-            "anew with numpy"
+            f"{path.name} cannot be read as plain arrays ({reason}): copy it again, or save it anew with numpy"
         ) from error
 
 
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, OverflowError,
-              NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)  # fmt: skip
-"""What numpy and zipfile raise at damaged or hostile files."""
+def _check_unpacked(path: Path) -> None:
+    """Refuse a small archive that unpacks to something huge."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > LARGE and size > DENSEST * path.stat().st_size:
+        raise ValueError(f"it would unpack to {size / 2**30:.1f} GB")
+
+
+LARGE, DENSEST = 2**28, 50
+"""Bytes from which an archive is looked at, and how many of them may come out of one."""

@@ -8,8 +8,7 @@ import numpy as np
 
 from ..motion import HAND_NAMES, Camera
 from .found import FoundMotion
-from .orders import INTERHAND, JOINT_COUNTS
-from .sides import guess_side
+from .orders import JOINT_COUNTS
 
 EXPECTED = (
     "expected `hands` (frames x 2 x 21 x 3, left then right), or `left` or `right` or both (frames x 21 x 3 each), or "
@@ -17,8 +16,9 @@ EXPECTED = (
 )
 IMAGE = (624, 416)
 """Width and height in pixels of a motion from elsewhere that does not say."""
-MAX_FRAMES = 1_000_000
-"""Of detections: a frame number beyond is a mistake, not nine hours of video."""
+MAX_FRAMES = 200_000
+"""Of detections: a frame number beyond is a mistake, not two hours of video."""
+MAX_PIXELS = 100_000
 
 ALIASES = {
     "hands": ("hands", "joints", "hand_joints", "joints_3d", "joints3d", "landmarks_3d", "world_landmarks", "xyz"),
@@ -26,6 +26,7 @@ ALIASES = {
     "left": ("left", "left_hand", "left_joints", "joints_left", "left_keypoints", "left_keypoints_3d", "lhand"),
     "right": ("right", "right_hand", "right_joints", "joints_right", "right_keypoints", "right_keypoints_3d", "rhand"),
     "frame": ("frame", "frame_id", "frame_idx", "frame_index", "frame_number", "img_idx"),
+    "frame_count": ("frame_count",),
     "is_right": ("is_right", "right", "handedness"),
     "place": ("pred_cam_t_full", "cam_t_full", "cam_t"),
     "fps": ("fps", "frame_rate", "framerate"),
@@ -73,9 +74,9 @@ class Arrays:
         if values is None:
             return None
         values = np.unique(values)
-        if len(values) != 1 or not values[0] > 0:
+        if len(values) != 1 or not 0 < values[0] < np.inf:
             raise ValueError(
-                f"{self.name}: {self.find(thing)} must be one positive number for the whole clip, got {values}"
+                f"{self.name}: {self.find(thing)} must be one positive number for the whole clip, got {values[:5]}"
             )
         return float(values[0])
 
@@ -93,25 +94,24 @@ class Arrays:
         return sorted(set(self.arrays) - self.used)
 
 
-def find_arrays(name: str, arrays: Mapping[str, np.ndarray], order: str | None = None) -> FoundMotion:
+def find_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> FoundMotion:
     """Hands and objects in any of the expected layouts (see :data:`EXPECTED` and :data:`ALIASES`).
 
     Args:
         name: what to call the file in errors.
         arrays: by name.
-        order: of joints, where it is known; some begin with the right hand.
 
     Raises:
         ValueError: none of these layouts, or arrays that do not fit together.
     """
     source = Arrays(name, arrays)
     camera, notes = _camera(source)
-    origins = None
+    origins, kind = None, {}
     if source.numbers("frame") is not None and _flags(source) is not None and source.find("keypoints"):
         hands, origins, more = _detections(source, camera)
     else:
         source.used.discard(source.find("frame"))
-        hands, more = _hands(source, order)
+        hands, kind, more = _hands(source)
     notes += more
     objects = _objects(source, len(hands))
     fps, prompt = source.single("fps"), source.text("prompt")
@@ -126,26 +126,32 @@ def find_arrays(name: str, arrays: Mapping[str, np.ndarray], order: str | None =
         camera=camera,
         prompt=prompt,
         notes=tuple(notes),
+        **kind,
     )
 
 
-def _hands(source: Arrays, order: str | None) -> tuple[np.ndarray, list[str]]:
-    """Joints, N x 2 x J x 3, of whole clips; NaN where a hand is absent."""
+def _hands(source: Arrays) -> tuple[np.ndarray, dict[str, bool], list[str]]:
+    """Joints, N x 2 x J x 3, of whole clips, NaN where a hand is absent, and what of :class:`FoundMotion` they are."""
     name = source.name
+    if source.find("keypoints") and _flags(source) is not None:
+        raise ValueError(
+            f"{name}: rows of detections need `frame`, the number of the frame of each; {EXPECTED}"
+        )
     sides = {side: _joints(source.numbers(side)) for side in HAND_NAMES if source.find(side)}
     together = None if sides else source.numbers("hands")
+    flat = False
     if together is not None:
         together = _joints(together)
-        if (
-            together.ndim == 3
-            and together.shape[1] % 2 == 0
-            and together.shape[1] // 2 in JOINT_COUNTS.values()
-        ):
+        flat = together.ndim == 3 and together.shape[1] in {2 * count for count in JOINT_COUNTS.values()}
+        if flat:
             together = together.reshape(len(together), 2, -1, 3)
-            if order == INTERHAND:
-                together = together[:, ::-1]
+        if together.shape[:1] == (2,) and together.ndim == 3 and together.shape[1] in JOINT_COUNTS.values():
+            raise ValueError(
+                f"{name}: {together.shape} may be two hands in one frame or one hand in two: name arrays left and right"
+            )
         if together.ndim == 3 and together.shape[1] in JOINT_COUNTS.values():
-            return _one_of_unknown_side(source, together)
+            hands, notes = without_lost(np.stack([np.full_like(together, np.nan), together], axis=1))
+            return hands, {"sideless": True}, notes
     elif sides:
         shapes = [joints.shape for joints in sides.values()]
         if len(set(shapes)) > 1:
@@ -159,29 +165,22 @@ def _hands(source: Arrays, order: str | None) -> tuple[np.ndarray, list[str]]:
     wrong = together.ndim != 4 or together.shape[1] != 2 or together.shape[3] != 3 or not len(together)
     if wrong or together.shape[2] not in JOINT_COUNTS.values():
         raise ValueError(f"{name}: its joints have shape {together.shape}; {EXPECTED}")
-    return without_lost(together)
+    hands, notes = without_lost(together)
+    return hands, {"flat": flat}, notes
 
 
 def _joints(array: np.ndarray) -> np.ndarray:
-    """Joints however they are packed: frames x 63 and x 126 numbers, and rows x 1 x 21 x 3."""
+    """Joints however they are packed: frames x 63 or 126 numbers, rows x 1 x 21 x 3, one frame without its axis."""
+    array = np.atleast_1d(array)
+    if array.ndim == 1 or (
+        array.ndim == 2 and array.shape[1] == 3 and array.shape[0] in JOINT_COUNTS.values()
+    ):
+        array = array[None]
     if array.ndim == 2 and array.shape[1] % 3 == 0:
-        array = array.reshape(len(array), -1, 3)
+        array = array.reshape(len(array), array.shape[1] // 3, 3)
     if array.ndim == 4 and array.shape[1] == 1:
         array = array[:, 0]
     return array
-
-
-def _one_of_unknown_side(source: Arrays, joints: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """One hand, N x J x 3, that has no name."""
-    if joints.shape[1] != JOINT_COUNTS["OpenPose"]:
-        raise ValueError(f"{source.name} has one hand and does not say which: name the array left or right")
-    both, notes = without_lost(np.stack([joints, joints], axis=1))
-    seen = np.isfinite(both[:, 0, 0, 0])
-    if not seen.any():
-        raise ValueError(f"{source.name}: its one hand is there in no frame")
-    side, note = guess_side(source.name, both[seen, 0])
-    both[:, 1 - HAND_NAMES.index(side)] = np.nan
-    return both, [*notes, note]
 
 
 def without_lost(hands: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -209,7 +208,9 @@ def _flags(source: Arrays) -> np.ndarray | None:
     if column.dtype.kind == "U":
         source.used.add(key)
         sides = np.char.lower(column.ravel())
-        return np.where(sides == "right", 1.0, np.where(sides == "left", 0.0, np.nan))
+        return np.where(
+            np.isin(sides, ("right", "r")), 1.0, np.where(np.isin(sides, ("left", "l")), 0.0, np.nan)
+        )
     return None if column.ndim > 2 else source.numbers("is_right").ravel()
 
 
@@ -219,7 +220,7 @@ def _detections(source: Arrays, camera: Camera | None) -> tuple[np.ndarray, np.n
     keypoints = _joints(source.numbers("keypoints"))
     frame, is_right = source.numbers("frame").ravel(), _flags(source)
     place = source.numbers("place")
-    place = np.zeros((len(frame), 3)) if place is None else place.reshape(len(place), -1)
+    place = np.zeros((len(frame), 3)) if place is None else place.reshape(len(np.atleast_1d(place)), -1)
     rows, notes = len(frame), []
     joints = keypoints.shape[1] if keypoints.ndim == 3 else 0
     shapes = (keypoints.shape, is_right.shape, place.shape)
@@ -227,11 +228,12 @@ def _detections(source: Arrays, camera: Camera | None) -> tuple[np.ndarray, np.n
         raise ValueError(f"{name}: rows of different number or shape; {EXPECTED}")
     if not rows or not np.isin(is_right, (0, 1)).all():
         raise ValueError(f"{name}: is_right must be 0 or 1 (or left or right) for each detection; {EXPECTED}")
-    if not np.isfinite(frame).all() or np.ptp(frame) >= MAX_FRAMES or (frame != np.round(frame)).any():
+    if not (np.abs(frame) < 2**53).all() or np.ptp(frame) >= MAX_FRAMES or (frame != np.round(frame)).any():
         raise ValueError(
             f"{name}: frame must count in whole numbers, at most {MAX_FRAMES:,} of them; {EXPECTED}"
         )
-    first = int(frame.min())
+    count = source.single("frame_count")
+    first = 0 if count else int(frame.min())
     if first:
         notes.append(f"Frames are numbered from {first}, where the motion starts.")
     frame, is_right = frame.astype(np.int64) - first, is_right.astype(int)
@@ -250,11 +252,12 @@ def _detections(source: Arrays, camera: Camera | None) -> tuple[np.ndarray, np.n
         # At this distance they look the same through the motion's own camera.
         nearer = camera.fx / focal_length
         place = place * (1, 1, nearer)
-        notes.append(
-            f"The tracker's lens of {focal_length:.0f} pixels became {camera.fx:.0f}, which brings hands "
-            f"{1 / nearer:.1f} times nearer."
-        )
-    hands = np.full((frame.max() + 1, 2, joints, 3), np.nan)
+        if abs(nearer - 1) > 0.01:
+            notes.append(
+                f"The tracker's lens of {focal_length:.0f} pixels became {camera.fx:.0f}, which brings hands "
+                f"{1 / nearer:.1f} times nearer."
+            )
+    hands = np.full((max(frame.max() + 1, int(count or 0)), 2, joints, 3), np.nan)
     origins = np.full((len(hands), 2, 3), np.nan)
     hands[frame, is_right] = keypoints + place[:, None]
     origins[frame, is_right] = place
@@ -273,10 +276,10 @@ def _camera(source: Arrays) -> tuple[Camera | None, list[str]]:
             f"{source.find('intrinsics')} is not used, as image_size (width, height in pixels) is not there."
         ]
     sizes = np.unique(np.atleast_2d(size), axis=0)
-    if sizes.shape != (1, 2) or not (sizes >= 1).all():
+    if sizes.shape != (1, 2) or not ((sizes >= 1) & (sizes < MAX_PIXELS)).all():
         raise ValueError(
             f"{source.name}: {source.find('image_size')} must be one width and height for the whole clip, got "
-            f"{sizes.tolist()}"
+            f"{sizes[:3].tolist()}"
         )
     width, height = (int(side) for side in sizes[0])
     if intrinsics is None:
@@ -314,3 +317,9 @@ def _objects(source: Arrays, frames: int) -> dict[str, np.ndarray]:
                 f"{source.name}: object {name} must be {frames} frames x points x 3, got {points.shape}"
             )
     return objects
+
+
+def has_detected_joints(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether a file of detections has joints themselves, whatever else it has."""
+    source = Arrays("", arrays)
+    return bool(source.find("keypoints") and source.find("frame") and source.find("is_right"))

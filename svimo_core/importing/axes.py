@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-UNITS = {"metres": 1.0, "centimetres": 0.01, "millimetres": 0.001, "inches": 0.0254}
+UNITS = {"metres": 1.0, "decimetres": 0.1, "centimetres": 0.01, "millimetres": 0.001, "inches": 0.0254}
 AXES = {sign + axis: direction * unit
         for sign, direction in (("+", 1), ("-", -1))
         for axis, unit in zip("xyz", np.eye(3, dtype=int), strict=True)}  # fmt: skip
@@ -31,7 +31,14 @@ def to_camera(up: str, forward: str) -> np.ndarray:
     return np.stack([right, -AXES[up], AXES[forward]]).astype(np.float64)
 
 
+USUAL_PALMS = (0.07, 0.12)
+"""For inches, as a very small hand in centimetres comes near a very large one in inches."""
+
+
 def guess_unit(palm: float) -> str | None:
     """The unit in which a palm of this length is a hand's; None if there is none."""
-    low, high = PALMS
-    return next((unit for unit, metres in UNITS.items() if low <= palm * metres <= high), None)
+    for unit, metres in UNITS.items():
+        low, high = USUAL_PALMS if unit == "inches" else PALMS
+        if low <= palm * metres <= high:
+            return unit
+    return None

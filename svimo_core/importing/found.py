@@ -17,6 +17,10 @@ class FoundMotion:
     """What to call the file in errors."""
     hands: np.ndarray
     """Joints, N x 2 x J x 3 (left, right) float64; NaN where a hand is absent. J is 21, or as many as `order` has."""
+    sideless: bool = False
+    """There is one hand, whose side the file does not say; it stands in the right one's place."""
+    flat: bool = False
+    """Both hands came as one row of joints, of which InterHand2.6M has the right one's first."""
     origins: np.ndarray | None = None
     """The points, N x 2 x 3, that a tracker gave the joints of each hand relative to, where it did."""
     objects: dict[str, np.ndarray] = field(default_factory=dict)

@@ -11,14 +11,20 @@ import numpy as np
 
 from ..motion import HAND_NAMES, JOINTS_PER_HAND, NPZ_FORMAT, NPZ_VERSION, Camera, HandObjectMotion
 
-MEDIAPIPE_WORLD = ("worldLandmarks", "world_landmarks", "hand_world_landmarks", "multiHandWorldLandmarks")
-MEDIAPIPE_SIDES = ("handedness", "handednesses", "multiHandedness")
+MEDIAPIPE_FRAMES = ("frames", "results")
+MEDIAPIPE_WORLD = (
+    *("worldLandmarks", "world_landmarks", "hand_world_landmarks"),
+    *("multiHandWorldLandmarks", "multi_hand_world_landmarks"),
+)
+MEDIAPIPE_SIDES = ("handedness", "handednesses", "multiHandedness", "multi_handedness")
+LABELS = ("categoryName", "category_name", "label", "classification")
 
 
 def read_json(path: str | os.PathLike) -> HandObjectMotion | dict[str, Any]:
     """Read a motion as :func:`svimo_core.export.json_.write_json` writes it; of any other file, its named arrays.
 
-    MediaPipe's results are a list with one entry per frame, or such a list as `frames` beside `fps`.
+    MediaPipe's results are a list with one entry per frame, or such a list as `frames` or `results` beside `fps`; of
+    each entry (or its `result`) world landmarks and handedness are read, under the names of the old and new interface.
 
     Raises:
         FileNotFoundError: no such file.
@@ -37,7 +43,7 @@ def read_json(path: str | os.PathLike) -> HandObjectMotion | dict[str, Any]:
         raise ValueError(f"{path.name} is not a SViMo motion: {error}") from error
     try:
         return _arrays(content)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
         raise ValueError(
             f"{path.name} is no JSON that is known: expected a SViMo motion, MediaPipe's world landmarks, or lists of "
             f"numbers of one shape ({error})"
@@ -80,7 +86,9 @@ def _own_joints(side: str, joints: list, frames: int) -> np.ndarray:
 
 def _arrays(content: Any) -> dict[str, Any]:
     """Arrays by name, as deep as the file has them; a list alone is hands."""
-    frames = content.get("frames") if isinstance(content, dict) else content
+    frames = content
+    if isinstance(content, dict):
+        frames = next((content[key] for key in MEDIAPIPE_FRAMES if key in content), None)
     if isinstance(frames, list) and any(isinstance(frame, dict) for frame in frames):
         rates = {
             key: np.array(content[key]) for key in ("fps",) if isinstance(content, dict) and key in content
@@ -96,18 +104,21 @@ def _mediapipe(frames: list[dict]) -> dict[str, np.ndarray]:
     """One row per detection out of MediaPipe's results of a video, a dictionary per frame."""
     rows: list[tuple[int, str, list]] = []
     for number, frame in enumerate(frames):
-        world = next((frame[key] for key in MEDIAPIPE_WORLD if key in (frame or {})), None)
-        if world is None:
-            if frame:
-                raise ValueError(
-                    f"frame {number} has {', '.join(frame)}; MediaPipe's world landmarks are expected, as those in the "
-                    "image are not in metres"
-                )
-            continue
-        sides = next(frame[key] for key in (*MEDIAPIPE_SIDES, "no handedness") if key in frame)
-        rows += [(number, _label(side), hand) for side, hand in zip(sides, world, strict=True)]
-    points = [[[joint["x"], joint["y"], joint["z"]] for joint in hand] for _, _, hand in rows]
+        frame = (frame or {}).get("result", frame) or {}
+        world = next((frame[key] for key in MEDIAPIPE_WORLD if key in frame), None)
+        sides = next((frame[key] for key in MEDIAPIPE_SIDES if key in frame), None)
+        if frame and (world is None or (sides is None and world)):
+            raise ValueError(
+                f"frame {number} has {', '.join(frame)}; MediaPipe's world landmarks and handedness are expected, as "
+                "landmarks in the image are not in metres"
+            )
+        rows += [(number, _label(side), hand) for side, hand in zip(sides or (), world or (), strict=True)]
+    if not rows:
+        raise ValueError("MediaPipe found no hand in any frame")
+    hands = [hand.get("landmark", hand) if isinstance(hand, dict) else hand for _, _, hand in rows]
+    points = [[[joint["x"], joint["y"], joint["z"]] for joint in hand] for hand in hands]
     return {
+        "frame_count": np.array(len(frames)),
         "frame": np.array([number for number, _, _ in rows]),
         "is_right": np.array([label for _, label, _ in rows]),
         "keypoints_3d": np.array(points, dtype=np.float64),

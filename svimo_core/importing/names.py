@@ -48,6 +48,8 @@ _KNOWN = sorted(
 )
 _RUN = re.compile(f"([lr]?)((?:{'|'.join(_KNOWN)})+)")
 _ANY_KNOWN = re.compile("|".join(_KNOWN))
+LONGEST_RUN = 40
+"""Letters in a row that may be words without gaps; of longer ones there are too many ways to take them apart."""
 _NAMESPACE = re.compile(r".*[:|]|CC_Base_", re.IGNORECASE)
 _COPY = re.compile(r"\.(\d{3})$")
 
@@ -80,7 +82,7 @@ def words_of(name: str) -> list[str]:
     words = []
     for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", _NAMESPACE.sub("", name, count=1)):
         word = word.lower()
-        run = None if word in _KNOWN else _RUN.fullmatch(word)
+        run = None if word in _KNOWN or len(word) > LONGEST_RUN else _RUN.fullmatch(word)
         words += [*run[1], *_ANY_KNOWN.findall(run[2])] if run else [word]
     return words
 

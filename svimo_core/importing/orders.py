@@ -75,7 +75,8 @@ def guess_order(name: str, joints: np.ndarray) -> tuple[str, str]:
     if unlike[best] > MOST_UNLIKE:
         raise ValueError(
             f"{name}: in no order that is known do these joints make fingers (off a hand's proportions by {numbers}; "
-            f"a hand is below {MOST_UNLIKE}): are they another program's order, or not the joints of hands?"
+            f"a hand is below {MOST_UNLIKE}): are they in another program's order, or no hands at "
+            "all? To take them as they are, set joint_order"
         )
     if others and unlike[others[0]] - unlike[best] < CLEARLY:
         raise ValueError(

@@ -23,6 +23,8 @@ from .orders import OPENPOSE
 
 MEANS = ("auto", "flat", "relaxed")
 """What fingers of zeros are: a flat hand, or the file's mean pose, `hands_mean`, to which all others are added."""
+MOST_TURN = 7.0
+"""Radians, a little more than a whole turn."""
 MIRROR = np.array([-1.0, 1.0, 1.0])
 TURNS = np.array([1.0, -1.0, -1.0])
 """What the mirror does to a rotation vector."""
@@ -247,7 +249,7 @@ def find_parameters(
         )
     reader = _Reader(name, columns, layout, models, mean, left, [*_about(layout), *notes])
     if layout.detections:
-        found = find_arrays(name, reader.detections(), OPENPOSE)
+        found = find_arrays(name, reader.detections())
         notes = (*reader.notes, *found.notes)
         return replace(found, order=OPENPOSE, metres_per_unit=1.0, notes=tuple(dict.fromkeys(notes)))
     return FoundMotion(
@@ -507,6 +509,10 @@ class _Reader:
             present &= self._flags(there, rows)
         for values in numbers.values():
             present &= np.isfinite(values).all(axis=1)
+        moves = [values for field, values in numbers.items() if field != "betas"]
+        present &= np.any(
+            [(values != 0).any(axis=1) for values in moves], axis=0
+        )  # zeros throughout are no hand
         numbers = {field: np.where(present[:, None], values, 0) for field, values in numbers.items()}
 
         # 2. Rotations
@@ -557,6 +563,12 @@ class _Reader:
         if components:
             fingers = fingers @ self._components(key, model, width - wrist)
         vectors = np.concatenate([values[:, :wrist], fingers], axis=1).reshape(rows, count, 3)
+        longest = float(np.linalg.norm(vectors, axis=-1).max(initial=0))
+        if longest > MOST_TURN:
+            self._refuse(
+                key,
+                f"rotation vectors in radians, none longer than a turn ({longest:.3g}: are they degrees?)",
+            )
         if mirrored is not None:
             vectors = np.where(mirrored[:, None, None], vectors * TURNS, vectors)
         if count > 1 and self._is_relaxed(components):

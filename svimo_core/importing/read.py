@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..clean import add_missing_hands, place_in_view, trim_to_hands
+from ..clean import MISSING_HANDS, add_missing_hands, distance_to_see, place_in_view, trim_to_hands
 from ..files import plain_arrays
 from ..mano import ManoModel
 from ..motion import HAND_NAMES, Camera, HandObjectMotion
 from ..render import check_in_view
 from . import decide
-from .arrays import IMAGE, find_arrays
+from .arrays import EXPECTED, IMAGE, find_arrays, has_detected_joints
 from .bvh import find_bvh
-from .decide import AUTO, LEAVE, TRIM, ImportOptions
+from .decide import AUTO, TRIM, ImportOptions
 from .found import FoundMotion
 from .json_ import read_json
 from .orders import OPENPOSE
@@ -66,10 +66,25 @@ def import_motion(
         ValueError: a file that is none of these, or that can only be misread with these options.
     """
     paths = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
-    found = _find(paths, options, mano)
-    if isinstance(found, HandObjectMotion):
-        return _own(paths[0].name, found, options)
+    name = paths[0].name if paths else "no file"
+    try:
+        found = _find(paths, options, mano)
+        if isinstance(found, HandObjectMotion):
+            return _own(name, found, options)
+        return _import(found, options)
+    except ValueError as error:
+        if name in str(error):
+            raise
+        raise ValueError(f"{name}: {error}") from error
+    except (TypeError, LookupError, ArithmeticError) as error:
+        # Whatever stands under a name that is known, in whatever shape: it is one error to the user.
+        raise ValueError(
+            f"{name} has arrays that are not what they are called ({error}); {EXPECTED}"
+        ) from error
 
+
+def _import(found: FoundMotion, options: ImportOptions) -> Imported:
+    """What a file from elsewhere has, as a motion."""
     # 1. Joints in our order, metres and camera axes
     report = [f"{found.name}: {decide.count(found)}.", *found.notes]
     fps = decide.frame_rate(found, options, report)
@@ -83,14 +98,21 @@ def import_motion(
         {key: to_metres(points) for key, points in found.objects.items()},
         options,
         report,
+        sideless=found.sideless,
         origins=None if found.origins is None else to_metres(found.origins),
     )
 
     # 2. In front of a camera
     camera = found.camera or Camera.from_fov(*IMAGE)
+    if found.camera is None:
+        report.append(
+            f"The file has no camera: one of {IMAGE[0]} x {IMAGE[1]} pixels, 50 degrees wide, looks at it."
+        )
     if found.seen_by_camera:
-        hands = decide.placed(found.name, hands, options, report)
+        by_tracker = found.origins is not None and bool(np.nanmax(np.abs(found.origins)))
+        hands = decide.placed(found.name, hands, options, report, placed_by_tracker=by_tracker)
     motion = HandObjectMotion(hands=hands, objects=objects, camera=camera, fps=fps, prompt=found.prompt)
+    report += decide.oddities(motion, found.seen_by_camera and not options.distance)
 
     # 3. In every frame
     return _finished(motion, report, options)
@@ -118,11 +140,11 @@ def _find(paths: list[Path], options: ImportOptions, mano) -> FoundMotion | Hand
         content = {"hands": plain_arrays(path)[path.stem]}
     else:
         raise ValueError(f"{path.name}: a motion comes as .npz, .npy, .json or .bvh")
-    if has_parameters(content):
+    if has_parameters(content) and not has_detected_joints(content):
         return find_parameters(
             path.name, content, mano() if mano else {}, mean=options.mano_mean, left=options.mano_left
         )
-    return find_arrays(path.name, content, None if options.joint_order == AUTO else options.joint_order)
+    return find_arrays(path.name, content)
 
 
 def _own(name: str, motion: HandObjectMotion, options: ImportOptions) -> Imported:
@@ -163,17 +185,28 @@ def _finished(motion: HandObjectMotion, report: list[str], options: ImportOption
     ]
     if absent:
         report.append(f"Absent: {' and '.join(absent)}; missing_hands is {options.missing_hands}.")
-        if options.missing_hands == TRIM:
-            motion = trim_to_hands(motion)
-        elif options.missing_hands != LEAVE:
-            motion = add_missing_hands(motion, options.missing_hands)
+    if options.missing_hands == TRIM:
+        before = len(motion)
+        motion = trim_to_hands(motion)
+        report.append(f"{len(motion)} of {before} frames were kept.")
+    # What is parked stands outside of the picture, so it does not count for the middle; what is mirrored does.
+    inventing = (
+        [lambda m: add_missing_hands(m, options.missing_hands)]
+        if options.missing_hands in MISSING_HANDS
+        else []
+    )
+    placing = [lambda m: place_in_view(m, options.distance)] if options.distance else []
+    for change in inventing + placing if options.missing_hands == "mirror" else placing + inventing:
+        motion = change(motion)
     if options.distance:
-        motion = place_in_view(motion, options.distance)
         report.append(f"The middle of the motion was moved to {options.distance:g} m before the camera.")
     try:
         check_in_view(motion)
-    except ValueError as error:
-        report.append(f"Note: {error}.")
+    except ValueError:
+        report.append(
+            "Note: nothing of it is in view of its camera: set distance, from about "
+            f"{distance_to_see(motion):.2g} on."
+        )
     return Imported(motion=motion, report=tuple(filter(None, report)))
 
 
@@ -194,7 +227,8 @@ def fill_gaps(hands: np.ndarray, max_gap: int) -> tuple[np.ndarray, int]:
 
 def _names(path: Path) -> set[str]:
     """Arrays in an .npz, or none if it is no such file."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as file:
+            return {name.removesuffix(".npy") for name in file.namelist()}
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
         return set()
-    with zipfile.ZipFile(path) as file:
-        return {name.removesuffix(".npy") for name in file.namelist()}

@@ -479,7 +479,9 @@ def test_objects_of_ones_own_join_a_motion(client, server, example, tmp_path):
     assert plate.shape == (len(example), 20, 3)
     np.testing.assert_allclose(np.ptp(plate[0], axis=0), (0.1, 0.05, 0), atol=0.03)
     np.testing.assert_allclose(plate[-1] - plate[0], np.tile((0.1, 0, 0.1), (20, 1)), atol=1e-6)
-    assert result.outputs["mesh"]["text"] == [f"plate: 20 points, {len(example)} frames"]
+    (report,) = result.outputs["mesh"]["text"]
+    assert report.startswith(f"plate: 20 points, {len(example)} frames, 1")
+    assert report.endswith(" 0.50) m")
     glb = Glb(download(client, result.files("glb")[0], tmp_path))
     assert {"plate", "pen", "cap"} <= {node["name"] for node in glb.json["nodes"]}
     corners, faces = glb.triangles("plate", None)

@@ -655,3 +655,7 @@ def test_a_bvh_without_hands_is_still_a_bvh(write):
     file = read_bvh(write(text))
     assert (file.names, file.parents, len(file)) == (["hip"], [-1], 3)
     assert file.positions([0]).shape == (3, 1, 3)
+
+
+def test_a_hostile_name_does_not_take_for_ever():
+    assert parse_joint_name("mcpip" * 200 + "q").part is None

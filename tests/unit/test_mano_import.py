@@ -410,7 +410,7 @@ def rows(**changes):
         (rows(right=np.array([0, 2])), "right should have 0 or 1 for each of 2 rows, got 2"),
         (rows(right=np.array([0])), "right should have 0 or 1 for each of 2 rows, got 1"),
         (rows(frame=np.array([0.5, 0])), "frame must count in whole numbers"),
-        (rows(frame=np.array([0, 10**9])), "frame must count in whole numbers, at most 1,000,000"),
+        (rows(frame=np.array([0, 10**9])), "frame must count in whole numbers, at most 200,000"),
         (rows(right=np.array([1, 1])), "2 detections of the right hand in frame 0: keep the best"),
         (
             rows(pred_mano_params_hand_pose=np.full((2, 15, 3, 3), 0.5)),

@@ -82,8 +82,7 @@ def test_cleaning_leaves_absence_alone(motion):
     absent_as_in(motion, scale(motion, 2))
     double = resample(motion, 2 * motion.fps)
     np.testing.assert_array_equal(double.present[::2], motion.present)
-    between = motion.present[1:] & motion.present[:-1]
-    np.testing.assert_array_equal(double.present[1::2], between)
+    np.testing.assert_array_equal(double.present[1::2], motion.present[1:])  # of two as near, the later
 
 
 def test_trimming(motion):
@@ -106,8 +105,16 @@ def test_hands_are_invented_only_as_asked(motion):
     parked = add_missing_hands(motion, "park").hands[:, 1]
     assert (parked == parked[0]).all()
     assert parked[..., 1].min() > np.nanmax(motion.hands[..., 1])
-    with pytest.raises(ValueError, match=r"right hand is absent from every frame.*choose mirror or park"):
-        add_missing_hands(motion, "hold")
+    held = add_missing_hands(motion, "hold")
+    assert held.present.all(axis=0).tolist() == [True, False]
+    assert not held.present[:, 1].any()
+    right = dataclasses.replace(
+        motion, hands=moving_hands(frames=12).hands * np.float32([[[np.nan]], [[1]]])[None]
+    )
+    added = add_missing_hands(right, "mirror").hands
+    assert (added[:, 0, 0, 0] < added[:, 1, 0, 0]).all()
+    with pytest.raises(ValueError, match="no hand is there in any frame"):
+        add_missing_hands(dataclasses.replace(motion, hands=motion.hands * np.nan), "park")
 
 
 def test_metrics_count_what_is_there(motion):
