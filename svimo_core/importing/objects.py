@@ -468,6 +468,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     for name, values in arrays.items():
         if values.dtype.kind not in "biuf":
             raise ValueError(f"{path.name}: {name} holds {values.dtype} instead of numbers: leave it out")
+        if not values.size:
+            raise ValueError(f"{path.name}: {name} is empty")
     if not arrays:
         raise ValueError(f"{path.name} has no arrays in it")
     return {name: values.astype(np.float64) for name, values in arrays.items()}
@@ -476,8 +478,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _read_csv(path: Path) -> np.ndarray:
     """A table of numbers, N x 3 K, NaN for empty cells; without its titles and its column of frames or times."""
     _require_file(path)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path.name} is no table in UTF-8 ({error}): save it as CSV UTF-8") from error
     titles = [cell.strip().lower() for cell in rows[0]] if rows and _is_titles(rows[0]) else []
     rows = rows[1:] if titles else rows
     if not rows or len({len(row) for row in rows}) != 1 or (titles and len(titles) != len(rows[0])):

@@ -86,8 +86,8 @@ def check_sides(
         (side,) = backwards
         way_out = (
             "it is the other hand (set sides to swap), or mirrored: by a tracker that sees every hand as a right one "
-            f"(set sides to mirror {side}), or by left-handed axes or a mirrored picture (set sides to mirror; for Unity "
-            "also up to +y and forward to +z)"
+            f"(set sides to mirror {side}), or by left-handed axes or a mirrored picture (set sides to mirror; for "
+            "Unity also up to +y and forward to +z)"
         )
     else:
         way_out = (

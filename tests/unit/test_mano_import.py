@@ -407,6 +407,7 @@ def rows(**changes):
             },
             "both hands should have the same frames, got 4 of the left and 5 of the right",
         ),
+        (arctic(right_pose=np.full((5, 45), 90.0)), "right_pose should have .*radians.*are they degrees"),
         (rows(right=np.array([0, 2])), "right should have 0 or 1 for each of 2 rows, got 2"),
         (rows(right=np.array([0])), "right should have 0 or 1 for each of 2 rows, got 1"),
         (rows(frame=np.array([0.5, 0])), "frame must count in whole numbers"),
@@ -463,3 +464,12 @@ def test_other_files_are_left_alone(arrays):
 def test_every_source_is_named():
     for layout in LAYOUTS:
         assert re.search("/|svimo_core|names", layout.source)
+
+
+def test_rows_of_zeros_have_no_hand(models):
+    hand = a_hand(5)
+    content = {"right_rot": hand["orient"], "right_pose": hand["pose"], "right_trans": hand["transl"]}
+    content = {key: np.where(np.arange(FRAMES)[:, None] < 2, 0, value) for key, value in content.items()}
+    found = find_parameters("f.npz", content, models)
+    assert np.isfinite(found.hands[:, 1, 0, 0]).tolist() == [i >= 2 for i in range(FRAMES)]
+    assert found.order == "OpenPose"

@@ -317,3 +317,12 @@ def test_the_own_mesh_is_shown_where_the_object_is(box, save):
     corners = 2 * (found.mesh.vertices @ TURNS.as_matrix()[7].T + PLACES[7]) + (0, 0, 1)
     np.testing.assert_allclose(placed, corners, atol=1e-5)
     assert fit_rigid_track(found.points).residual_mm < 1e-3
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "m.csv").write_bytes("Gr\u00f6\u00dfe,1\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"m\.csv is no table in UTF-8"):
+        read_markers(tmp_path / "m.csv")
+    np.save(tmp_path / "m.npy", np.zeros((0, 6)))
+    with pytest.raises(ValueError, match=r"m\.npy: m is empty"):
+        read_markers(tmp_path / "m.npy")
