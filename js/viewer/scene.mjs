@@ -339,10 +339,10 @@ export class MotionScene {
         const faded = new THREE.Color(BACKGROUND);
         let i = 0;
         for (const { path, owner } of this.trails) {
-            if (this.hidden.has(owner)) continue;
+            if (this.hidden.has(owner) || !path[this.frame]) continue;
             const own = new THREE.Color(MotionScene.colorOf(owner, this.motion));
             for (let age = 0; age < TRAIL && this.frame - age > 0; age++) {
-                if (!path[this.frame - age] || !path[this.frame - age - 1]) continue; // the hand was absent
+                if (!path[this.frame - age - 1] || !path[this.frame - age]) break; // the hand was absent
                 for (const past of [age, age + 1]) {
                     position.setXYZ(i, ...path[this.frame - past]);
                     const shade = own.clone().lerp(faded, past / TRAIL);
