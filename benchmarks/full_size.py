@@ -7,7 +7,7 @@ Prints Markdown, which docs/full-size.md holds. What a real device takes, `bench
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -15,15 +15,13 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from svimo_core.checkpoint import init_part
 from svimo_core.config import COGVIDEOX_5B_I2V, BackboneConfig, ClipSize, SViMoConfig, TextConfig
 from svimo_core.model.mmdit import MMDiT
 from svimo_core.model.text import build_text_encoder
+from svimo_train.plan import PeakMemory
 
 META = torch.device("meta")
 GIB = 2**30
@@ -92,24 +90,6 @@ def forward_operations(size: Size, model: SViMoConfig) -> tuple[float, float]:
 def fake_attention(q: Tensor, k: Tensor, v: Tensor, **_options: Any) -> Tensor:
     """Attention's output without its arithmetic: fused kernels never hold the scores."""
     return rearrange(torch.empty_like(v), "b heads n d -> b n (heads d)")
-
-
-class PeakMemory(TorchDispatchMode):
-    """Bytes that new tensors hold at the worst moment; on the meta device nothing is allocated for it."""
-
-    def __init__(self, known: Iterable[Tensor]):
-        super().__init__()
-        self.known = WeakIdKeyDictionary({tensor.untyped_storage(): True for tensor in known})
-        self.storages = WeakIdKeyDictionary()
-        self.peak = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self.known:
-                self.storages[tensor.untyped_storage()] = tensor.untyped_storage().nbytes()
-        self.peak = max(self.peak, sum(self.storages.values()))
-        return result
 
 
 def parameters(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""`python -m svimo_train --config FILE`: train one stage of a model, or go on with it."""
+"""`python -m svimo_train --config FILE`: train one stage of a model, or go on with it; `plan` says what it needs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
+from . import plan
 from .settings import TrainConfig
 from .trainer import TrainingStopped, train
 
@@ -22,6 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=JSON", help="change a field of the file"
     )
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["plan"]:
+        return plan.main(arguments[1:])
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

@@ -1,6 +1,5 @@
 """The loop's quick way: drawing with tensors, and the drawing encoder in place of the VAE."""
 
-import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from conftest import moving_motion
 from einops import rearrange
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from svimo_core.checkpoint import load_part, read_header, save_checkpoint
@@ -26,6 +24,7 @@ from svimo_core.sampling.reader import Reading
 from svimo_train.data.synthetic import generate_motion
 from svimo_train.data.wild import MOST_OBJECTS, wild_motion
 from svimo_train.drawing import CAMERA, DrawingPool, through_camera
+from svimo_train.plan import PeakMemory
 from svimo_train.settings import DrawingObjective, Phase, Shape, TrainConfig
 from svimo_train.trainer import CHECKPOINT, STATE, load_vae, train
 
@@ -199,25 +198,6 @@ def test_encoder_hears_no_later_frames(parts, config):
     still = torch.rand(1, 1, 3, 16, 24)
     with torch.inference_mode():
         assert parts["drawing_encoder"](still).shape == (1, *config.vae.latent_shape(1, 32, 48))
-
-
-class PeakMemory(TorchDispatchMode):
-    """Bytes of all tensors that were alive at once, by their storages."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for x in torch.utils._pytree.tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.alive:
-                key = x.untyped_storage()._cdata
-                self.alive[key] = x.untyped_storage().nbytes()
-                weakref.finalize(x.untyped_storage(), self.alive.pop, key, None)
-                self.peak = max(self.peak, sum(self.alive.values()))
-        return out
 
 
 @pytest.mark.parametrize(

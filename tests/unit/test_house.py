@@ -57,6 +57,7 @@ LAB_ORDER = [
     "latents",
     "drawing",
     "stages",
+    "plan",
     "sheets",
     "trainer",
     "judge_training",

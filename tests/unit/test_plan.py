@@ -1,0 +1,67 @@
+"""What a run needs on each card, held against what a run on the CPU really holds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from svimo_core.config import COGVIDEOX_5B_I2V, TINY
+from svimo_core.model.mmdit import MMDiT
+from svimo_train.__main__ import main
+from svimo_train.plan import activation_bytes, numel, plan
+from svimo_train.settings import Phase, Shape, TrainConfig
+from svimo_train.state import EMA
+
+CONFIGS = Path(__file__).parents[2] / "svimo_train" / "configs"
+SHAPE = Shape(frames=9, height=64, width=96, batch_size=2)
+
+
+@pytest.fixture
+def joint(tmp_path) -> TrainConfig:
+    return TrainConfig(
+        stage="joint", clips=tmp_path, output=tmp_path, phases=(Phase(steps=1, shapes=(SHAPE,)),)
+    )
+
+
+def test_states_are_those_of_a_step(joint):
+    """Weights, averages and moments as they lie in memory after one step."""
+    backbone = MMDiT(TINY.backbone)
+    parameters = dict(backbone.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values())
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    held = [*parameters.values(), *EMA(parameters, 0.9).values.values()]
+    held += [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
+    alone = plan(replace(joint, stage="backbone"), TINY, 1, sharded=False)
+    assert alone.states == sum(tensor.nbytes for tensor in held)
+    assert alone.gradients == sum(p.grad.nbytes for p in parameters.values())
+    assert alone.copies == 2 * numel(backbone)
+    spread = plan(replace(joint, stage="backbone"), TINY, 4, sharded=True)
+    assert (spread.states, spread.copies) == (alone.states // 4, alone.copies)
+
+
+def test_activations_grow_with_the_clip_and_shrink_by_checkpointing():
+    large = replace(SHAPE, batch_size=4)
+    kept, kept_large = (activation_bytes(TINY, shape, torch.bfloat16, False) for shape in (SHAPE, large))
+    again = activation_bytes(TINY, SHAPE, torch.bfloat16, True)
+    assert kept_large == pytest.approx(2 * kept, rel=0.1)
+    assert again < 0.6 * kept
+
+
+def test_command_says_whether_it_fits(capsys):
+    config = ["plan", "--config", str(CONFIGS / "tiny-joint.json"), "--cards", "2", "--preset", "tiny"]
+    assert main([*config, "--memory", "80"]) == 0
+    assert "Spread over the cards: It fits" in capsys.readouterr().out
+    assert main([*config, "--memory", "0.1"]) == 1
+    assert "It does not fit" in capsys.readouterr().out
+    assert main(["plan", "--config", str(CONFIGS / "tiny-vae.json")]) == 1
+    assert "stages that train the MM-DiT" in capsys.readouterr().err
+
+
+def test_full_size_states():
+    config = TrainConfig.load(CONFIGS / "cogvideox-5b-i2v-joint.json")
+    one_clip = replace(config, phases=(Phase(steps=1, shapes=(replace(SHAPE, batch_size=1),)),))
+    found = plan(one_clip, COGVIDEOX_5B_I2V, 8, sharded=True)
+    assert 11e9 < found.states < 13e9
