@@ -1,0 +1,1 @@
+"""The laboratory: data, training and judging. ComfyUI never imports it."""
