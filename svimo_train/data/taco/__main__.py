@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .layout import ALLOCENTRIC, EGOCENTRIC, MARKERS, read_sequences
 from .look import write_sheets
-from .prepare import Settings, prepare, report_text
+from .prepare import prepare, report_summary
+from .settings import Settings
 from .split import split_sequences
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def _prepare(args: argparse.Namespace) -> None:
         leave_out=args.leave_out.read_text().split() if args.leave_out else (),
         workers=args.workers,
     )
-    log.info("%s", report_text(report | {"left_out": []}))
+    log.info("%s", "\n".join(report_summary(report)))
     log.info("The whole report is in %s", args.out / "report.txt")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ def video_size(path: Path) -> VideoSize:
         return VideoSize(frames, stream.codec_context.width, stream.codec_context.height)
 
 
-def read_frames(path: Path, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+def read_frames(path: Path, wanted: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
     """The frames of these numbers, from 0, in order: number and H x W x 3 uint8 RGB.
 
     Raises:
@@ -38,6 +38,8 @@ def read_frames(path: Path, wanted: Sequence[int]) -> Iterator[tuple[int, np.nda
         ValueError: it cannot be read, or ends before the last of them.
     """
     left = sorted(set(wanted), reverse=True)
+    if not left:
+        return
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
         for number, frame in enumerate(container.decode(stream)):
