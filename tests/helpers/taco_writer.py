@@ -40,10 +40,10 @@ class Truth:
     """N x 4 x 4 of each view."""
 
 
-def write_mano(folder: Path) -> Path:
+def write_mano(folder: Path, left_shape: str = "official") -> Path:
     folder.mkdir(parents=True)
     for side in DOTS:
-        np.savez(folder / f"MANO_{side.upper()}.npz", **mano_arrays(side, left_shape="official"))
+        np.savez(folder / f"MANO_{side.upper()}.npz", **mano_arrays(side, left_shape=left_shape))
     return folder
 
 

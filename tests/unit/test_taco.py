@@ -16,7 +16,8 @@ from svimo_core.train.clips import ClipFolder
 from svimo_train.data.taco import prepare as prepare_module
 from svimo_train.data.taco.__main__ import main
 from svimo_train.data.taco.crop import crop_around
-from svimo_train.data.taco.layout import parse_sequence
+from svimo_train.data.taco.hands import load_hands
+from svimo_train.data.taco.layout import parse_sequence, read_view
 from svimo_train.data.taco.pickles import read_pickle
 from svimo_train.data.taco.prepare import prepare
 from svimo_train.data.taco.settings import Settings
@@ -219,6 +220,14 @@ def test_what_is_broken_is_left_out_and_reported(world, tmp_path, reason):
     assert all(entry["detail"] for entry in record["left_out"])
 
 
+def test_sequences_too_short_for_a_clip_are_left_out(written, tmp_path):
+    settings = dataclasses.replace(SETTINGS, frames=17)
+    report = prepare(written.source, tmp_path, written.mano, settings)
+    assert report["reasons"] == {"too short": 2}
+    assert report["left_out"][0]["detail"] == "60 frames, and a clip takes 61"
+    assert settings.span == 61 == len(settings.windows(61)) * 61
+
+
 def test_the_report_names_what_was_left_out(world, tmp_path):
     (world.source / f"Hand_Poses/{FOLDER}/left_hand_shape.pkl").unlink()
     listed = [FOLDER, PRE_RELEASE, "(cut, knife, pan)/20231020_252"]
@@ -242,15 +251,15 @@ def test_a_second_run_makes_only_what_is_missing(written, tmp_path, monkeypatch)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("t*/*.np?")}
     gone = next((tmp_path / "train").glob("*.npz"))
     gone.unlink()
-    films = []
-    film = prepare_module.film_clips
+    films, scenes = [], []
+    film, read = prepare_module.film_clips, prepare_module.read_scene
     monkeypatch.setattr(
-        prepare_module,
-        "film_clips",
-        lambda path, clips, *rest: films.append(list(clips)) or film(path, clips, *rest),
+        prepare_module, "film_clips", lambda *args: films.append(list(args[1])) or film(*args)
     )
+    monkeypatch.setattr(prepare_module, "read_scene", lambda *args: scenes.append(args[1]) or read(*args))
     report = prepare(written.source, tmp_path, written.mano, SETTINGS)
     assert films == [[gone.stem]]
+    assert scenes == [parse_sequence(FOLDER)]
     assert report["clips"] == {"train": 2, "test": 2}
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("t*/*.np?")}
     assert {path for path in before if before[path] != after[path]} == {gone, gone.with_suffix(".npy")}
@@ -284,6 +293,16 @@ def test_processes_make_the_same_clips(written, prepared, tmp_path):
         assert path.read_bytes() == (prepared / path.relative_to(tmp_path)).read_bytes()
 
 
+def test_the_middle_of_the_first_pixel_is_half_a_pixel_from_the_corner(written):
+    view = read_view(written.source, parse_sequence(FOLDER), SERIAL)
+    assert (view.camera.cx, view.camera.cy) == (0.52 * 4096 + 0.5, 0.47 * 3008 + 0.5)
+
+
+def test_a_mended_left_hand_is_taken_as_taco_took_it(written, tmp_path):
+    official, mended = load_hands(written.mano), load_hands(write_mano(tmp_path / "mended", "mended"))
+    assert np.array_equal(official["left"].shapedirs, mended["left"].shapedirs)
+
+
 # Split
 
 
@@ -304,17 +323,18 @@ def test_split_is_reproducible_and_keeps_what_is_held_out():
         assert len(part.test) == 3
 
 
-def test_split_gives_each_triplet_its_share():
-    sizes = {"brush": 100, "cut": 40, "stir": 10}
+def test_split_gives_each_triplet_its_share_of_what_is_not_held_out():
+    sizes = {"brush": 100, "cut": 40, "stir": 10, "hit": 30}
     sequences = [
         parse_sequence(f"({action}, knife, pan) {action}_{i}")
         for action, size in sizes.items()
         for i in range(size)
     ]
-    split = split_sequences(sequences, seed=3)
+    split = split_sequences(sequences, test_share=0.3)
     counts = {action: sum(s.action == action for s in split.test) for action in sizes}
-    assert sum(counts.values()) == 15
-    assert all(abs(counts[action] - size / 10) < 1 for action, size in sizes.items())
+    assert sum(counts.values()) == 54
+    assert counts.pop("hit") == len(split.held_out) == 30
+    assert all(abs(count - sizes[action] * 24 / 150) < 1 for action, count in counts.items())
 
 
 # Crop
@@ -326,6 +346,7 @@ def test_split_gives_each_triplet_its_share():
         ([(500, 300), (800, 400)], (470, 230, 360, 240)),  # a fifth wider than the points, in their middle
         ([(0, 0), (300, 200)], (0, 0, 360, 240)),  # within the image
         ([(700, 500), (701, 501)], (550, 400, 300, 200)),  # no smaller than the clip
+        ([(-600, 300), (600, 400)], (0, 110, 720, 480)),  # what the image does not have takes no room
         ([(-500, 300), (5000, 400)], (0, 0, 1500, 1000)),  # the largest there is
     ],
 )
@@ -397,7 +418,9 @@ def test_command_line(written, tmp_path, capsys):
     main(["look", out, "--count", "1"])
     sheets = sorted((tmp_path / "out/look").glob("*.png"))
     assert len(sheets) == 2
-    assert cv2.imread(str(sheets[0])).shape == (22 + 2 * 96, 4 * 144, 3)
+    rows = cv2.imread(str(sheets[0]))[22:]
+    assert rows.shape == (2 * 96, 4 * 144, 3)
+    assert (rows[:96] != rows[96:]).any(axis=-1).sum() > 500  # the motion is drawn on the second row
     (tmp_path / "list.txt").write_text("\n".join(LINES))
     main(["split", str(tmp_path / "list.txt"), str(tmp_path / "lists"), "--test-share", "0.3"])
     assert len((tmp_path / "lists/test.txt").read_text().splitlines()) == 3
