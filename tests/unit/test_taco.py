@@ -1,6 +1,7 @@
 """TACO's reader against files in TACO's layout whose motion is known."""
 
 import dataclasses
+import io
 import json
 import pickle
 import shutil
@@ -22,6 +23,7 @@ from svimo_train.data.taco.pickles import read_pickle
 from svimo_train.data.taco.prepare import prepare
 from svimo_train.data.taco.settings import Settings
 from svimo_train.data.taco.split import split_sequences
+from svimo_train.data.taco.video import read_frames
 
 SETTINGS = Settings(frames=9, hop=4, width=144, height=96, points=32)
 FOLDER, PRE_RELEASE = "(pour in some, cup, bowl)/20231031_001", "(hit, hammer, toy)/20230917_002"
@@ -207,17 +209,38 @@ BROKEN = {
 }
 
 
+def record_of(world: World, out: Path, view: str) -> dict:
+    for name in ("train", "records"):
+        (out / name).mkdir()
+    sequence = parse_sequence(FOLDER)
+    return prepare_module.run_job(
+        prepare_module.Job(world.source, out, world.mano, sequence, view, "train", SETTINGS)
+    )
+
+
 @pytest.mark.parametrize("reason", BROKEN)
 def test_what_is_broken_is_left_out_and_reported(world, tmp_path, reason):
     BROKEN[reason](world.source)
-    sequence = parse_sequence(FOLDER)
-    job = prepare_module.Job(world.source, tmp_path, world.mano, sequence, SERIAL, "train", SETTINGS)
-    for name in ("train", "records"):
-        (tmp_path / name).mkdir()
-    record = prepare_module.run_job(job)
+    record = record_of(world, tmp_path, SERIAL)
     assert {entry["reason"] for entry in record["left_out"]} == {reason.strip()}
     assert record["clips"] == [] == list((tmp_path / "train").iterdir())
     assert all(entry["detail"] for entry in record["left_out"])
+
+
+@pytest.mark.parametrize(
+    ("matrices", "reason"),
+    [(np.tile(np.eye(4), (50, 1, 1)), "lengths differ"), (np.zeros((60, 3, 4)), "bad calibration")],
+)
+def test_a_moving_camera_has_a_matrix_for_each_frame(world, tmp_path, matrices, reason):
+    np.save(world.source / f"Egocentric_Camera_Parameters/{FOLDER}/egocentric_frame_extrinsic.npy", matrices)
+    (entry,) = record_of(world, tmp_path, "egocentric")["left_out"]
+    assert entry["reason"] == reason
+
+
+def test_a_video_that_ends_early_is_noticed(written):
+    path = written.source / f"Egocentric_RGB_Videos/{FOLDER}/color.mp4"
+    with pytest.raises(ValueError, match=r"color\.mp4 ends before frame 60"):
+        list(read_frames(path, [3, 60]))
 
 
 def test_sequences_too_short_for_a_clip_are_left_out(written, tmp_path):
@@ -251,6 +274,8 @@ def test_a_second_run_makes_only_what_is_missing(written, tmp_path, monkeypatch)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("t*/*.np?")}
     gone = next((tmp_path / "train").glob("*.npz"))
     gone.unlink()
+    killed = gone.with_name("clip.npy.1234.partial")
+    killed.touch()
     films, scenes = [], []
     film, read = prepare_module.film_clips, prepare_module.read_scene
     monkeypatch.setattr(
@@ -259,6 +284,7 @@ def test_a_second_run_makes_only_what_is_missing(written, tmp_path, monkeypatch)
     monkeypatch.setattr(prepare_module, "read_scene", lambda *args: scenes.append(args[1]) or read(*args))
     report = prepare(written.source, tmp_path, written.mano, SETTINGS)
     assert films == [[gone.stem]]
+    assert not killed.exists()
     assert scenes == [parse_sequence(FOLDER)]
     assert report["clips"] == {"train": 2, "test": 2}
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("t*/*.np?")}
@@ -367,25 +393,49 @@ def test_hostile_pickles_are_refused(tmp_path, capsys, inside):
     assert "run" not in capsys.readouterr().out
 
 
+def test_pickles_reserve_no_more_memory_than_they_have_parts(tmp_path):
+    path = tmp_path / "large.pkl"
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x0f.")
+    with pytest.raises(ValueError, match="numbers its parts up to 268435455"):
+        read_pickle(path)
+
+
+class Pickled:
+    """Pickled as a call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
 def test_tensors_cannot_reach_beyond_their_storage(tmp_path):
-    class Beyond:
-        def __init__(self, *arguments):
-            self.arguments = arguments
-
-        def __reduce__(self):
-            return torch._utils._rebuild_tensor_v2, (torch.zeros(4).storage(), *self.arguments, False, {})
-
     path = tmp_path / "beyond.pkl"
-    for arguments in (
+    numbers = torch.zeros(4).storage()
+    for place in (
         (0, (5,), (1,)),
         (2, (3,), (1,)),
         (0, (2, 2), (3, 1)),
         (-1, (1,), (1,)),
         (0, (9**9,), (0,)),
     ):
-        path.write_bytes(pickle.dumps(Beyond(*arguments)))
+        path.write_bytes(pickle.dumps(Pickled(torch._utils._rebuild_tensor_v2, numbers, *place, False, {})))
         with pytest.raises(ValueError, match="a tensor"):
             read_pickle(path)
+
+
+def test_tensors_of_a_gpu_are_read_without_one(tmp_path):
+    buffer = io.BytesIO()
+    torch.save(torch.arange(3.0).storage(), buffer, _use_new_zipfile_serialization=False)
+    here, there = (b"X" + len(word).to_bytes(4, "little") + word for word in (b"cpu", b"cuda:0"))
+    assert buffer.getvalue().count(here) == 1
+    storage = Pickled(torch.storage._load_from_bytes, buffer.getvalue().replace(here, there))
+    path = tmp_path / "cuda.pkl"
+    path.write_bytes(
+        pickle.dumps(Pickled(torch._utils._rebuild_tensor_v2, storage, 0, (3,), (1,), False, {}))
+    )
+    assert read_pickle(path).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from svimo_core.files import plain_arrays
 from svimo_core.importing.objects import read_poses
 from svimo_core.motion import Camera
 
@@ -189,13 +190,19 @@ def read_object(source: Path, sequence: Sequence, role: str) -> PosedObject:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A camera that may move; F frames, or 1 if it stands still."""
+    """A camera that may move; F frames, or 1 if it stands still.
+
+    Raises:
+        ValueError: matrices or a principal point that no camera has.
+    """
 
     camera: Camera
     world_to_camera: np.ndarray
     """F x 4 x 4."""
 
     def __post_init__(self):
+        if self.world_to_camera.ndim != 3 or self.world_to_camera.shape[1:] != (4, 4):
+            raise ValueError(f"its extrinsics must be frames x 4 x 4, got {self.world_to_camera.shape}")
         turns = self.world_to_camera[:, :3, :3]
         square = np.abs(turns @ turns.swapaxes(1, 2) - np.eye(3)).max()
         if not (np.isfinite(self.world_to_camera).all() and square < 0.01 and np.linalg.det(turns).min() > 0):
@@ -219,7 +226,7 @@ def read_view(source: Path, sequence: Sequence, view: str) -> View:
     if view == EGOCENTRIC:
         folder = source / "Egocentric_Camera_Parameters" / sequence.folder
         intrinsics = np.loadtxt(folder / "egocentric_intrinsic.txt")
-        matrices = np.load(folder / "egocentric_frame_extrinsic.npy", allow_pickle=False)
+        (matrices,) = plain_arrays(folder / "egocentric_frame_extrinsic.npy").values()
         size = EGOCENTRIC_SIZE
     else:
         path = source / "Allocentric_Camera_Parameters" / sequence.folder / "calibration.json"
@@ -235,7 +242,7 @@ def read_view(source: Path, sequence: Sequence, view: str) -> View:
     width, height = (int(value) for value in size)
     # A calibration counts from the middle of the first pixel, a Camera from its corner.
     camera = Camera(fx=fx, fy=fy, cx=cx + 0.5, cy=cy + 0.5, width=width, height=height)
-    return View(camera=camera, world_to_camera=matrices.reshape(-1, 4, 4).astype(np.float64))
+    return View(camera=camera, world_to_camera=matrices.astype(np.float64))
 
 
 def find_video(source: Path, sequence: Sequence, view: str, markers: str = "removed-first") -> Path:
@@ -262,9 +269,7 @@ def find_video(source: Path, sequence: Sequence, view: str, markers: str = "remo
 
 def find_views(source: Path, sequence: Sequence, views: Iterable[str], markers: str) -> list[str]:
     """The views asked for, with "allocentric" replaced by the serial numbers of which there are videos, if any."""
-    found = []
-    for view in views:
-        folders = [source / folder / sequence.folder for folder in MARKERS[markers]]
-        serials = {path.stem for folder in folders for path in folder.glob("*.mp4")}
-        found += sorted(serials) if view == ALLOCENTRIC and serials else [view]
+    folders = [source / folder / sequence.folder for folder in MARKERS[markers]]
+    serials = sorted({path.stem for folder in folders for path in folder.glob("*.mp4")})
+    found = [name for view in views for name in (serials if view == ALLOCENTRIC and serials else [view])]
     return list(dict.fromkeys(found))

@@ -43,7 +43,7 @@ def prepare(
     leave_out: Iterable[str] = (),
     workers: int = 1,
 ) -> dict[str, Any]:
-    """Make all clips that are not there yet, and write the report.
+    """Make all clips that are not there yet, and write the report. One run at a time may fill a folder.
 
     Args:
         source: TACO's folder.
@@ -73,6 +73,8 @@ def prepare(
     )
     for folder in (*PARTS, "records"):
         (out / folder).mkdir(parents=True, exist_ok=True)
+        for leftover in (out / folder).glob("*.partial"):  # of a run that was killed
+            leftover.unlink()
     _keep_settings(out / "settings.json", settings)
     split.write(out / "split")
 
@@ -96,7 +98,9 @@ def prepare(
     }
     _write_json(out / "report.json", report)
     with whole_file(out / "report.txt") as partial:
-        partial.write_text("\n".join([*report_summary(report), "", *map(_sentence, left_out), ""]))
+        partial.write_text(
+            "\n".join([*report_summary(report), "", *map(_sentence, left_out)]).rstrip() + "\n"
+        )
     return report
 
 
