@@ -228,13 +228,17 @@ def test_what_is_broken_is_left_out_and_reported(world, tmp_path, reason):
 
 
 @pytest.mark.parametrize(
-    ("matrices", "reason"),
-    [(np.tile(np.eye(4), (50, 1, 1)), "lengths differ"), (np.zeros((60, 3, 4)), "bad calibration")],
+    ("matrices", "reason", "detail"),
+    [
+        (np.tile(np.eye(4), (50, 1, 1)), "lengths differ", "camera 50"),
+        (np.zeros((60, 3, 4)), "bad calibration", "frames x 4 x 4"),
+    ],
 )
-def test_a_moving_camera_has_a_matrix_for_each_frame(world, tmp_path, matrices, reason):
+def test_a_moving_camera_has_a_matrix_for_each_frame(world, tmp_path, matrices, reason, detail):
     np.save(world.source / f"Egocentric_Camera_Parameters/{FOLDER}/egocentric_frame_extrinsic.npy", matrices)
     (entry,) = record_of(world, tmp_path, "egocentric")["left_out"]
     assert entry["reason"] == reason
+    assert detail in entry["detail"]
 
 
 def test_a_video_that_ends_early_is_noticed(written):
