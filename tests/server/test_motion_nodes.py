@@ -107,9 +107,9 @@ def test_core_takes_the_glb(client, tmp_path):
 def test_bones_by_other_names_and_both_hands_in_one_bvh(client, server, example, tmp_path):
     hands = example.hands.copy()
     hands[3:5, 0] = np.nan
-    replace(example, hands=hands).save(server.base_directory / "input" / "absent.npz")
+    replace(example, hands=hands).save(server.base_directory / "input" / "one_absent.npz")
     workflow = {
-        "load": {"class_type": "SViMoLoadMotion", "inputs": {"motion": "absent.npz", "fps": 0.0}},
+        "load": {"class_type": "SViMoLoadMotion", "inputs": {"motion": "one_absent.npz", "fps": 0.0}},
         "rig": {
             "class_type": "SViMoRigMotion",
             "inputs": {"motion": ["load", 0], "hands": "capsule", "smoothness": 1.0},

@@ -62,6 +62,17 @@ LAB_ORDER = [
     "trainer",
     "judge_training",
     "ablation",
+    "data/taco/pickles",
+    "data/taco/layout",
+    "data/taco/split",
+    "data/taco/settings",
+    "data/taco/hands",
+    "data/taco/video",
+    "data/taco/crop",
+    "data/taco/scene",
+    "data/taco/clips",
+    "data/taco/prepare",
+    "data/taco/look",
 ]
 """svimo_train, which stands beside svimo_core and upon it."""
 
