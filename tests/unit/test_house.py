@@ -57,6 +57,7 @@ LAB_ORDER = [
     "latents",
     "drawing",
     "stages",
+    "parallel",
     "sheets",
     "trainer",
     "judge_training",
