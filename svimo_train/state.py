@@ -106,17 +106,18 @@ def save_sharded_state(
     folder = output / f"state-{step:09d}"
     if folder.exists():
         return
-    partial = folder.with_suffix(PARTIAL)
-    main = not dist.is_initialized() or dist.get_rank() == 0
+    partial, alone = folder.with_suffix(PARTIAL), not dist.is_initialized()
+    main, processes = (True, 1) if alone else (dist.get_rank() == 0, dist.get_world_size())
     if main:
         for left in output.glob(f"state-*{PARTIAL}"):
             shutil.rmtree(left)
-    if dist.is_initialized():
+    if not alone:
         dist.barrier()  # or a file of this save may be taken for one that was left
     writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
     dcp.save(_tensors(parameters, ema, optimizer), storage_writer=writer)
     if main:
-        (partial / NOTES).write_text(json.dumps({"step": step, "notes": notes}), encoding="utf-8")
+        told = {"step": step, "processes": processes, "notes": notes}
+        (partial / NOTES).write_text(json.dumps(told), encoding="utf-8")
         before = sharded_state(output)
         partial.rename(folder)
         if before is not None:
@@ -129,15 +130,15 @@ def load_sharded_state(
     """As :func:`load_state`, on any number of processes."""
     reader = HuggingFaceStorageReader(str(folder))
     try:
-        found = reader.read_metadata().state_dict_metadata
         told = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+        files = len(list(folder.glob("*.safetensors")))
+        if files != told["processes"]:
+            raise ValueError(
+                f"it has {files} of the {told['processes']} files that as many processes wrote, to one disk for all"
+            )
+        found = reader.read_metadata().state_dict_metadata
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{folder} is damaged ({error}): delete it to start this stage anew") from error
-    for name, tensor in found.items():
-        if sum(chunk.sizes.numel() for chunk in tensor.chunks) != tensor.size.numel():
-            raise ValueError(
-                f"{folder} lacks parts of {name}: every process must write to the same disk, and all files be there"
-            )
     stored = {name: tuple(tensor.size) for name, tensor in found.items()}
     _check_same_weights(folder, parameters, stored)
     tensors, like = {}, list(parameters.values())

@@ -41,7 +41,7 @@ def settings(tmp_path, checkpoint_file) -> TrainConfig:
         clips=tmp_path / "clips",
         output=tmp_path / "run",
         init=checkpoint_file,
-        phases=steps(4),
+        phases=steps(3),
         learning_rate=1e-3,
         clip_norm=1.0,
         warmup_steps=0,
@@ -87,41 +87,30 @@ def assert_same_training(one: TrainConfig, other: TrainConfig) -> None:
     weights, others = (load_file(config.output / CHECKPOINT) for config in (one, other))
     assert weights.keys() == others.keys()
     apart = torch.cat([(weights[name] - others[name]).abs().flatten() for name in weights])
-    print(
-        other.output.name,
-        apart.max(),
-        (apart > 1e-5).double().mean(),
-        [
-            max(abs(a - b) for a, b in zip(logged(other, k), logged(one, k)[-count:]))
-            for k in ("loss", "gradient_norm")
-        ],
-    )
     assert (apart > 1e-5).double().mean() < 2e-3
     assert apart.max() < one.learning_rate
 
 
 def test_two_processes_train_as_one(settings):
-    """The same clips, noise and dropout, hence losses, gradient norms and averaged weights; also with whole weights."""
+    """The same clips, noise and dropout, hence losses, gradient norms and averaged weights; also with whole weights. In
+    the joint stage, processes run the MM-DiT and VID more or less often."""
     branching = JointObjective(
         guidance_from="first", sampled_share=0.5, sampled_steps=2, guidance_dropout=0.5, warm_up=1.0
     )
     ones = [
-        replace(settings, stage=stage, output=settings.output / stage)
-        for stage in ("interaction", "backbone", "joint", "alignment")
+        replace(settings, stage=stage, joint=branching, output=settings.output / stage)
+        for stage in ("joint", "interaction", "alignment")
     ]
-    ones.append(replace(settings, joint=branching, output=settings.output / "branching"))
     twos = [
-        replace(
-            one, output=settings.output / f"{one.output.name}-on-two", gradient_accumulation=2, sharded=True
-        )
+        replace(one, output=settings.output / f"{one.stage}-on-two", gradient_accumulation=2, sharded=True)
         for one in ones
     ]
-    twos.append(replace(twos[2], output=settings.output / "joint-whole-on-two", sharded=False))
+    ones.append(ones[0])
+    twos.append(replace(twos[0], output=settings.output / "whole-on-two", sharded=False))
     done = launch(2, *twos)
     assert done.returncode == 0, done.stderr
-    for one in ones:
+    for one, two in zip(ones, twos, strict=True):
         train(one)
-    for one, two in zip([*ones, ones[2]], twos, strict=True):
         assert_same_training(one, two)
         assert (sharded_state(two.output) is not None) == two.sharded
 
@@ -143,12 +132,13 @@ state.HuggingFaceStorageWriter.write_data = dies
 
 def test_what_a_killed_save_leaves_goes_on_with_any_number_of_processes(settings):
     whole = replace(settings, output=settings.output / "whole")
-    run = replace(settings, output=settings.output / "killed", save_every=2, sharded=True)
-    done = launch(2, replace(run, gradient_accumulation=2), script=KILLED_AT_THE_SECOND_SAVE + TRAIN_EACH)
+    run = replace(settings, output=settings.output / "killed", sharded=True)
+    killed = replace(run, gradient_accumulation=2, save_every=1)
+    done = launch(2, killed, script=KILLED_AT_THE_SECOND_SAVE + TRAIN_EACH)
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr
     left = {path.name for path in run.output.glob("state-*")}
-    assert left == {"state-000000002", "state-000000004.partial"}
+    assert left == {"state-000000001", "state-000000002.partial"}
 
     train(whole)
     on_one, on_four = (replace(run, output=settings.output / name) for name in ("on-one", "on-four"))
@@ -161,7 +151,7 @@ def test_what_a_killed_save_leaves_goes_on_with_any_number_of_processes(settings
     for copy in (on_one, on_four):
         assert len(logged(copy, "loss")) == 2
         assert_same_training(whole, copy)
-        assert [path.name for path in copy.output.glob("state-*")] == ["state-000000004"]
+        assert [path.name for path in copy.output.glob("state-*")] == ["state-000000003"]
 
     # what four processes wrote tensor by tensor is what one writes of the same state
     written = (on_four.output / CHECKPOINT).read_bytes()
@@ -176,9 +166,10 @@ def test_state_that_lacks_a_part_is_refused(settings):
     train(run)
     with pytest.raises(ValueError, match="was written with sharded true: set it so again"):
         train(replace(run, sharded=False))
-    folder = sharded_state(run.output)
-    (file,) = folder.glob("*.safetensors")
-    stored = load_file(file)
+    (file,) = sharded_state(run.output).glob("*.safetensors")
+    file.unlink()
+    with pytest.raises(ValueError, match=r"damaged.*it has 0 of the 1 files"):
+        train(run)
 
 
 def test_what_cannot_be_sharded_is_refused(settings):
