@@ -1,9 +1,9 @@
 """How processes share a stage: a part of every weight on each, by PyTorch's FSDP2 (arXiv 2304.11277).
 
-Sharding spreads float32 weights, gradients, moments and averages. Before a forward pass each process gathers all
-weights, in the type they compute in, and lets them go block by block in the backward pass. They are not let go after
-each block's forward pass: a stage runs the MM-DiT several times, and how often depends on a sample's dropout. Processes
-that wait for each other's weights in the middle of that would wait for ever.
+Sharding spreads float32 weights, gradients, moments and averages. In a forward pass each process gathers all weights,
+in the type they compute in, as they are first used, and lets them go block by block in the backward pass. They are not
+let go after each block's forward pass: how often a stage runs the MM-DiT and VID depends on a sample's dropout, and a
+process that gathers again would wait for ever for others that do not.
 """
 
 from __future__ import annotations
@@ -39,18 +39,10 @@ def shard(stage: nn.Module, accelerator: Accelerator) -> None:
         ),
         ignored_params={p for p in stage.parameters() if not p.requires_grad},
     )
-    blocks = [
-        fully_shard(module, **options)
-        for module in stage.modules()
-        if isinstance(module, Block) and all(p.requires_grad for p in module.parameters())
-    ]
+    for module in stage.modules():
+        if isinstance(module, Block) and all(p.requires_grad for p in module.parameters()):
+            fully_shard(module, **options)
     fully_shard(stage, **options)
-
-    def gather(*_) -> None:
-        for block in blocks:
-            block.unshard()
-
-    stage.register_forward_pre_hook(gather)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
 from svimo_core.files import whole_file
 
@@ -97,15 +98,12 @@ def save_sharded_state(
     optimizer: torch.optim.Optimizer,
     notes: dict[str, Any],
 ) -> None:
-    """As :func:`save_state`, by all processes together, to a folder that appears whole or not at all; then those of
-    earlier steps go.
+    """As :func:`save_state`, by all processes together, to a folder that appears whole or not at all; then others go.
 
     Raises:
         OSError: it cannot be written; the folder of before is untouched.
     """
     folder = output / f"state-{step:09d}"
-    if folder.exists():
-        return
     partial, alone = folder.with_suffix(PARTIAL), not dist.is_initialized()
     main, processes = (True, 1) if alone else (dist.get_rank() == 0, dist.get_world_size())
     if main:
@@ -114,14 +112,18 @@ def save_sharded_state(
     if not alone:
         dist.barrier()  # or a file of this save may be taken for one that was left
     writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-    dcp.save(_tensors(parameters, ema, optimizer), storage_writer=writer)
+    try:
+        dcp.save(_tensors(parameters, ema, optimizer), storage_writer=writer)
+    except CheckpointException as error:
+        causes = [f"process {rank}: {cause}" for rank, (cause, _) in error.failures.items()]
+        raise OSError("; ".join(causes)) from error
     if main:
         told = {"step": step, "processes": processes, "notes": notes}
         (partial / NOTES).write_text(json.dumps(told), encoding="utf-8")
-        before = sharded_state(output)
         partial.rename(folder)
-        if before is not None:
-            shutil.rmtree(before)
+        for before in output.glob("state-*"):
+            if before != folder:
+                shutil.rmtree(before)
 
 
 def load_sharded_state(

@@ -424,21 +424,20 @@ class _Run:
         """Write the checkpoint (averaged weights) and the state; each appears whole or not at all. The main process
         writes; where weights are spread over processes, all take part."""
         config, path = self.config, self.config.output / CHECKPOINT
-        if not (self.accelerator.is_main_process or config.sharded):
-            return path
-        notes = {"seconds": self.seconds, "samples": self.samples}
-        training = (self.parameters, self.ema, self.optimizer, notes)
-        with self._writing(done):
-            with self.averaged_weights():
-                if self.accelerator.is_main_process:
-                    self._save_checkpoint(path, done)
-                else:
-                    for tensor in stored_tensors(self.model.parts).values():
-                        whole(tensor)
-            if config.sharded:
-                save_sharded_state(config.output, done, *training)
-            else:
-                save_state(config.output / STATE, done, *training)
+        if self.accelerator.is_main_process or config.sharded:
+            notes = {"seconds": self.seconds, "samples": self.samples}
+            training = (self.parameters, self.ema, self.optimizer, notes)
+            with self._writing(done):
+                with self.averaged_weights():
+                    if self.accelerator.is_main_process:
+                        self._save_checkpoint(path, done)
+                    else:
+                        for tensor in stored_tensors(self.model.parts).values():
+                            whole(tensor)
+                if not config.sharded:
+                    save_state(config.output / STATE, done, *training)
+                elif self.saved != done:
+                    save_sharded_state(config.output, done, *training)
         self.saved = done
         return path
 

@@ -1,5 +1,6 @@
 """Sharded training: on any number of processes it is the training of one, and what it writes is the same."""
 
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from svimo_train.clips import Clip, write_clip
 from svimo_train.settings import JointObjective, Phase, Shape, TrainConfig
 from svimo_train.state import sharded_state
-from svimo_train.trainer import CHECKPOINT, LOG, train
+from svimo_train.trainer import CHECKPOINT, LOG, TrainingStopped, train
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_EACH = """
@@ -159,6 +160,18 @@ def test_what_a_killed_save_leaves_goes_on_with_any_number_of_processes(settings
     again = (on_four.output / CHECKPOINT).read_bytes()
     assert b"4 x cpu" in written
     assert again == written.replace(b"4 x cpu", b"1 x cpu")
+
+
+def test_full_disk_keeps_the_state_of_before(settings, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = replace(settings, sharded=True, phases=steps(1))
+    train(run)
+    monkeypatch.setattr("svimo_train.state.HuggingFaceStorageWriter.write_data", full)
+    with pytest.raises(TrainingStopped, match=r"process 0.*No space left.*checkpoint after step 1.* is good"):
+        train(replace(run, phases=steps(2)))
+    assert sharded_state(run.output).name == "state-000000001"
 
 
 def test_state_that_lacks_a_part_is_refused(settings):
