@@ -43,7 +43,7 @@ def settings(tmp_path, checkpoint_file) -> TrainConfig:
         output=tmp_path / "run",
         init=checkpoint_file,
         phases=steps(3),
-        learning_rate=1e-3,
+        learning_rate=1e-4,
         clip_norm=1.0,
         warmup_steps=0,
         gradient_accumulation=4,
@@ -80,16 +80,21 @@ def launch(processes: int, *configs: TrainConfig, script: str = TRAIN_EACH) -> s
     )
 
 
+UNHEARD = ("attention.norm_k.bias", "attention.to_k.bias")
+"""Attention is the same whatever is added to all keys: these weights get rounding for a gradient, and Adam makes full
+steps of it."""
+
+
 def assert_same_training(one: TrainConfig, other: TrainConfig) -> None:
-    """To rounding. A weight whose gradient is nothing but rounding goes where that points, by Adam's full step: few."""
+    """To rounding, as far as the other's log goes back."""
     count = len(logged(other, "loss"))
     for key in ("loss", "gradient_norm"):
         assert logged(other, key) == pytest.approx(logged(one, key)[-count:], rel=2e-6, abs=1e-6)
     weights, others = (load_file(config.output / CHECKPOINT) for config in (one, other))
     assert weights.keys() == others.keys()
-    apart = torch.cat([(weights[name] - others[name]).abs().flatten() for name in weights])
-    assert (apart > 1e-5).double().mean() < 2e-3
-    assert apart.max() < one.learning_rate
+    for name, weight in weights.items():
+        if not name.endswith(UNHEARD):
+            assert torch.allclose(weight, others[name], rtol=0, atol=1e-5), name
 
 
 def test_two_processes_train_as_one(settings):
