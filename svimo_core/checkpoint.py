@@ -114,8 +114,13 @@ def save_checkpoint(
     preview: Tensor | None = None,
     provenance: dict[str, str] | None = None,
     dtype: torch.dtype | None = None,
+    whole: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> Path:
     """Write parts to one file; it appears whole or not at all.
+
+    Args:
+        dtype: type to write all weights in, one at a time; None keeps theirs.
+        whole: makes one of :func:`stored_tensors` of what a process has of it, in their order.
 
     Raises:
         ValueError: an unknown part, or an interaction part without its statistics.
@@ -125,15 +130,26 @@ def save_checkpoint(
         raise ValueError(f"a checkpoint holds one or more of {PARTS}, got {sorted(parts)}")
     if "interaction" in parts and normalizer is None:
         raise ValueError("the interaction part needs its motion statistics (normalizer)")
+    tensors, metadata = stored_tensors(parts), _metadata(config, normalizer, preview, provenance)
+    if dtype is None:
+        with whole_file(path) as partial:
+            save_file({name: whole(t).contiguous().cpu() for name, t in tensors.items()}, partial, metadata)
+    else:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        streamed = ((name, whole(tensor).to(dtype).cpu()) for name, tensor in tensors.items())
+        write_weights(path, shapes, dtype, streamed, metadata)
+    return Path(path)
+
+
+def stored_tensors(parts: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """What a checkpoint holds of parts, by its names and in its order."""
     tensors = {
-        f"{part}.{key}": (value if dtype is None else value.to(dtype)).detach().contiguous().cpu()
+        f"{part}.{key}": value.detach()
         for part, module in parts.items()
         for key, value in module.state_dict().items()
         if key not in SHARED_WEIGHTS
     }
-    with whole_file(path) as partial:
-        save_file(tensors, partial, _metadata(config, normalizer, preview, provenance))
-    return Path(path)
+    return dict(sorted(tensors.items()))
 
 
 def _metadata(

@@ -135,7 +135,8 @@ def plan(config: TrainConfig, model: SViMoConfig, cards: int, *, sharded: bool, 
     shapes = {shape_name(shape): shape for phase in config.phases for shape in phase.shapes}
     return Plan(
         states=trained * (4 + 4 + 8) // spread,
-        gradients=trained * 4 // spread,
+        # whole on each card between the passes whose gradients add up
+        gradients=trained * 4 // (spread if config.gradient_accumulation == 1 else 1),
         copies=trained * dtype.itemsize,
         frozen=frozen * 4,
         activations={
@@ -165,7 +166,7 @@ def advice(found: Plan, config: TrainConfig, memory: float, sharded: bool) -> st
     if not config.gradient_checkpointing:
         ways.append("set gradient_checkpointing")
     if max(shape.batch_size for phase in config.phases for shape in phase.shapes) > 1:
-        ways.append(f"halve the batch of {largest} and double gradient_accumulation")
+        ways.append(f"lower the batch of {largest}")
     ways.append("take more cards" if sharded else "spread the weights over the cards")
     return (
         f"It does not fit: {found.total / GB:.0f} of {memory / GB:.0f} GB. To change that: {'; '.join(ways)}."

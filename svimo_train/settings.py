@@ -174,6 +174,9 @@ class TrainConfig:
     its power of this less 1. 1 is uniform, as published."""
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
+    sharded: bool = False
+    """Spread weights, gradients, averages and moments over all processes instead of keeping them whole on each: for an
+    MM-DiT that no single GPU can train. Sheets, which one process draws, are not to be had (`sheet_every` 0)."""
     precision: str = "auto"
     """Of the networks' activations: "auto" is bf16 on a GPU that has it, float32 ("no") otherwise."""
     threads: int | None = None
@@ -222,6 +225,14 @@ class TrainConfig:
             )
         if self.joint.sampled_steps < 1:
             raise ValueError(f"joint.sampled_steps must be at least 1, got {self.joint.sampled_steps}")
+        if self.sharded and self.stage in ("vae", "drawing"):
+            raise ValueError(
+                f"the {self.stage} stage trains a small network that needs no sharding: set sharded to false"
+            )
+        if self.sharded and self.sheet_every:
+            raise ValueError(
+                "one process draws the sheets, and has only a part of sharded weights: set sheet_every to 0"
+            )
         for shape in (shape for phase in self.phases for shape in phase.shapes):
             # the VAE's decoder works in pairs of latent frames
             if self.stage in ("vae", "drawing") and shape.frames % 8 != 1:

@@ -1,17 +1,28 @@
-"""What a killed run needs to go on as if nothing had happened, in one safetensors file: no pickles."""
+"""What a killed run needs to go on as if nothing had happened: no pickles.
+
+One safetensors file; or, of weights that are spread over processes, a folder `state-STEP` with one such file from each,
+which any number of processes can read (torch.distributed.checkpoint).
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
 from svimo_core.files import whole_file
+
+NOTES, PARTIAL = "notes.json", ".partial"
 
 
 class EMA:
@@ -46,10 +57,7 @@ def save_state(
     Raises:
         OSError: it cannot be written, such as to a full disk; the file of before is untouched.
     """
-    tensors = {f"weights.{name}": p.detach() for name, p in parameters.items()}
-    tensors |= {f"ema.{name}": value for name, value in ema.values.items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
+    tensors = _tensors(parameters, ema, optimizer)
     metadata = {"step": str(step), "notes": json.dumps(notes)}
     with whole_file(path) as partial:
         save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, partial, metadata)
@@ -72,14 +80,111 @@ def load_state(
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it to start this stage anew") from error
+    _check_same_weights(path, parameters, {name: tuple(t.shape) for name, t in tensors.items()})
+    _restore(tensors, parameters, ema, optimizer)
+    return int(metadata["step"]), json.loads(metadata["notes"])
+
+
+def sharded_state(output: Path) -> Path | None:
+    """The last folder that :func:`save_sharded_state` wrote in this one, if any."""
+    return max((path for path in output.glob("state-*") if path.suffix != PARTIAL), default=None)
+
+
+def save_sharded_state(
+    output: Path,
+    step: int,
+    parameters: dict[str, nn.Parameter],
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    notes: dict[str, Any],
+) -> None:
+    """As :func:`save_state`, by all processes together, to a folder that appears whole or not at all; then others go.
+
+    Raises:
+        OSError: it cannot be written; the folder of before is untouched.
+    """
+    folder = output / f"state-{step:09d}"
+    partial, alone = folder.with_suffix(PARTIAL), not dist.is_initialized()
+    main, processes = (True, 1) if alone else (dist.get_rank() == 0, dist.get_world_size())
+    if main:
+        for left in output.glob(f"state-*{PARTIAL}"):
+            shutil.rmtree(left)
+    if not alone:
+        dist.barrier()  # or a file of this save may be taken for one that was left
+    writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+    try:
+        dcp.save(_tensors(parameters, ema, optimizer), storage_writer=writer)
+    except CheckpointException as error:
+        causes = [f"process {rank}: {cause}" for rank, (cause, _) in error.failures.items()]
+        raise OSError("; ".join(causes)) from error
+    if main:
+        told = {"step": step, "processes": processes, "notes": notes}
+        (partial / NOTES).write_text(json.dumps(told), encoding="utf-8")
+        partial.rename(folder)
+        for before in output.glob("state-*"):
+            if before != folder:
+                shutil.rmtree(before)
+
+
+def load_sharded_state(
+    folder: Path, parameters: dict[str, nn.Parameter], ema: EMA, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Any]]:
+    """As :func:`load_state`, on any number of processes."""
+    reader = HuggingFaceStorageReader(str(folder))
+    try:
+        told = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+        files = len(list(folder.glob("*.safetensors")))
+        if files != told["processes"]:
+            raise ValueError(
+                f"it has {files} of the {told['processes']} files that as many processes wrote, to one disk for all"
+            )
+        found = reader.read_metadata().state_dict_metadata
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"{folder} is damaged ({error}): delete it to start this stage anew") from error
+    stored = {name: tuple(tensor.size) for name, tensor in found.items()}
+    _check_same_weights(folder, parameters, stored)
+    tensors, like = {}, list(parameters.values())
+    for name, shape in stored.items():
+        kind, _, inner = name.partition(".")
+        parameter = like[int(inner.split(".")[0])] if kind == "optimizer" else parameters[inner]
+        same = tuple(parameter.shape) == shape  # all but Adam's count of steps
+        tensors[name] = torch.empty_like(parameter.detach()) if same else torch.empty(shape)
+    dcp.load(tensors, storage_reader=reader)
+    _restore(tensors, parameters, ema, optimizer)
+    return told["step"], told["notes"]
+
+
+def _tensors(
+    parameters: dict[str, nn.Parameter], ema: EMA, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Everything that changes during training, by name."""
+    tensors = {f"weights.{name}": p.detach() for name, p in parameters.items()}
+    tensors |= {f"ema.{name}": value for name, value in ema.values.items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
+    return tensors
+
+
+def _check_same_weights(
+    path: Path, parameters: dict[str, nn.Parameter], stored: dict[str, tuple[int, ...]]
+) -> None:
     expected = {f"weights.{name}": tuple(p.shape) for name, p in parameters.items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items() if name.startswith("weights.")}
+    found = {name: shape for name, shape in stored.items() if name.startswith("weights.")}
     if expected != found:
         odd = sorted(set(expected.items()) ^ set(found.items()))[0]
         raise ValueError(
             f"{path} was written by a run that trained other weights (such as {odd[0]} {odd[1]}): "
             "choose another output folder or delete it"
         )
+
+
+def _restore(
+    tensors: dict[str, Tensor],
+    parameters: dict[str, nn.Parameter],
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Take over what :func:`_tensors` gave."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weights.{name}"])
@@ -90,4 +195,3 @@ def load_state(
             _, index, key = name.split(".")
             moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"]), json.loads(metadata["notes"])

@@ -1,7 +1,8 @@
 """Read this first: one training run from its configuration to a checkpoint.
 
 A step depends only on the weights before it and on its number: clips, crops, noise and dropout come from generators
-seeded with (seed, step, process). So a run that was killed goes on from its last state bit by bit.
+seeded with (seed, step, micro-batch), and micro-batches are numbered over all processes. So a run that was killed goes
+on from its last state bit by bit, and what a step learns from does not depend on how many processes share it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
-from svimo_core.checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
+from svimo_core.checkpoint import (
+    PARTS,
+    init_part,
+    load_part,
+    read_header,
+    save_checkpoint,
+    stored_tensors,
+)
 from svimo_core.config import PRESETS, SViMoConfig
 from svimo_core.model.alignment import ImageAlignment, start_without_corrections
 from svimo_core.model.mmdit import split_streams, start_from_nothing
@@ -33,10 +41,11 @@ from svimo_core.normalization import MotionNormalizer
 
 from .clips import ClipFolder
 from .drawing import DrawingPool, DrawingStage
+from .parallel import clip_gradients, micro_batch, shard, whole
 from .settings import Shape, TrainConfig
 from .sheets import write_sheet
 from .stages import STAGE_MODULES, VAEStage
-from .state import EMA, load_state, save_state
+from .state import EMA, load_sharded_state, load_state, save_sharded_state, save_state, sharded_state
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +72,8 @@ def train(config: TrainConfig) -> Path:
     accelerator = Accelerator(mixed_precision=precision(config.precision))
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
-            "this trainer keeps whole weights on every process (one GPU or DDP), FSDP and DeepSpeed shard them: "
-            "choose another accelerate configuration"
+            "this trainer shards weights itself: set sharded to true in the training configuration, and choose an "
+            "accelerate configuration without FSDP and DeepSpeed"
         )
 
     # 1. clips, model, and what this stage trains of it
@@ -77,13 +86,17 @@ def train(config: TrainConfig) -> Path:
         model = load_model(config, clips)
         used = tuple(model.parts)
     stage = STAGE_MODULES[config.stage](config, model, clips)
+    parameters = trained_parameters(model, stage)
+    if config.sharded:
+        shard(stage, accelerator)
+        parameters = trained_parameters(model, stage)  # each is a part of what it was
     for part in used:
         model.parts[part].to(accelerator.device)
-    parameters = trained_parameters(model, stage)
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
-    prepared, optimizer = accelerator.prepare(stage, optimizer)
+    optimizer = accelerator.prepare(optimizer)
+    forward = stage if config.sharded else accelerator.prepare(stage)
     ema = EMA(parameters, config.ema_decay)
 
     # 2. go on where a run before stopped
@@ -99,30 +112,35 @@ def train(config: TrainConfig) -> Path:
         unit="step",
         disable=not accelerator.is_main_process,
     )
+    batches = config.gradient_accumulation * accelerator.num_processes
     with _StopSignal() as stop:
         for step in bar:
             began = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step)
-            metrics = {}
+            shape, metrics = draw_shape(config, step), {}
             for micro in range(config.gradient_accumulation):
-                generator = step_generator(config.seed, step, accelerator.process_index, micro)
-                shape = draw_shape(config, step)
-                indices = sample_indices(config, len(clips), step, micro, accelerator, shape.batch_size)
+                number = micro * accelerator.num_processes + accelerator.process_index
+                generator = step_generator(config.seed, step, number)
+                indices = sample_indices(config, len(clips), step * batches + number, shape.batch_size)
                 with accelerator.autocast():
                     batch = stage.load(clips, indices, shape, generator)
                 batch = send_to_device(batch, accelerator.device)
-                loss, terms = prepared(batch, generator)
-                run.check_finite(step, "loss", loss)
-                accelerator.backward(loss / config.gradient_accumulation)
-                metrics = {"loss": loss, **terms}
-            norm = accelerator.clip_grad_norm_(parameters.values(), config.clip_norm)
+                with micro_batch(forward, last=micro + 1 == config.gradient_accumulation):
+                    with accelerator.autocast():
+                        loss, terms = forward(batch, generator)
+                    accelerator.backward(loss / config.gradient_accumulation)
+                for name, value in ({"loss": loss} | terms).items():
+                    metrics[name] = metrics.get(name, 0) + value.detach() / config.gradient_accumulation
+            metrics = over_processes(metrics, accelerator)
+            run.check_finite(step, "loss", metrics["loss"])
+            norm = clip_gradients(parameters.values(), config.clip_norm).item()
             run.check_finite(step, "gradient", norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             ema.update(parameters, step)
 
-            metrics = {key: value.item() for key, value in metrics.items()} | {"gradient_norm": float(norm)}
+            metrics["gradient_norm"] = norm
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
             stopping = anywhere(stop.asked, accelerator)
             run.after_step(step, metrics, time.perf_counter() - began, stopping)
@@ -148,9 +166,9 @@ def trained_parameters(model: SimpleNamespace, stage: nn.Module) -> dict[str, nn
 # --- what a step consists of, from its number alone ---
 
 
-def step_generator(seed: int, step: int, process: int, micro: int) -> torch.Generator:
-    """The source of all randomness of one forward pass."""
-    words = np.random.SeedSequence([seed, step, process, micro]).generate_state(2, np.uint32)
+def step_generator(seed: int, step: int, micro: int) -> torch.Generator:
+    """The source of all randomness of one forward pass, by the micro-batch's number in its step over all processes."""
+    words = np.random.SeedSequence([seed, step, 0, micro]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
 
 
@@ -162,18 +180,20 @@ def draw_shape(config: TrainConfig, step: int) -> Shape:
     return shapes[rng.choice(len(shapes), p=weights / weights.sum())]
 
 
-def sample_indices(
-    config: TrainConfig, count: int, step: int, micro: int, accelerator: Accelerator, batch_size: int
-) -> list[int]:
-    """Clips of one batch. Every clip comes once before any comes again, in another order each time, as long as the
-    batch size stays."""
-    batches = config.gradient_accumulation * accelerator.num_processes
-    number = (step * batches + micro * accelerator.num_processes + accelerator.process_index) * batch_size
+def sample_indices(config: TrainConfig, count: int, batch: int, batch_size: int) -> list[int]:
+    """Clips of one batch, by its number in the run. Every clip comes once before any comes again, in another order each
+    time, as long as the batch size stays."""
     indices = []
-    for sample in range(number, number + batch_size):
+    for sample in range(batch * batch_size, (batch + 1) * batch_size):
         order = np.random.default_rng([config.seed, sample // count, 2]).permutation(count)
         indices.append(int(order[sample % count]))
     return indices
+
+
+def over_processes(metrics: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """Means over all processes, the same on each."""
+    values = torch.stack([value.float() for value in metrics.values()])
+    return dict(zip(metrics, accelerator.reduce(values, "mean").tolist(), strict=True))
 
 
 def anywhere(asked: bool, accelerator: Accelerator) -> bool:
@@ -344,19 +364,26 @@ class _Run:
 
     def resume(self) -> int:
         """Restore the last state, if any; the number of steps done."""
-        path = self.config.output / STATE
-        if not path.is_file():
+        file, folder = self.config.output / STATE, sharded_state(self.config.output)
+        path, other = (folder, file) if self.config.sharded else (file, folder)
+        if path is None or not path.exists():
+            if other is not None and other.exists():
+                raise ValueError(
+                    f"{other} was written with sharded {json.dumps(not self.config.sharded)}: set it so again, "
+                    "or choose another output folder"
+                )
             return 0
-        step, notes = load_state(path, self.parameters, self.ema, self.optimizer)
+        load = load_sharded_state if self.config.sharded else load_state
+        step, notes = load(path, self.parameters, self.ema, self.optimizer)
         self.saved, self.seconds, self.samples = step, notes["seconds"], notes["samples"]
         log.info("going on after step %d", step)
         return step
 
-    def check_finite(self, step: int, what: str, value: torch.Tensor) -> None:
+    def check_finite(self, step: int, what: str, value: float) -> None:
         """Stop before a broken number reaches the weights."""
-        if not math.isfinite(value.item()):
+        if not math.isfinite(value):
             raise TrainingStopped(
-                f"the {what} of step {step} is {value.item()}: lower the learning rate, or look for broken clips. "
+                f"the {what} of step {step} is {value}: lower the learning rate, or look for broken clips. "
                 f"{self._last_good()}"
             )
 
@@ -366,8 +393,14 @@ class _Run:
         self.seconds += seconds
         processes = self.accelerator.num_processes
         self.samples += draw_shape(config, step).batch_size * config.gradient_accumulation * processes
-        if not self.accelerator.is_main_process:
-            return
+        if self.accelerator.is_main_process:
+            self._report(step, metrics, seconds)
+        if done % config.save_every == 0 or stopping:
+            self.save(done)
+
+    def _report(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        """Log and draw when it is time."""
+        config, done = self.config, step + 1
         with self._writing(done):
             if step % config.log_every == 0:
                 line = {"step": step, **metrics, "lr": config.learning_rate_at(step), "seconds": seconds}
@@ -376,8 +409,6 @@ class _Run:
             if config.sheet_every and (done % config.sheet_every == 0 or done == config.steps):
                 with self.averaged_weights():
                     write_sheet(config.output / f"sheet-{done:07d}.png", config, self.model, self.stage)
-        if done % config.save_every == 0 or stopping:
-            self.save(done)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -390,39 +421,52 @@ class _Run:
             _assign(self.parameters, kept)
 
     def save(self, done: int) -> Path:
-        """Write the checkpoint (averaged weights) and the state; each appears whole or not at all."""
+        """Write the checkpoint (averaged weights) and the state; each appears whole or not at all. The main process
+        writes; where weights are spread over processes, all take part."""
+        config, path = self.config, self.config.output / CHECKPOINT
+        if self.accelerator.is_main_process or config.sharded:
+            notes = {"seconds": self.seconds, "samples": self.samples}
+            training = (self.parameters, self.ema, self.optimizer, notes)
+            with self._writing(done):
+                with self.averaged_weights():
+                    if self.accelerator.is_main_process:
+                        self._save_checkpoint(path, done)
+                    else:
+                        for tensor in stored_tensors(self.model.parts).values():
+                            whole(tensor)
+                if not config.sharded:
+                    save_state(config.output / STATE, done, *training)
+                elif self.saved != done:
+                    save_sharded_state(config.output, done, *training)
+        self.saved = done
+        return path
+
+    def _save_checkpoint(self, path: Path, done: int) -> None:
+        """What the trained parts hold now, and all others."""
         config, model = self.config, self.model
-        path = config.output / CHECKPOINT
-        if not self.accelerator.is_main_process:
-            return path
         training = (
             f"{config.stage}: {done} steps, {self.samples} samples, {self.seconds / 60:.0f} minutes on "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, seed {config.seed}"
         )
         parts = [path.partition(".")[0] for path in self.stage.trained]
         before = {part: model.provenance.get(part, "") for part in parts}
-        with self._writing(done):
-            with self.averaged_weights():
-                if isinstance(self.stage, VAEStage):
-                    self.stage.finish(model, self.clips)
-                if isinstance(self.stage, DrawingStage):
-                    errors = self.stage.finish(self.clips, config.phases[-1].shapes[0])
-                    training += "; " + ", ".join(f"{name} {value}" for name, value in errors.items())
-                    log.info("after step %d: %s", done, errors)
-                told = {part: f"{text}; {training}" if text else training for part, text in before.items()}
-                save_checkpoint(
-                    path,
-                    model.config,
-                    model.parts,
-                    model.normalizer,
-                    model.preview,
-                    model.provenance | told,
-                    getattr(torch, config.checkpoint_dtype),
-                )
-            notes = {"seconds": self.seconds, "samples": self.samples}
-            save_state(config.output / STATE, done, self.parameters, self.ema, self.optimizer, notes)
-        self.saved = done
-        return path
+        if isinstance(self.stage, VAEStage):
+            self.stage.finish(model, self.clips)
+        if isinstance(self.stage, DrawingStage):
+            errors = self.stage.finish(self.clips, config.phases[-1].shapes[0])
+            training += "; " + ", ".join(f"{name} {value}" for name, value in errors.items())
+            log.info("after step %d: %s", done, errors)
+        told = {part: f"{text}; {training}" if text else training for part, text in before.items()}
+        save_checkpoint(
+            path,
+            model.config,
+            model.parts,
+            model.normalizer,
+            model.preview,
+            model.provenance | told,
+            getattr(torch, config.checkpoint_dtype),
+            whole,
+        )
 
     @contextmanager
     def _writing(self, done: int) -> Iterator[None]:

@@ -58,6 +58,7 @@ LAB_ORDER = [
     "drawing",
     "stages",
     "plan",
+    "parallel",
     "sheets",
     "trainer",
     "judge_training",

@@ -187,7 +187,7 @@ def gradients(
     for part in stage.trained:
         model.parts[part].requires_grad_(True)
     prepare(stage)
-    generator = step_generator(0, 0, 0, 0)
+    generator = step_generator(0, 0, 0)
     loss, _ = stage(stage.load(folder, [0, 1], phase(1).shapes[0], generator), generator)
     loss.backward()
     return stage, loss.item()
@@ -296,7 +296,7 @@ def test_clips_with_a_first_frame_only(settings, clips):
     np.save(clips / "clip-1.npy", first)
     joint = JointObjective(guidance_from="first")
     stage, _ = gradients(replace(settings, joint=joint), joint)
-    batch = stage.load(ClipFolder(clips), [1, 0], phase(1).shapes[0], step_generator(0, 0, 0, 0))
+    batch = stage.load(ClipFolder(clips), [1, 0], phase(1).shapes[0], step_generator(0, 0, 0))
     assert batch["whole"].tolist() == [False, True]
     assert torch.equal(batch["images"][0], batch["images"][1])
     assert not torch.equal(batch["hands"][0], batch["hands"][1])
@@ -305,8 +305,8 @@ def test_clips_with_a_first_frame_only(settings, clips):
     stage.backbone.register_forward_hook(lambda _, *seen: passes.append(seen))
 
     def terms(indices):
-        batch = stage.load(ClipFolder(clips), indices, phase(1).shapes[0], step_generator(0, 0, 0, 0))
-        return batch, stage(batch, step_generator(0, 0, 0, 0))[1]
+        batch = stage.load(ClipFolder(clips), indices, phase(1).shapes[0], step_generator(0, 0, 0))
+        return batch, stage(batch, step_generator(0, 0, 0))[1]
 
     _, without = terms([1, 1])
     assert without["video"] == without["motion"] == 0
@@ -357,7 +357,7 @@ def test_warm_up_goes_on_beside_the_constraint(settings):
         JointObjective(denoising=0.0, interaction=0.0, guidance=False, warm_up=1.0),
         lambda stage: stage.interaction.register_forward_pre_hook(lambda _, inputs: seen.append(inputs)),
     )
-    truth = stage.load(ClipFolder(settings.clips), [0, 1], phase(1).shapes[0], step_generator(0, 0, 0, 0))
+    truth = stage.load(ClipFolder(settings.clips), [0, 1], phase(1).shapes[0], step_generator(0, 0, 0))
     assert torch.equal(seen[-1][2], truth["video"])
     assert torch.equal(seen[-1][3], truth["motion"])
     assert size_of_gradient(stage.interaction) > 0
@@ -373,7 +373,7 @@ def test_vid_learns_from_latents_that_were_sampled(settings):
     model = load_model(config, folder)
     stage = InteractionStage(config, model, folder)
     true = stage.latents.batch([0, 1] * 4, shape)
-    mixed = stage.load(folder, [0, 1] * 4, shape, step_generator(0, 0, 0, 0))
+    mixed = stage.load(folder, [0, 1] * 4, shape, step_generator(0, 0, 0))
     same = [torch.equal(a, b) for a, b in zip(mixed["video"], true["video"], strict=True)]
     assert 0 < sum(same) < 8
     assert same == [torch.equal(a, b) for a, b in zip(mixed["motion"], true["motion"], strict=True)]
@@ -422,7 +422,7 @@ def test_warm_up_as_in_sampling(settings):
     folder = ClipFolder(config.clips)
     stage, seen = InteractionStage(config, load_model(config, folder), folder), []
     stage.interaction.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
-    generator = step_generator(0, 0, 0, 0)
+    generator = step_generator(0, 0, 0)
     batch = stage.load(folder, [0, 1] * 8, phase(1).shapes[0], generator)
     stage(batch, generator)
     hands, _, video, motion, time = seen[0]
@@ -502,7 +502,7 @@ def test_alignment_learns_from_what_the_sampler_reads_first(settings, monkeypatc
     run = replace(settings, stage="alignment")
     clips = ClipFolder(run.clips)
     stage = AlignmentStage(run, load_model(run, clips), clips)
-    batch = stage.load(clips, [0, 1, 0, 1], phase(1).shapes[0], step_generator(0, 0, 0, 0))
+    batch = stage.load(clips, [0, 1, 0, 1], phase(1).shapes[0], step_generator(0, 0, 0))
     seen, aligned = [], []
     stage.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     stage.alignment.register_forward_pre_hook(lambda _, inputs: aligned.append(inputs))
@@ -512,9 +512,9 @@ def test_alignment_learns_from_what_the_sampler_reads_first(settings, monkeypatc
         MotionReader, "read", lambda self, *z: readings.append(read(self, *z)) or readings[-1]
     )
     monkeypatch.setattr("svimo_train.stages.NEARER_SHARE", 0.0)
-    loss, terms = stage(batch, step_generator(0, 0, 0, 0))
+    loss, terms = stage(batch, step_generator(0, 0, 0))
     monkeypatch.setattr("svimo_train.stages.NEARER_SHARE", 1.0)
-    stage(batch, step_generator(0, 0, 0, 0))
+    stage(batch, step_generator(0, 0, 0))
     (_, _, _, time, _, guidance), _ = seen
     assert (time == 999).all()
     assert not guidance.any()

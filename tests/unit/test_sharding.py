@@ -1,0 +1,197 @@
+"""Sharded training: on any number of processes it is the training of one, and what it writes is the same."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
+from safetensors.torch import load_file
+
+from svimo_train.clips import Clip, write_clip
+from svimo_train.settings import JointObjective, Phase, Shape, TrainConfig
+from svimo_train.state import sharded_state
+from svimo_train.trainer import CHECKPOINT, LOG, TrainingStopped, train
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN_EACH = """
+import sys
+from svimo_train.settings import TrainConfig
+from svimo_train.trainer import train
+for file in sys.argv[1:]:
+    train(TrainConfig.load(file))
+"""
+
+
+@pytest.fixture
+def settings(tmp_path, checkpoint_file) -> TrainConfig:
+    """Four micro-batches of one of four clips make a step."""
+    for seed in range(4):
+        video = np.random.default_rng(seed).integers(0, 255, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+        (tmp_path / "clips").mkdir(exist_ok=True)
+        write_clip(tmp_path / "clips", f"clip-{seed}", Clip(video, moving_motion(seed)))
+    return TrainConfig(
+        stage="joint",
+        clips=tmp_path / "clips",
+        output=tmp_path / "run",
+        init=checkpoint_file,
+        phases=steps(3),
+        learning_rate=1e-4,
+        clip_norm=1.0,
+        warmup_steps=0,
+        gradient_accumulation=4,
+        gradient_checkpointing=True,
+        log_every=1,
+        sheet_every=0,
+    )
+
+
+def steps(count: int) -> tuple[Phase]:
+    return (Phase(steps=count, shapes=(Shape(frames=FRAMES, height=HEIGHT, width=WIDTH, batch_size=1),)),)
+
+
+def logged(config: TrainConfig, key: str) -> list[float]:
+    return [json.loads(line)[key] for line in (config.output / LOG).read_text().splitlines()]
+
+
+def launch(processes: int, *configs: TrainConfig, script: str = TRAIN_EACH) -> subprocess.CompletedProcess:
+    """Train these runs one after the other on so many processes."""
+    folder = configs[0].output.parent
+    folder.mkdir(exist_ok=True)
+    (folder / "script.py").write_text(script)
+    files = [folder / f"{config.output.name}-{processes}.json" for config in configs]
+    for file, config in zip(files, configs, strict=True):
+        file.write_text(json.dumps(config.to_dict()))
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    return subprocess.run(
+        [*run, str(folder / "script.py"), *map(str, files)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+
+
+UNHEARD = ("attention.norm_k.bias", "attention.to_k.bias")
+"""Attention is the same whatever is added to all keys: these weights get rounding for a gradient, and Adam makes full
+steps of it."""
+
+
+def assert_same_training(one: TrainConfig, other: TrainConfig) -> None:
+    """To rounding, as far as the other's log goes back."""
+    count = len(logged(other, "loss"))
+    for key in ("loss", "gradient_norm"):
+        assert logged(other, key) == pytest.approx(logged(one, key)[-count:], rel=2e-6, abs=1e-6)
+    weights, others = (load_file(config.output / CHECKPOINT) for config in (one, other))
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        if not name.endswith(UNHEARD):
+            assert torch.allclose(weight, others[name], rtol=0, atol=1e-5), name
+
+
+def test_two_processes_train_as_one(settings):
+    """The same clips, noise and dropout, hence losses, gradient norms and averaged weights; also with whole weights. In
+    the joint stage, processes run the MM-DiT and VID more or less often."""
+    branching = JointObjective(
+        guidance_from="first", sampled_share=0.5, sampled_steps=2, guidance_dropout=0.5, warm_up=1.0
+    )
+    ones = [
+        replace(settings, stage=stage, joint=branching, output=settings.output / stage)
+        for stage in ("joint", "interaction", "alignment")
+    ]
+    twos = [
+        replace(one, output=settings.output / f"{one.stage}-on-two", gradient_accumulation=2, sharded=True)
+        for one in ones
+    ]
+    ones.append(ones[0])
+    twos.append(replace(twos[0], output=settings.output / "whole-on-two", sharded=False))
+    done = launch(2, *twos)
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(ones, twos, strict=True):
+        train(one)
+        assert_same_training(one, two)
+        assert (sharded_state(two.output) is not None) == two.sharded
+
+
+KILLED_AT_THE_SECOND_SAVE = """
+import os, signal
+from svimo_train import state
+write, saves = state.HuggingFaceStorageWriter.write_data, []
+
+def dies(*args):
+    saves.append(write(*args))
+    if len(saves) == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return saves[-1]
+
+state.HuggingFaceStorageWriter.write_data = dies
+"""
+
+
+def test_what_a_killed_save_leaves_goes_on_with_any_number_of_processes(settings):
+    whole = replace(settings, output=settings.output / "whole")
+    run = replace(settings, output=settings.output / "killed", sharded=True)
+    killed = replace(run, gradient_accumulation=2, save_every=1)
+    done = launch(2, killed, script=KILLED_AT_THE_SECOND_SAVE + TRAIN_EACH)
+    assert done.returncode != 0
+    assert "Signal 9 (SIGKILL)" in done.stderr
+    left = {path.name for path in run.output.glob("state-*")}
+    assert left == {"state-000000001", "state-000000002.partial"}
+
+    train(whole)
+    on_one, on_four = (replace(run, output=settings.output / name) for name in ("on-one", "on-four"))
+    for copy in (on_one, on_four):
+        shutil.copytree(run.output, copy.output)
+        (copy.output / LOG).unlink()
+    train(on_one)
+    done = launch(4, replace(on_four, gradient_accumulation=1))
+    assert done.returncode == 0, done.stderr
+    for copy in (on_one, on_four):
+        assert len(logged(copy, "loss")) == 2
+        assert_same_training(whole, copy)
+        assert [path.name for path in copy.output.glob("state-*")] == ["state-000000003"]
+
+    # what four processes wrote tensor by tensor is what one writes of the same state
+    written = (on_four.output / CHECKPOINT).read_bytes()
+    train(on_four)
+    again = (on_four.output / CHECKPOINT).read_bytes()
+    assert b"4 x cpu" in written
+    assert again == written.replace(b"4 x cpu", b"1 x cpu")
+
+
+def test_full_disk_keeps_the_state_of_before(settings, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = replace(settings, sharded=True, phases=steps(1))
+    train(run)
+    monkeypatch.setattr("svimo_train.state.HuggingFaceStorageWriter.write_data", full)
+    with pytest.raises(TrainingStopped, match=r"process 0.*No space left.*checkpoint after step 1.* is good"):
+        train(replace(run, phases=steps(2)))
+    assert sharded_state(run.output).name == "state-000000001"
+
+
+def test_state_that_lacks_a_part_is_refused(settings):
+    run = replace(settings, sharded=True, phases=steps(1))
+    train(run)
+    with pytest.raises(ValueError, match="was written with sharded true: set it so again"):
+        train(replace(run, sharded=False))
+    (file,) = sharded_state(run.output).glob("*.safetensors")
+    file.unlink()
+    with pytest.raises(ValueError, match=r"damaged.*it has 0 of the 1 files"):
+        train(run)
+
+
+def test_what_cannot_be_sharded_is_refused(settings):
+    with pytest.raises(ValueError, match="vae stage trains a small network"):
+        replace(settings, stage="vae", sharded=True)
+    with pytest.raises(ValueError, match="set sheet_every to 0"):
+        replace(settings, sheet_every=1, sharded=True)
