@@ -722,23 +722,6 @@ def test_a_position_table_that_is_never_used_is_left_out(settings, with_table):
     assert tuple(model.config.backbone.position_table) == (2, 1, 2)
 
 
-def test_two_processes_train_a_model_with_a_position_table(settings, with_table, tmp_path):
-    """Off its grid the table gets no gradient, for which the processes would wait."""
-    run = replace(settings, init=with_table, stage="joint", phases=(phase(2),), sheet_every=0)
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(run.to_dict()))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*launch, "-m", "svimo_train", "--config", str(config)],
-        env=environment,
-        cwd=ROOT,
-        check=True,
-        timeout=120,
-    )
-    assert len(logged(run)) == 2
-
-
 def test_ablation_trains_evaluates_and_goes_on(settings, tmp_path, capsys):
     config, out = tmp_path / "config.json", tmp_path / "ablation"
     config.write_text(json.dumps(replace(settings, phases=(phase(4),)).to_dict()))
