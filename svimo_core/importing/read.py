@@ -24,7 +24,7 @@ from ..render import check_in_view
 from . import decide
 from .arrays import EXPECTED, IMAGE, find_arrays, has_detected_joints
 from .bvh import find_bvh
-from .decide import AUTO, TRIM, ImportOptions
+from .decide import AUTO, LEAVE, TRIM, ImportOptions
 from .found import FoundMotion
 from .json_ import read_json
 from .orders import OPENPOSE
@@ -173,6 +173,9 @@ def _own(name: str, motion: HandObjectMotion, options: ImportOptions) -> Importe
 
 def _finished(motion: HandObjectMotion, report: list[str], options: ImportOptions) -> Imported:
     """Gaps and absent hands treated as asked for, and the whole put before the camera."""
+    ways = (LEAVE, TRIM, *MISSING_HANDS)
+    if options.missing_hands not in ways:
+        raise ValueError(f"missing_hands is one of {', '.join(ways)}, got {options.missing_hands!r}")
     if options.max_gap:
         hands, filled = fill_gaps(motion.hands, options.max_gap)
         motion = replace(motion, hands=hands)
@@ -189,15 +192,12 @@ def _finished(motion: HandObjectMotion, report: list[str], options: ImportOption
         before = len(motion)
         motion = trim_to_hands(motion)
         report.append(f"{len(motion)} of {before} frames were kept.")
-    # What is parked stands outside of the picture, so it does not count for the middle; what is mirrored does.
-    inventing = (
-        [lambda m: add_missing_hands(m, options.missing_hands)]
-        if options.missing_hands in MISSING_HANDS
-        else []
-    )
-    placing = [lambda m: place_in_view(m, options.distance)] if options.distance else []
-    for change in inventing + placing if options.missing_hands == "mirror" else placing + inventing:
-        motion = change(motion)
+    if options.missing_hands == "mirror":  # both are then in the middle of the picture
+        motion = add_missing_hands(motion, options.missing_hands)
+    if options.distance:
+        motion = place_in_view(motion, options.distance)
+    if options.missing_hands in MISSING_HANDS:  # what is parked is outside of it, and does not count
+        motion = add_missing_hands(motion, options.missing_hands)
     if options.distance:
         report.append(f"The middle of the motion was moved to {options.distance:g} m before the camera.")
     try:

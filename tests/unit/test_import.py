@@ -496,6 +496,7 @@ def test_bad_arrays_are_one_clear_error(tmp_path, arrays, message):
         ({"joint_order": "COCO"}, "joint_order is one of auto"),
         ({"joint_order": OPENXR}, "has 26 joints"),
         ({"sides": "both"}, "sides is one of check"),
+        ({"missing_hands": "guess"}, "missing_hands is one of leave out"),
         ({"up": "+z"}, "set both up and forward"),
     ],
 )
