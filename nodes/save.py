@@ -84,9 +84,10 @@ def with_graph(motion: AnyMotion, node: type[io.ComfyNode]) -> AnyMotion:
 
 def say(node: type[io.ComfyNode], text: str) -> None:
     """Show a text on a node while its graph runs, as core's API nodes do; the node needs `io.Hidden.unique_id`."""
-    server = sys.modules.get("server")  # a graph may run without one, and importing it starts half of ComfyUI
+    # A graph may run without a server, and importing its module starts half of ComfyUI.
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None and node.hidden:
-        server.PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
+        server.send_progress_text(text, node.hidden.unique_id)
 
 
 def progress() -> Callable[[int, int], None]:

@@ -5,7 +5,6 @@ Every decision gives a sentence for the report; what is neither certain nor said
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..motion import HAND_NAMES, HandObjectMotion
 from .axes import PALMS, UNITS, guess_unit, to_camera
 from .found import FoundMotion
 from .orders import INTERHAND, JOINT_COUNTS, ORDERS, guess_order
-from .sides import CERTAIN, CHOICES, bends, check_sides, guess_side
+from .sides import CERTAIN, CHOICES, bends, check_sides, guess_side, sides_named
 
 AUTO = "auto"
 LEAVE, TRIM = "leave out", "trim"
@@ -30,7 +29,7 @@ AT_THE_LENS = 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """What the person who imports knows or wants; the defaults decide nothing."""
+    """What the person who imports knows or wants; the defaults leave it to the file and to how hands look."""
 
     fps: float | None = None
     """Frames per second, over what the file says."""
@@ -48,7 +47,7 @@ class ImportOptions:
     max_gap: int = 0
     """Fill up to so many frames in a row between two that have a hand, by straight lines."""
     missing_hands: str = LEAVE
-    """Of what is absent then: "leave out", "trim" to the frames in which all hands are there, or one of
+    """Of what is absent then: "leave out", "trim" from the first frame with all hands to the last, or one of
     :data:`svimo_core.clean.MISSING_HANDS`."""
     distance: float = 0.0
     """Metres from the camera to the middle of the motion, to move it there; 0 leaves it where it is."""
@@ -171,7 +170,7 @@ def sided(
     if options.sides not in CHOICES:
         raise ValueError(f"sides is one of {', '.join(CHOICES)}, got {options.sides!r}")
     if sideless:
-        said = [side for side in HAND_NAMES if side in re.split("[^a-z]+", name.lower())]
+        said = sides_named(name)
         if len(said) == 1:
             side, note = said[0], f"It is a {said[0]} hand, by the name of the file."
         else:

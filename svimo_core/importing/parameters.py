@@ -20,6 +20,7 @@ from ..motion import HAND_NAMES, JOINTS_PER_HAND
 from .arrays import ALIASES, find_arrays
 from .found import FoundMotion
 from .orders import OPENPOSE
+from .sides import sides_named
 
 MEANS = ("auto", "flat", "relaxed")
 """What fingers of zeros are: a flat hand, or the file's mean pose, `hands_mean`, to which all others are added."""
@@ -211,7 +212,6 @@ def find_parameters(
     *,
     mean: str = "auto",
     left: str = "auto",
-    side: str | None = None,
 ) -> FoundMotion:
     """Joints of both hands from MANO parameters, in any layout of :data:`LAYOUTS`.
 
@@ -223,7 +223,6 @@ def find_parameters(
             are whole and have no mean.
         left: which left hand betas are for, "official" or "mended" (see :func:`svimo_core.mano.left_shape`); "auto"
             for the source's own convention.
-        side: the hand, for layouts that do not say.
 
     Returns:
         Hands, N x 2 x 21 x 3, metres, camera axes where the source has a camera; NaN where a hand is absent. Notes say
@@ -235,7 +234,6 @@ def find_parameters(
     for argument, value, choices in (
         ("mean", mean, MEANS),
         ("left", left, ("auto", *LEFT_SHAPES)),
-        ("side", side or "left", HAND_NAMES),
     ):
         if value not in choices:
             raise ValueError(f"{argument} should be one of {', '.join(choices)}, got {value!r}")
@@ -254,7 +252,7 @@ def find_parameters(
         return replace(found, order=OPENPOSE, metres_per_unit=1.0, notes=tuple(dict.fromkeys(notes)))
     return FoundMotion(
         name=name,
-        hands=reader.hands(side) * layout.axes,
+        hands=reader.hands() * layout.axes,
         fps=reader.single("fps"),
         order=OPENPOSE,
         metres_per_unit=1.0,
@@ -383,10 +381,10 @@ class _Reader:
         self.name, self.columns, self.layout = name, columns, layout
         self.models, self.mean, self.left, self.notes = models, mean, left, notes
 
-    def hands(self, side: str | None) -> np.ndarray:
+    def hands(self) -> np.ndarray:
         """N x 2 x 21 x 3 from arrays with one row per frame and hand."""
         by_side = {}
-        for hand in self._sides(side):
+        for hand in self._sides():
             missing = [f for f in self.layout.needs if not _name(self.columns, getattr(self.layout, f), hand)]
             if "pose" in missing:
                 continue
@@ -441,7 +439,7 @@ class _Reader:
             )
         return float(values[0])
 
-    def _sides(self, side: str | None) -> tuple[str, ...]:
+    def _sides(self) -> tuple[str, ...]:
         """The hands that a file may have: both where names say which is which, else the one it is of."""
         layout = self.layout
         key = _name(self.columns, layout.pose, "left") or _name(self.columns, layout.pose, "right")
@@ -451,7 +449,7 @@ class _Reader:
             return (layout.side,)
         column = _name(self.columns, SIDE_COLUMNS)
         said = " ".join(np.ravel(self.columns[column]).astype(str)) if column else self.name
-        sides = [side] if side else [hand for hand in HAND_NAMES if hand in said.lower()]
+        sides = sides_named(said)
         if len(sides) == 1:
             return tuple(sides)
         self.notes.append("The file does not say which hand it is: taken for the right one.")
@@ -582,7 +580,7 @@ class _Reader:
         if mean is None:
             mean = "relaxed" if components else "flat"
             other = "flat" if components else "relaxed"
-            how = f'which is a guess: set mean to "{other}" if fingers bend too {"much" if components else "little"}'
+            how = f"which is a guess: set mano_mean to {other} if fingers bend too {'much' if components else 'little'}"
         self.notes.append(f"Fingers of zeros are a {mean} hand, {how}.")
         return mean == "relaxed"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,11 @@ files that others made bend by -0.1 to 0.8; the same hands mirrored by 0.1 to -0
 MOST_ODD = 0.1
 """Share of frames in which the fingers of a hand may bend backwards so far."""
 CHOICES = ("check", "keep", "swap", "mirror", "mirror left", "mirror right")
+
+
+def sides_named(text: str) -> list[str]:
+    """The sides that a file's name or a label says: words that begin with left or right."""
+    return sorted(set(re.findall("(?<![a-z])(left|right)", text.lower())))
 
 
 def bends(joints: np.ndarray, side: str) -> np.ndarray:

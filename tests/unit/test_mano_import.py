@@ -285,7 +285,7 @@ def test_unknown_names(models, mean, flat):
         }
     found = find_parameters("hands.npz", content, models, mean=mean)
     np.testing.assert_allclose(found.hands, expected, **CLOSE)
-    assert any('set mean to "relaxed"' in note for note in found.notes) == (mean == "auto")
+    assert any("set mano_mean to relaxed" in note for note in found.notes) == (mean == "auto")
     joined = {f"{side}_pose": whole(a_hand(seed)) for seed, side in enumerate(HAND_NAMES)}
     rest = {key: value for key, value in content.items() if "trans" in key or "betas" in key}
     np.testing.assert_allclose(
@@ -334,7 +334,7 @@ def test_hands_without_a_side_say_so(models):
     assert np.isfinite(found.hands[:, 1]).all()
     assert any("taken for the right" in note for note in found.notes)
     assert any("no betas" in note for note in found.notes)
-    assert np.isfinite(find_parameters("sequence.npz", content, models, side="left").hands[:, 0]).all()
+    assert np.isfinite(find_parameters("sequence_LeftHand.npz", content, models).hands[:, 0]).all()
 
 
 # Errors
@@ -449,8 +449,8 @@ def test_models_that_are_needed_are_named(models):
     bare = {side: replace(model, hands_components=None) for side, model in models.items()}
     with pytest.raises(ValueError, match=r"has 45 principal components, and the right hand's model has 0"):
         find_parameters("f.npz", {"pose_m": np.ones((2, 51))}, bare)
-    for wrong in ({"mean": "bent"}, {"left": "right"}, {"side": "both"}):
-        with pytest.raises(ValueError, match=r"(mean|left|side) should be one of .*, got"):
+    for wrong in ({"mean": "bent"}, {"left": "right"}):
+        with pytest.raises(ValueError, match=r"(mean|left) should be one of .*, got"):
             find_parameters("f.npz", arctic(), models, **wrong)
 
 
