@@ -30,12 +30,15 @@ demo: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/python -m dev.serve
 
+# A process for each core, up to four: each has a ComfyUI of its own, and one thread of PyTorch's.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(STAMP)
 	$(BIN)/python -m dev.browser
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-core: $(STAMP)
-	$(BIN)/pytest tests/unit tests/parity
+	$(PYTEST) tests/unit tests/parity
 
 test-pythons:
 	set -e; for version in $(PYTHONS); do $(MAKE) test-core PYTHON=python$$version VENV=.venv-$$version; done
