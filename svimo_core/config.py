@@ -44,6 +44,10 @@ class BackboneConfig:
     every size. A height and width in tokens, such as (30, 45): stretch or shrink every clip's rows and columns into
     that grid, as diffusers' CogVideoX pipelines do. Both agree at the grid's own size."""
 
+    any_to_any: bool = False
+    """Trained with known streams and known frames, clean at timestep 0: it serves video to motion, motion to video, and
+    clips that go on."""
+
     def __post_init__(self):
         if self.head_dim % 16:
             raise ValueError(

@@ -22,15 +22,18 @@ def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
 
 
-def denoising_loss(clean: Tensor, target: Tensor, abar: Tensor, weighting: str) -> Tensor:
-    """Error of predicted clean latents (B ...), mean over the batch (paper equation 6).
+def denoising_loss(clean: Tensor, target: Tensor, abar: Tensor, weighting: str, counted: Tensor) -> Tensor:
+    """Error of predicted clean latents (B C T h w), mean over the frames that count (paper equation 6).
 
     Args:
         abar: signal level of each sample (B,).
         weighting: "x0" leaves the error as it is; "v" divides it by 1 - abar, which gives the MSE of the velocity.
+        counted: which latent frames of which sample (B T).
     """
-    error = ((clean - target) ** 2).flatten(1).mean(dim=1)
-    return (error if weighting == "x0" else error / (1 - abar)).mean()
+    error = ((clean - target) ** 2).mean(dim=(1, 3, 4))
+    if weighting == "v":
+        error = error / (1 - abar[:, None])
+    return (error * counted).sum() / counted.sum().clamp(min=1)
 
 
 def chamfer(points: Tensor, target: Tensor) -> Tensor:

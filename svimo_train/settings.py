@@ -108,6 +108,18 @@ class JointObjective:
     sampled_steps: int = 1
     """Steps of the sampler from pure noise to the timestep of such a sample; each after the first is one pass without
     gradient more."""
+    independent_share: float = 0.0
+    """Fraction of samples whose video and motion are at timesteps of their own. With this and the four shares below a
+    model learns any direction between the two (method, section 12); all 0, the paper's setting, is one direction only.
+    Clips that have only a first frame take no part."""
+    known_video_share: float = 0.0
+    """Fraction of samples whose video is given, clean at timestep 0: video to motion."""
+    known_motion_share: float = 0.0
+    """Fraction of samples whose motion is given, clean, and guides: motion to video."""
+    known_start_share: float = 0.0
+    """Fraction of samples whose first latent frames are given, of both: clips that go on."""
+    known_ends_share: float = 0.0
+    """Fraction of samples whose first latent frames and whose last one are given, of both."""
     text_dropout: float = 0.1
     word_dropout: float = 0.0
     """Chance of each word of a prompt to become letters that mean nothing, so that a word that training never had
@@ -118,6 +130,17 @@ class JointObjective:
     """Draw guidance with OpenCV and encode it with the VAE, even where the model has a drawing encoder."""
     image_noise: tuple[float, float] = (-3.0, 0.5)
     """Mean and spread of the log of the pixel noise (in [-1, 1] space) on the reference image."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of samples with own timesteps, known video, known motion, known start, known ends."""
+        return (
+            self.independent_share,
+            self.known_video_share,
+            self.known_motion_share,
+            self.known_start_share,
+            self.known_ends_share,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +245,11 @@ class TrainConfig:
             raise ValueError(
                 'joint.sampled_share needs joint.guidance_from "first", whose first pass the sampler goes on from, '
                 f"got {self.joint.guidance_from!r}"
+            )
+        if sum(self.joint.shares) > 1 or min(self.joint.shares) < 0:
+            raise ValueError(
+                "joint.independent_share and the four joint.known_..._share are parts of all samples: from 0, and "
+                f"together at most 1, got {', '.join(f'{share:g}' for share in self.joint.shares)}"
             )
         if self.joint.sampled_steps < 1:
             raise ValueError(f"joint.sampled_steps must be at least 1, got {self.joint.sampled_steps}")

@@ -24,6 +24,7 @@ from svimo_core.model.text import TextEncoder
 from svimo_core.model.vae import VideoVAE, fit_preview
 from svimo_core.normalization import MotionNormalizer
 from svimo_core.render import render_motion
+from svimo_core.sampling.latents import JointLatents, Known
 from svimo_core.sampling.painter import MotionPainter, QuickPainter
 from svimo_core.sampling.reader import MotionReader, Reading
 from svimo_core.schedule import NoiseSchedule
@@ -42,8 +43,20 @@ from .objectives import (
 from .settings import Batch, InteractionObjective, Shape, TrainConfig
 from .text import prompt_features, with_unknown_words
 
-Denoise = Callable[[dict[str, Tensor], Tensor], list[Tensor]]
-"""Noisy latents with their timesteps, and guidance, to clean latents of video and motion."""
+
+class Noisy(NamedTuple):
+    """What the MM-DiT is given of a batch."""
+
+    latents: JointLatents
+    """Noisy, but for what is known."""
+    time: Tensor
+    """Timesteps of video and motion, B 2, on the CPU."""
+    known: Known | None
+    """None: nothing, and both timesteps are one."""
+
+
+Denoise = Callable[[Noisy, Tensor], JointLatents]
+"""Noisy latents and guidance (B C T h w) to clean latents."""
 
 
 class VAEStage(nn.Module):
@@ -140,10 +153,10 @@ class InteractionStage(nn.Module):
 class FirstPass(NamedTuple):
     """The sampler's first step."""
 
-    noise: dict[str, Tensor]
-    """It starts from this, `video` and `motion`, B C T h w."""
-    clean: list[Tensor]
-    """And takes it for this, video and motion."""
+    noise: JointLatents
+    """It starts from this."""
+    clean: JointLatents
+    """And takes it for this."""
 
 
 class BackboneStage(nn.Module):
@@ -170,6 +183,9 @@ class BackboneStage(nn.Module):
         else:
             features = prompt_features(config, model)
             self.encode_prompts = lambda prompts: torch.stack([features[prompt] for prompt in prompts])
+        if any(self.objective.shares):
+            backbone = replace(model.config.backbone, any_to_any=True)
+            model.config = replace(model.config, backbone=backbone)
         if config.gradient_checkpointing:
             checkpoint_blocks(self.backbone)
 
@@ -179,16 +195,44 @@ class BackboneStage(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noised(batch, generator)
-        denoise, _, _ = self._conditioned(batch, generator)
-        clean = denoise(noisy, torch.zeros_like(noisy["motion"]))
-        video, motion = self._denoising_losses(batch, clean, noisy["time"], batch["whole"])
+        denoise, kept, _ = self._conditioned(batch, generator)
+        clean = denoise(noisy, self._with_given(torch.zeros_like(noisy.latents.drawing), noisy, kept))
+        video, motion = self._denoising_losses(batch, clean, noisy, batch["whole"])
         return video + motion, {"video": video, "motion": motion}
 
-    def _noised(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Noisy video and motion latents, and their timesteps `time` (B,)."""
-        schedule, share = self.schedules["video"], self.objective.start_share
-        time = draw_timesteps(len(batch["video"]), schedule, self.high_noise, share, generator)
-        return noised(batch, ("video", "motion"), self.schedules, time, generator) | {"time": time}
+    def _noised(self, batch: Batch, generator: torch.Generator) -> Noisy:
+        """The batch's latents, noised, but for what a sample's task lets it know."""
+        schedule, share, count = self.schedules["video"], self.objective.start_share, len(batch["video"])
+        time = draw_timesteps(count, schedule, self.high_noise, share, generator)[:, None].repeat(1, 2)
+        known = None
+        if any(self.objective.shares):
+            other = draw_timesteps(count, schedule, self.high_noise, share, generator)
+            known, independent = self._tasks(batch, generator)
+            time[:, 1] = torch.where(independent, other, time[:, 1])
+        streams = (batch[name] for name in ("video", "motion"))
+        noisy = JointLatents(
+            *(
+                schedule.add_noise(x, torch.randn(x.shape, generator=generator).to(x), of_stream)
+                for x, of_stream in zip(streams, time.unbind(1), strict=True)
+            )
+        )
+        return Noisy(noisy if known is None else known.put_into(noisy), time, known)
+
+    def _tasks(self, batch: Batch, generator: torch.Generator) -> tuple[Known, Tensor]:
+        """What each sample knows, and whether its streams have timesteps of their own (B), by the shares."""
+        count, frames = len(batch["video"]), batch["video"].shape[2]
+        parts = torch.tensor(self.objective.shares).cumsum(0)
+        task = torch.bucketize(torch.rand(count, generator=generator), parts, right=True)
+        task = task.masked_fill(~batch["whole"].cpu(), len(parts))
+        independent, video, motion, start, ends = (task == i for i in range(len(parts)))
+        # known at the start: from one latent frame to all but one, or but two where the last is known as well
+        most = frames - 1 - ends.long()
+        first = 1 + (torch.rand(count, generator=generator) * most).long()
+        place = torch.arange(frames)
+        some = (start | ends)[:, None] & (place < first[:, None]) | ends[:, None] & (place == frames - 1)
+        known = torch.stack([video[:, None] | some, motion[:, None] | some], dim=1)
+        latents = JointLatents(batch["video"], batch["motion"])
+        return Known(latents, known.to(batch["video"].device)), independent
 
     def _conditioned(self, batch: Batch, generator: torch.Generator) -> tuple[Denoise, Tensor, Tensor]:
         """The MM-DiT under conditions that are each left out at times, from noisy latents and guidance to clean latents
@@ -209,23 +253,39 @@ class BackboneStage(nn.Module):
         shown = image * kept["image"].to(device)[:, None, None, None]
         condition = self.backbone.image_condition(shown, batch["video"].shape[2])
 
-        def denoise(noisy: dict[str, Tensor], guidance: Tensor) -> list[Tensor]:
-            video, motion, time = (noisy[name] for name in ("video", "motion", "time"))
-            velocities = self.backbone(video, condition, text, time.to(device), motion, guidance)
-            return [
-                self.schedules["video"].clean_from_velocity(x, v.float(), time)
-                for x, v in zip((video, motion), velocities, strict=True)
-            ]
+        def denoise(noisy: Noisy, guidance: Tensor) -> JointLatents:
+            (video, motion), time, known = noisy
+            of_frames = time[:, 0] if known is None else known.timesteps(time)
+            velocities = self.backbone(video, condition, text, of_frames.to(device), motion, guidance)
+            clean = JointLatents(
+                *(
+                    self.schedules["video"].clean_from_velocity(x, v.float(), of_stream)
+                    for x, v, of_stream in zip((video, motion), velocities, time.unbind(1), strict=True)
+                )
+            )
+            return clean if known is None else known.put_into(clean)
 
         return denoise, kept["guidance"].to(device), image
 
     @torch.no_grad()
-    def _first_pass(self, batch: Batch, denoise: Denoise, generator: torch.Generator) -> FirstPass:
-        """The sampler's first step: from pure noise, without guidance."""
+    def _first_pass(
+        self, batch: Batch, denoise: Denoise, known: Known | None, generator: torch.Generator
+    ) -> FirstPass:
+        """The sampler's first step: from pure noise and what is known, guided by a motion that is."""
         like, last = batch["motion"], len(self.schedules["video"].abar) - 1
-        noise = {name: torch.randn(like.shape, generator=generator).to(like) for name in ("video", "motion")}
-        start = noise | {"time": torch.full((len(like),), last)}
-        return FirstPass(noise, denoise(start, torch.zeros_like(like)))
+        noise = JointLatents(*(torch.randn(like.shape, generator=generator).to(like) for _ in range(2)))
+        start = noise if known is None else known.put_into(noise)
+        noisy = Noisy(start, torch.full((len(like), 2), last), known)
+        return FirstPass(noise, denoise(noisy, self._with_given(torch.zeros_like(like), noisy)))
+
+    def _with_given(self, guidance: Tensor, noisy: Noisy, kept: Tensor | None = None) -> Tensor:
+        """Guidance (B C T h w), in which a motion that is wholly known guides by itself where a sample keeps it (B)."""
+        if noisy.known is None:
+            return guidance
+        given = noisy.known.frames[:, 1].all(dim=1)
+        if kept is not None:
+            given = given & kept
+        return torch.where(given[:, None, None, None, None], noisy.known.latents.drawing, guidance)
 
     def reader(self, interaction: InteractionModel) -> MotionReader:
         """What reads and aligns."""
@@ -239,15 +299,16 @@ class BackboneStage(nn.Module):
         return QuickPainter(self.frozen.drawing_encoder, self.frozen.normalizer, width, height)
 
     def _denoising_losses(
-        self, batch: Batch, clean: list[Tensor], time: Tensor, true: Tensor
+        self, batch: Batch, clean: JointLatents, noisy: Noisy, true: Tensor
     ) -> list[Tensor]:
-        """Of video and motion, over the samples whose latents are the truth's (`true`, B)."""
-        if not true.any():
-            return [0 * x.sum() for x in clean]
-        abar = self.schedules["video"].abar[time].to(batch["video"].device, torch.float32)[true]
+        """Of video and motion, over what is not known of the samples whose latents are the truth's (`true`, B)."""
+        counted = true[:, None, None].expand(-1, 2, clean.video.shape[2])
+        if noisy.known is not None:
+            counted = counted & ~noisy.known.frames
+        levels = self.schedules["video"].abar[noisy.time].to(clean.video.device, torch.float32)
         return [
-            denoising_loss(x[true], batch[name][true], abar, self.objective.weighting)
-            for name, x in zip(("video", "motion"), clean, strict=True)
+            denoising_loss(x, batch[name], levels[:, i], self.objective.weighting, counted[:, i])
+            for i, (name, x) in enumerate(zip(("video", "motion"), clean, strict=True))
         ]
 
     @torch.no_grad()
@@ -279,29 +340,30 @@ class JointStage(BackboneStage):
 
         # 1. guidance, and noisy latents: of the truth, or as the sampler would have them by then
         noisy = self._noised(batch, generator)
+        motion = self._noised_motion(batch, noisy.time[:, 1], generator)
         denoise, kept, image = self._conditioned(batch, generator)
         first, true = None, batch["whole"]
         if settings.guidance_from == "first":
-            first = self._first_pass(batch, denoise, generator)
+            first = self._first_pass(batch, denoise, noisy.known, generator)
             if settings.sampled_share:
                 told = torch.rand(len(true), generator=generator) >= settings.sampled_share
                 true = true & told.to(true.device)
-        guidance = self._guidance(noisy, first, kept, image, self.painter(batch["images"]), denoise)
+        guidance = self._guidance(noisy, motion, first, kept, image, self.painter(batch["images"]), denoise)
         if first is not None and not true.all():
-            sampled = self._sampled(first, noisy["time"], guidance, denoise)
-            for name in ("video", "motion"):
-                noisy[name] = torch.where(true[:, None, None, None, None], noisy[name], sampled[name])
+            sampled = self._sampled(first, noisy, guidance, denoise)
+            chosen = true[:, None, None, None, None]
+            both = zip(noisy.latents, sampled, strict=True)
+            noisy = noisy._replace(latents=JointLatents(*(torch.where(chosen, x, y) for x, y in both)))
 
         # 2. clean latents from the MM-DiT, clean motion from VID on them
         clean = denoise(noisy, guidance)
         read = clean if settings.gradient_constraint else [x.detach() for x in clean]
-        steps = noisy["motion_time"].to(clean[0].device)
-        predicted = self.interaction(noisy["hands"], noisy["points"], *read, steps)
+        predicted = self.interaction(motion["hands"], motion["points"], *read, motion["time"])
 
         # 3. losses
-        video, motion = self._denoising_losses(batch, clean, noisy["time"], true)
+        of_video, of_motion = self._denoising_losses(batch, clean, noisy, true)
         constraint, hands, points = self.reading_loss(predicted, batch)
-        loss = settings.denoising * (video + motion) + settings.interaction * constraint
+        loss = settings.denoising * (of_video + of_motion) + settings.interaction * constraint
         if settings.warm_up:
             warm_up, _, _ = warm_up_loss(
                 self.interaction,
@@ -312,45 +374,39 @@ class JointStage(BackboneStage):
                 generator,
             )
             loss = loss + settings.warm_up * warm_up
-        return loss, {"video": video, "motion": motion, "hands": hands, "points": points}
+        return loss, {"video": of_video, "motion": of_motion, "hands": hands, "points": points}
 
-    def _noised(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """As of :class:`BackboneStage`; and noisy hands and points, with their timesteps `motion_time` (B,), which are
-        those of the latents or the last one."""
-        noisy = super()._noised(batch, generator)
+    def _noised_motion(self, batch: Batch, time: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Noisy hands and points, at the motion latents' timesteps (B,) or the last one; `time` (B,) says which."""
         share, schedule = self.reading_loss.objective.reading_share, self.schedules["hands"]
-        reading = torch.rand(len(noisy["time"]), generator=generator) < share
-        time = noisy["time"].masked_fill(reading, len(schedule.abar) - 1)
-        motion = noised(batch, ("hands", "points"), self.schedules, time, generator)
-        return noisy | motion | {"motion_time": time}
+        reading = torch.rand(len(time), generator=generator) < share
+        time = time.masked_fill(reading, len(schedule.abar) - 1)
+        noisy = noised(batch, ("hands", "points"), self.schedules, time, generator)
+        return noisy | {"time": time.to(batch["hands"].device)}
 
     @torch.no_grad()
-    def _sampled(
-        self, first: FirstPass, time: Tensor, guidance: Tensor, denoise: Denoise
-    ) -> dict[str, Tensor]:
-        """Noisy latents at these timesteps (B,), as DDIM takes them there from the first pass on in `sampled_steps`
+    def _sampled(self, first: FirstPass, noisy: Noisy, guidance: Tensor, denoise: Denoise) -> JointLatents:
+        """Noisy latents at the timesteps of others, as DDIM takes them there from the first pass on in `sampled_steps`
         steps of equal length; all but the first with guidance."""
-        schedule, steps = self.schedules["video"], self.objective.sampled_steps
+        schedule, steps, known = self.schedules["video"], self.objective.sampled_steps, noisy.known
         last = len(schedule.abar) - 1
         noise, clean = first
         for step in range(1, steps + 1):
-            now = last + (time - last) * step // steps
-            x = {
-                name: schedule.add_noise(x0, noise[name], now)
-                for name, x0 in zip(("video", "motion"), clean, strict=True)
-            }
+            now = last + (noisy.time - last) * step // steps
+            each = now.unbind(1)
+            x = JointLatents(*map(schedule.add_noise, clean, noise, each))
+            if known is not None:
+                x = known.put_into(x)
             if step < steps:
-                clean = denoise(x | {"time": now}, guidance)
-                noise = {
-                    name: schedule.noise_from_clean(x[name], x0, now)
-                    for name, x0 in zip(("video", "motion"), clean, strict=True)
-                }
+                clean = denoise(Noisy(x, now, known), guidance)
+                noise = JointLatents(*map(schedule.noise_from_clean, x, clean, each))
         return x
 
     @torch.no_grad()
     def _guidance(
         self,
-        noisy: dict[str, Tensor],
+        noisy: Noisy,
+        motion: dict[str, Tensor],
         first: FirstPass | None,
         kept: Tensor,
         image: Tensor,
@@ -358,13 +414,12 @@ class JointStage(BackboneStage):
         denoise: Denoise,
     ) -> Tensor:
         """Interaction guidance (B C T h w) of the samples that keep it, zero for the others; no gradient."""
-        guidance = torch.zeros_like(noisy["motion"])
+        guidance = torch.zeros_like(noisy.latents.drawing)
         if not self.objective.guidance or not kept.any():
             return guidance
         if self.objective.guidance_from == "noisy":
-            inputs = (noisy[name][kept] for name in ("hands", "points", "video", "motion"))
-            steps = noisy["motion_time"].to(kept.device)
-            reading = Reading(*(x.float() for x in self.interaction(*inputs, steps[kept])))
+            inputs = (motion["hands"], motion["points"], *noisy.latents, motion["time"])
+            reading = Reading(*(x.float() for x in self.interaction(*(x[kept] for x in inputs))))
         else:
             clean = denoise(noisy, guidance) if first is None else first.clean
             reader = self.reader(self.interaction)
@@ -372,7 +427,7 @@ class JointStage(BackboneStage):
         # a prediction that is not finite cannot be drawn; the loss is not finite either, and says so
         if all(x.isfinite().all() for x in reading):
             guidance[kept] = paint(reading)
-        return guidance
+        return self._with_given(guidance, noisy, kept)
 
 
 class AlignmentStage(BackboneStage):
@@ -411,7 +466,8 @@ class AlignmentStage(BackboneStage):
         """What the sampler reads after its first step: hands and points, some of them already a part of the way to the
         truth, as they will be when the loop has closed; and the image latents."""
         denoise, _, image = self._conditioned(batch, generator)
-        first = self._first_pass(batch, denoise, generator)
+        known = self._tasks(batch, generator)[0] if any(self.objective.shares) else None
+        first = self._first_pass(batch, denoise, known, generator)
         read = self.reader(self.frozen.interaction).read(*first.clean)
         way = torch.rand(len(image), generator=generator) * NEARER_BY
         way = way * (torch.rand(len(image), generator=generator) < NEARER_SHARE)

@@ -32,12 +32,12 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, **_options: An
 
 
 def timestep_embedding(timestep: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoids of a timestep: (B,) to B x dim float32, cosines first (DDPM's, as CogVideoX orders them)."""
+    """Sinusoids of timesteps: (...) to (... dim) float32, cosines first (DDPM's, as CogVideoX orders them)."""
     half = dim // 2
     frequencies = torch.exp(
         -math.log(max_period) / half * torch.arange(half, device=timestep.device, dtype=torch.float32)
     )
-    angles = timestep.float()[:, None] * frequencies
+    angles = timestep.float()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,8 +62,24 @@ class PatchEmbed(nn.Module):
         return table[: self.config.text_length], table[self.config.text_length :]
 
 
+class Times(NamedTuple):
+    """How noisy each part of each stream is, as the modulation layers hear it."""
+
+    embedding: Tensor
+    """B K time_embed_dim, of all timesteps: one, or the text's, then those of the video's and the drawing's frames."""
+    spans: list[slice]
+    """Which of the K belong to text, video, drawing: one for the whole stream, or one for each latent frame."""
+
+
+def modulate(base: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    """base + x * factor on tokens (B N dim), of which each K-th part has rows of its own (B K 1 dim)."""
+    parts = factor.shape[1]
+    base, x = (t if t.ndim == 4 else t.unflatten(1, (parts, -1)) for t in (base, x))
+    return torch.addcmul(base, x, factor).flatten(1, 2)
+
+
 class Modulation(nn.Module):
-    """Layer norm shared by all tokens, then shift, scale and gate per modality from the timestep embedding.
+    """Layer norm shared by all tokens, then shift, scale and gate per modality from its timestep's embedding.
 
     The linear layer's rows are in the order video, text, motion: CogVideoX's two come first.
     """
@@ -74,17 +90,20 @@ class Modulation(nn.Module):
         self.linear = operations.Linear(config.time_embed_dim, 3 * self.modalities * config.dim)
         self.norm = operations.LayerNorm(config.dim, eps=config.norm_eps)
 
-    def forward(self, streams: list[Tensor], time: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, streams: list[Tensor], time: Times) -> tuple[Tensor, list[Tensor]]:
         """Normalise and modulate the [text, video, motion] streams.
 
         Returns:
-            All tokens in one sequence (B N dim), and each stream's gate (B 1 dim).
+            All tokens in one sequence (B N dim), and each stream's gate (B K 1 dim, for :func:`modulate`).
         """
-        rows = rearrange(self.linear(F.silu(time)), "b (m d) -> m b 1 d", m=3 * self.modalities)
+        rows = rearrange(self.linear(F.silu(time.embedding)), "b k (m d) -> m b k 1 d", m=3 * self.modalities)
         order = (1, 0, 2)[: len(streams)]  # text, video, motion in the linear layer's rows
-        shifts, scales, gates = ([rows[3 * m + part] for m in order] for part in range(3))
+        shifts, scales, gates = (
+            [rows[3 * m + part][:, span] for m, span in zip(order, time.spans, strict=True)]
+            for part in range(3)
+        )
         modulated = [
-            torch.addcmul(shift, self.norm(stream), 1 + scale)
+            modulate(shift, self.norm(stream), 1 + scale)
             for stream, scale, shift in zip(streams, scales, shifts, strict=True)
         ]
         return torch.cat(modulated, dim=1), gates
@@ -103,7 +122,7 @@ class Block(nn.Module):
     def forward(
         self,
         streams: list[Tensor],
-        time: Tensor,
+        time: Times,
         rotary: tuple[Tensor, Tensor],
         options: dict[str, Any] | None = None,
     ) -> list[Tensor]:
@@ -111,10 +130,10 @@ class Block(nn.Module):
         lengths = [stream.shape[1] for stream in streams]
         tokens, gates = self.norm1(streams, time)
         update = self.attn1(tokens, rotary, options).split(lengths, dim=1)
-        streams = [torch.addcmul(f, gate, u) for f, gate, u in zip(streams, gates, update, strict=True)]
+        streams = [modulate(f, u, gate) for f, gate, u in zip(streams, gates, update, strict=True)]
         tokens, gates = self.norm2(streams, time)
         update = self.ff(tokens).split(lengths, dim=1)
-        return [torch.addcmul(f, gate, u) for f, gate, u in zip(streams, gates, update, strict=True)]
+        return [modulate(f, u, gate) for f, gate, u in zip(streams, gates, update, strict=True)]
 
 
 class FinalModulation(nn.Module):
@@ -126,8 +145,9 @@ class FinalModulation(nn.Module):
         self.norm = operations.LayerNorm(config.dim, eps=config.norm_eps)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        shift, scale = self.linear(F.silu(time))[:, None].chunk(2, dim=-1)
-        return torch.addcmul(shift, self.norm(x), 1 + scale)
+        """Tokens of one stream (B N dim), with its timesteps' embedding (B K time_embed_dim)."""
+        shift, scale = self.linear(F.silu(time))[:, :, None].chunk(2, dim=-1)
+        return modulate(shift, self.norm(x), 1 + scale)
 
 
 class MMDiT(nn.Module):
@@ -178,7 +198,8 @@ class MMDiT(nn.Module):
             video, drawing: noisy latents, B C T h w; `drawing` (of the motion) None is video-only mode.
             image, guidance: their conditions, same shape (see :meth:`image_condition`).
             text: B L text_dim features.
-            timestep: (B,) training timesteps.
+            timestep: training timesteps: (B,) for everything, or for each latent frame of each stream (B S T). Known
+                frames are clean latents at timestep 0; the text hears the timestep of the video's noisiest frame.
             run_block: runs each block in its own way; None just runs it.
             attention_options: for the attention function.
 
@@ -189,7 +210,7 @@ class MMDiT(nn.Module):
         grid = (video.shape[2], video.shape[3] // config.patch_size, video.shape[4] // config.patch_size)
 
         # 1. tokens and positions
-        time = self.time_embedding(timestep_embedding(timestep, config.dim).to(video.dtype))
+        time = self._times(timestep, video, 1 if drawing is None else 2)
         streams = [
             self.patch_embed.text_proj(text),
             self.patch_embed.patches(self.patch_embed.proj, video, image),
@@ -209,15 +230,26 @@ class MMDiT(nn.Module):
         # 3. each stream back to a latent
         velocities = [
             rearrange(
-                self.proj_out(self.norm_out(self.norm_final(stream), time)),
+                self.proj_out(self.norm_out(self.norm_final(stream), time.embedding[:, span])),
                 "b (t h w) (c p q) -> b c t (h p) (w q)",
                 **dict(zip("thw", grid, strict=True)),
                 p=config.patch_size,
                 q=config.patch_size,
             )
-            for stream in streams[1:]
+            for stream, span in zip(streams[1:], time.spans[1:], strict=True)
         ]
         return velocities[0], velocities[1] if drawing is not None else None
+
+    def _times(self, timestep: Tensor, video: Tensor, streams: int) -> Times:
+        """Embed timesteps, (B,) or B S T, for text and this many streams of latents."""
+        if timestep.ndim == 1:
+            times, spans = timestep[:, None], [slice(0, 1)] * (1 + streams)
+        else:
+            frames = timestep.shape[2]
+            times = torch.cat([timestep[:, 0].amax(dim=1, keepdim=True), timestep.flatten(1)], dim=1)
+            spans = [slice(0, 1), *(slice(1 + s * frames, 1 + (s + 1) * frames) for s in range(streams))]
+        embedded = timestep_embedding(times, self.config.dim).to(video.dtype)
+        return Times(self.time_embedding(embedded), spans)
 
     def image_condition(self, image: Tensor, latent_frames: int) -> Tensor:
         """Spread one image latent (B C h w) over time as this checkpoint was trained: B C T h w."""
@@ -257,9 +289,10 @@ class SeparateMMDiT(nn.Module):
         attention_options: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As of :class:`MMDiT`; `guidance` is ignored."""
-        networks = ((self.video, video), (self.motion, drawing))
         options = dict(run_block=run_block, attention_options=attention_options)
-        first, second = (network(noisy, image, text, timestep, **options)[0] for network, noisy in networks)
+        times = [timestep] * 2 if timestep.ndim == 1 else timestep.split(1, dim=1)
+        networks = ((self.video, video, times[0]), (self.motion, drawing, times[1]))
+        first, second = (network(noisy, image, text, time, **options)[0] for network, noisy, time in networks)
         return first, second
 
     def image_condition(self, image: Tensor, latent_frames: int) -> Tensor:

@@ -25,9 +25,9 @@ from ..model.vae import VideoVAE
 from ..motion import HandObjectMotion
 from ..normalization import MotionNormalizer
 from ..schedule import NoiseSchedule
-from .guidance import FeedbackLoop, FeedbackOptions, Unguided
-from .latents import JointLatents, noise_like
-from .painter import MotionPainter, QuickPainter
+from .guidance import FeedbackLoop, FeedbackOptions, GivenGuidance, Unguided
+from .latents import JointLatents, Known, known_frames, noise_like
+from .painter import MotionPainter, QuickPainter, draw_motions, quickly_encoded
 from .reader import MotionReader, Reading
 from .sampler import Denoiser, SamplerReport, guidance_scales, sample
 
@@ -93,6 +93,39 @@ class SViMo:
             return MotionPainter(self.vae.encode, self.normalizer, size.width, size.height)
         return QuickPainter(self.drawing_encoder, self.normalizer, size.width, size.height, self.dtype)
 
+    def known(
+        self,
+        size: ClipSize,
+        video: Tensor | None = None,
+        motion: HandObjectMotion | None = None,
+        first: int | None = None,
+        last: int = 0,
+    ) -> Known:
+        """What a run shall take as given: the streams that there are, whole; or with `first` and `last` so many latent
+        frames of both at the beginning and the end.
+
+        Args:
+            video: N H W 3 in [0, 1], of the clip's size.
+            motion: of as many frames.
+        """
+        config, given = self.config, (video is not None, motion is not None)
+        empty = empty_latents(config, *size).to(self.device)
+        streams = JointLatents(empty, empty)
+        if video is not None:
+            streams = streams._replace(video=self.vae.encode(video[None]).float().to(self.device))
+        if motion is not None:
+            streams = streams._replace(drawing=self._drawn(motion, size))
+        whole = given if first is None else (False, False)
+        frames = known_frames(empty.shape[2], *whole, first=first or 0, last=last)
+        return Known(streams, frames.to(self.device))
+
+    def _drawn(self, motion: HandObjectMotion, size: ClipSize) -> Tensor:
+        """The drawing's latent of a motion, 1 C T h w."""
+        if self.drawing_encoder is not None:
+            shape = size.width, size.height, self.device, self.dtype
+            return quickly_encoded(self.drawing_encoder, motion, *shape)
+        return self.vae.encode(draw_motions([motion], size.width, size.height)).float().to(self.device)
+
     def denoise(
         self,
         image: Tensor,
@@ -106,9 +139,10 @@ class SViMo:
         solver: str = "ddim",
         options: FeedbackOptions | None = None,
         on_step: Callable[[int, Tensor], None] = lambda step, clean: None,
+        known: Known | None = None,
     ) -> tuple[JointLatents, Reading | None, SamplerReport]:
-        """Latents of a clip and the reading of it, from conditions: the reference image's latent (1 C h w) and features
-        of both prompts (1 L text_dim each)."""
+        """Latents of a clip and the reading of it, from conditions: the reference image's latent (1 C h w), features of
+        both prompts (1 L text_dim each), and what is known. A drawing that is known guides."""
         device, config = self.device, self.config
         schedule = NoiseSchedule(config.schedule)
         timesteps = schedule.timesteps(steps)
@@ -120,6 +154,7 @@ class SViMo:
             text=text.to(device, torch.float32),
             negative_text=negative_text.to(device, torch.float32),
             dtype=self.dtype,
+            known=known,
         )
         empty = empty_latents(config, *size)
         streams = JointLatents(empty, empty if config.backbone.motion else None)
@@ -127,6 +162,8 @@ class SViMo:
         if self.interaction is not None:
             options = options or FeedbackOptions()
             guidance = FeedbackLoop(self.reader(), self.painter(size, options.exact), image, options)
+        if known is not None and known.drawing:
+            guidance = GivenGuidance(known.latents.drawing, otherwise=guidance)
         latents, report = sample(
             denoiser,
             noise_like(streams, generator).to(device),
@@ -164,8 +201,10 @@ def generate(
     solver: str = "ddim",
     options: FeedbackOptions | None = None,
     on_step: Callable[[int, Tensor], None] = lambda step, clean: None,
+    known: Known | None = None,
 ) -> Generation:
-    """One reference image (H W 3 in [0, 1]) and a prompt to a video and 3D motion, at the model's native size."""
+    """One reference image (H W 3 in [0, 1]) and a prompt to a video and 3D motion, at the model's native size; and what
+    is known of them (:meth:`SViMo.known`)."""
     config = model.config
     size = ClipSize(config.frames, config.height, config.width)
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -187,6 +226,7 @@ def generate(
         solver,
         options,
         on_step,
+        known,
     )
 
     # 3. decode

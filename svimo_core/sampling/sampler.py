@@ -14,7 +14,7 @@ from torch import Tensor
 from ..model.mmdit import MMDiT
 from ..schedule import SOLVERS, STOCHASTIC_SOLVERS, NoiseSchedule, StepLevels
 from .guidance import StageClock, Unguided
-from .latents import JointLatents, noise_like
+from .latents import JointLatents, Known, noise_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,8 @@ class Denoiser:
     """Both branches in one forward; False runs them one after the other and needs half the memory."""
     dtype: torch.dtype = torch.float32
     """Compute type of the network; latents stay float32 outside of it."""
+    known: Known | None = None
+    """What is given and comes out as it went in."""
 
     def __call__(
         self, noisy: JointLatents, guidance: Tensor | None, timestep: int, scale: float
@@ -91,12 +93,13 @@ class Denoiser:
             velocities = [
                 p if p is None else _guide(p, n, scale) for p, n in zip(positive, negative, strict=True)
             ]
-        return JointLatents(
+        clean = JointLatents(
             *(
                 v if v is None else self.schedule.clean_from_velocity(x, v, timestep)
                 for x, v in zip(noisy, velocities, strict=True)
             )
         )
+        return clean if self.known is None else self.known.put_into(clean)
 
     def _forward(
         self, text: Tensor, video: Tensor, drawing: Tensor | None, guidance: Tensor | None, timestep: int
@@ -106,6 +109,8 @@ class Denoiser:
         inputs = (x if x is None else x.to(self.dtype) for x in (video, image, text))
         streams = (x if x is None else x.to(self.dtype) for x in (drawing, guidance))
         time = torch.full((len(video),), timestep, device=video.device)
+        if self.known is not None:
+            time = self.known.timesteps(time)
         return tuple(x if x is None else x.float() for x in self.model(*inputs, time, *streams))
 
 
@@ -148,6 +153,8 @@ def sample(
 
     for i, timestep in enumerate(timesteps):
         # 1. clean latents, guided; what guides hears what came out
+        if denoise.known is not None:
+            latents = denoise.known.put_into(latents)
         step = denoise.schedule.step(i, timestep)
         for iteration in range(guidance.passes(step)):
             guiding = guidance.guide(step, latents, again=iteration > 0)

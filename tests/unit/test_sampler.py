@@ -10,7 +10,7 @@ import torch
 
 from svimo_core.config import ClipSize
 from svimo_core.sampling.guidance import FeedbackLoop, FeedbackOptions, GivenGuidance, Unguided
-from svimo_core.sampling.latents import JointLatents, noise_like
+from svimo_core.sampling.latents import JointLatents, Known, known_frames, noise_like
 from svimo_core.sampling.painter import MotionPainter, draw_motions
 from svimo_core.sampling.pipeline import empty_latents, encode_image, fit_image, generate
 from svimo_core.sampling.reader import MotionReader, Reading
@@ -606,6 +606,63 @@ def test_options_out_of_range_are_refused(denoiser, start):
             FeedbackOptions(**options)
     with pytest.raises(ValueError, match="unknown solver 'euler'"):
         run(denoiser, start, solver="euler")
+
+
+# What is known
+
+
+VIDEO, DRAWING, START, ENDS = (True, False), (False, True), (False, False, 1), (False, False, 1, 1)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("which", [VIDEO, DRAWING, START, ENDS], ids=["video", "drawing", "start", "ends"])
+def test_what_is_known_comes_back_and_changes_the_rest(denoiser, start, reader, painter, solver, which):
+    frames = known_frames(start.video.shape[2], *which)
+    clean = noise_like(start, torch.Generator().manual_seed(5))
+    given = replace(denoiser, known=Known(clean, frames))
+
+    def made(denoiser):
+        loop = FeedbackLoop(reader, painter, denoiser.image, ALWAYS)
+        return run(denoiser, start, solver=solver, guidance=loop, scale=3.0, schedule="constant")
+
+    free, bound = made(denoiser), made(given)
+    other = JointLatents(*(x + 0.5 for x in clean))
+    elsewhere = made(replace(denoiser, known=Known(other, frames)))
+    for stream in (0, 1):
+        known = frames[0, stream]
+        assert torch.equal(bound[stream][:, :, known], clean[stream][:, :, known])
+        for change in (free, elsewhere):
+            assert ((bound[stream] - change[stream]).flatten(3).abs().amin(dim=(0, 1, 3)) > 0)[~known].all()
+    nothing = made(replace(denoiser, known=Known(other, frames & False)))
+    torch.testing.assert_close(nothing.video, free.video, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(bound.hands, free.hands)
+
+
+def test_known_frames_are_at_timestep_0(denoiser, start):
+    """The network hears which frames are known, and their clean latents, in both branches of the guidance scale."""
+    heard = []
+    denoiser.model.register_forward_pre_hook(lambda _, inputs: heard.append(inputs))
+    clean = noise_like(start, torch.Generator().manual_seed(5))
+    known = Known(clean, known_frames(start.video.shape[2], video=True, motion=False, first=1))
+    run(replace(denoiser, known=known), start, scale=2.0, schedule="constant")
+    for inputs, timestep in zip(heard, denoiser.schedule.timesteps(STEPS), strict=True):
+        assert inputs[3][:, 0].eq(0).all()
+        assert inputs[3][:, 1].tolist() == [[0, *[timestep] * (start.video.shape[2] - 1)]] * 2
+        assert torch.equal(inputs[0], clean.video.repeat(2, 1, 1, 1, 1))
+        assert torch.equal(inputs[4][:, :, :1], clean.drawing.repeat(2, 1, 1, 1, 1)[:, :, :1])
+
+
+def test_equal_timesteps_for_each_frame_are_one_timestep(model, start):
+    generator = torch.Generator().manual_seed(0)
+    image, guidance = (torch.randn(start.video.shape, generator=generator) for _ in range(2))
+    text = torch.randn(1, 8, 16, generator=generator)
+    inputs, others = (start.video, image, text), (start.drawing, guidance)
+    with torch.no_grad():
+        one = model.backbone(*inputs, torch.tensor([700]), *others)
+        each = model.backbone(*inputs, torch.full((1, 2, start.video.shape[2]), 700), *others)
+        apart = model.backbone(*inputs, torch.tensor([[[700] * 3, [0, 700, 700]]]), *others)
+    torch.testing.assert_close(each, one, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(apart[1], one[1], atol=1e-4)
 
 
 # The pipeline

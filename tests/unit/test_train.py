@@ -134,12 +134,18 @@ def test_interaction_loss_compares_each_object_with_its_own():
 
 def test_v_weighting_is_the_error_of_the_velocity(config):
     schedule, generator = NoiseSchedule(config.schedule), torch.Generator().manual_seed(0)
-    x0, noise, v = (torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in range(3))
-    time = torch.tensor([10, 500, 999])
+    x0, noise, v = (torch.randn(3, 2, 3, 1, 2, generator=generator, dtype=torch.float64) for _ in range(3))
+    time, every = torch.tensor([10, 500, 999]), torch.ones(3, 3, dtype=torch.bool)
     clean = schedule.clean_from_velocity(schedule.add_noise(x0, noise, time), v, time)
     expected = ((v - schedule.velocity(x0, noise, time)) ** 2).mean()
-    assert denoising_loss(clean, x0, schedule.abar[time], "v").item() == pytest.approx(expected.item())
-    assert denoising_loss(clean, x0, schedule.abar[time], "x0") < expected
+    abar = schedule.abar[time]
+    assert denoising_loss(clean, x0, abar, "v", every).item() == pytest.approx(expected.item())
+    assert denoising_loss(clean, x0, abar, "x0", every) < expected
+    some = every.clone()
+    some[:, 1:] = some[0] = False
+    expected = denoising_loss(clean[1:, :, :1], x0[1:, :, :1], abar[1:], "v", every[1:, :1])
+    assert denoising_loss(clean, x0, abar, "v", some).item() == pytest.approx(expected.item())
+    assert denoising_loss(clean, x0, abar, "v", ~every) == 0
 
 
 @pytest.mark.parametrize("stage", ["vae", "interaction", "backbone", "joint", "alignment"])
@@ -246,6 +252,52 @@ def test_guidance_reads_what_was_asked_for(settings, config, source, painter, mo
     assert all(a is b for a, b in zip(aligned[0], drawn[0], strict=True)) if aligned else drawn
 
 
+def test_any_to_any_is_learned_by_shares(settings):
+    """What a sample knows is clean, at timestep 0 and without a loss; a known motion guides; others are as ever."""
+    tasks = {
+        "independent_share": (0, 0),
+        "known_video_share": (3, 0),
+        "known_motion_share": (0, 3),
+        "known_start_share": ({1, 2}, {1, 2}),
+        "known_ends_share": (2, 2),
+    }
+    for share, knows in tasks.items():
+        joint = JointObjective(guidance_from="first", guidance_dropout=0.0, image_dropout=0.0, **{share: 1.0})
+        passes = []
+        stage, _ = gradients(
+            settings,
+            joint,
+            lambda stage: stage.backbone.register_forward_pre_hook(lambda _, seen: passes.append(seen)),  # noqa: B023
+        )
+        batch = stage.load(ClipFolder(settings.clips), [0, 1], phase(1).shapes[0], step_generator(0, 0, 0))
+        for inputs in passes:  # the first step's and the loss's
+            for stream, name in enumerate(("video", "motion")):
+                time, latents = inputs[3][:, stream], inputs[0 if stream == 0 else 4]
+                known = time == 0
+                for count in known.sum(dim=1).tolist():
+                    assert (
+                        count in knows[stream] if isinstance(knows[stream], set) else count == knows[stream]
+                    )
+                for row, frame in known.nonzero().tolist():
+                    assert torch.equal(latents[row, :, frame], batch[name][row, :, frame])
+        given = torch.equal(passes[-1][5], batch["motion"])
+        assert given == (share == "known_motion_share")
+        apart = passes[-1][3][:, 0].amax(dim=1) != passes[-1][3][:, 1].amax(dim=1)
+        assert apart.any() == (share in ("independent_share", "known_video_share", "known_motion_share"))
+
+    alone = JointObjective(known_video_share=1.0, interaction=0.0)
+    stage, _ = gradients(settings, alone)
+    _, terms = stage(batch, step_generator(0, 0, 0))
+    assert terms["video"] == 0
+    assert terms["motion"] > 0
+    config = replace(settings, joint=alone, phases=(phase(1),), save_every=1)
+    train(config)
+    assert read_header(config.output / CHECKPOINT).config.backbone.any_to_any
+    assert not read_header(settings.init).config.backbone.any_to_any
+    with pytest.raises(ValueError, match=r"together at most 1, got 0\.6, 0, 0\.6, 0, 0"):
+        replace(settings, joint=JointObjective(independent_share=0.6, known_motion_share=0.6))
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_latents_may_be_those_of_the_sampler(settings, config, steps):
     """They are where DDIM takes the first pass, under the guidance drawn from that; VID's loss alone is left."""
@@ -315,7 +367,8 @@ def test_clips_with_a_first_frame_only(settings, clips):
     inputs, (velocity, _) = passes[-1]
     clean = stage.schedules["video"].clean_from_velocity(inputs[0], velocity, inputs[3])
     abar = stage.schedules["video"].abar[inputs[3]].float()
-    expected = denoising_loss(clean[1:], batch["video"][1:], abar[1:], joint.weighting)
+    every = torch.ones(1, clean.shape[2])
+    expected = denoising_loss(clean[1:], batch["video"][1:], abar[1:], joint.weighting, every)
     assert losses["video"].item() == pytest.approx(expected.item(), rel=1e-4)
 
     config = replace(settings, joint=joint, phases=(phase(2, 2),), sheet_every=2, save_every=2)
