@@ -19,8 +19,10 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
+import comfy.sampler_helpers
 import comfy.samplers
 import comfy.supported_models_base
+import comfy.utils
 import torch
 import torch.nn.functional as F
 from comfy.latent_formats import LatentFormat
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 from ..svimo_core.checkpoint import CheckpointHeader, load_part
 from ..svimo_core.config import SViMoConfig
 from ..svimo_core.model.mmdit import MMDiT, SeparateMMDiT
+from ..svimo_core.sampling.latents import JointLatents, Known
 from ..svimo_core.schedule import NoiseSchedule
 from .lora import LoraChecks
 
@@ -143,12 +146,35 @@ class SViMoModel(comfy.model_base.BaseModel):
                 given = torch.zeros(1, *shapes[1][1:])
             check_guidance(name, given, shapes[1])
             conds["guidance"] = comfy.conds.CONDRegular(self.process_latent_in(given.to(device)))
+            conds |= self._known_conds(kwargs.get("denoise_mask"), kwargs.get("latent_image"), shapes)
         elif kwargs.get(GUIDANCE) is not None:
             raise ValueError(
                 "this model makes video only, which a given motion cannot guide: leave SViMo Motion Encode out, or load "
                 "a SViMo model"
             )
         return conds
+
+    def _known_conds(self, mask: Tensor | None, latent: Tensor, shapes: list) -> dict[str, Any]:
+        """Which latent frames are known, B S T, and their clean latents: those that a noise mask (packed) keeps whole.
+        Other masked places are core's to paint in. Nothing for a model that was not trained with any."""
+        if mask is None or not self.config.backbone.any_to_any:
+            return {}
+        masks = comfy.utils.unpack_latents(mask, [(len(mask), *shape[1:]) for shape in shapes])
+        frames = torch.stack([x.amax(dim=(1, 3, 4)) == 0 for x in masks], dim=1)
+        clean = comfy.utils.unpack_latents(latent, [(len(latent), *shape[1:]) for shape in shapes])
+        if not frames.any():
+            return {}
+        values = dict(zip(("known", "known_video", "known_drawing"), (frames, *clean), strict=True))
+        return {name: comfy.conds.CONDRegular(value.to(mask.device)) for name, value in values.items()}
+
+    def apply_model(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Core's, of packed latents; what is known comes out as it went in."""
+        clean = super().apply_model(x, t, *args, **kwargs)
+        known = known_of(kwargs)
+        if known is None:
+            return clean
+        streams = comfy.utils.unpack_latents(clean, [x.shape for x in known.latents])
+        return comfy.utils.pack_latents(list(known.put_into(JointLatents(*streams))))[0]
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
         """What :meth:`memory_required` shall know of a prompt's conditions."""
@@ -198,13 +224,17 @@ class _CoreForward:
         transformer_options: dict[str, Any],
         image: Tensor,
         guidance: Tensor | None = None,
-        **_others: Any,
+        **others: Any,
     ) -> Any:
         video, drawing = (x, None) if isinstance(x, Tensor) else x
+        known = known_of(others)
         # Context windows may put a frame before the video's window, for causal models; ours sees both streams alike.
         before = 0 if drawing is None else video.shape[2] - drawing.shape[2]
         if before:
             video, guidance = video[:, :, before:], guidance[:, :, before:]
+        if known is not None:
+            video, drawing = known.put_into(JointLatents(video, drawing))
+            timestep = known.timesteps(timestep)
         velocities = super().forward(
             video,
             self.image_condition(image[:, :, 0], video.shape[2]),
@@ -218,6 +248,14 @@ class _CoreForward:
         if before:  # core takes it off again
             velocities = F.pad(velocities[0], (0, 0, 0, 0, before, 0)), velocities[1]
         return velocities[0] if drawing is None else list(velocities)
+
+
+def known_of(conds: dict[str, Any]) -> Known | None:
+    """What is given of a clip, in conditions as :meth:`SViMoModel.extra_conds` makes them."""
+    if "known" not in conds:
+        return None
+    latents = JointLatents(conds["known_video"], conds["known_drawing"])
+    return Known(latents, conds["known"] > 0)
 
 
 class CoreMMDiT(_CoreForward, MMDiT):
@@ -355,15 +393,16 @@ def guard_run(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """Names what core would fail on or pass on: a mask that it cannot fit to two streams, and latents that are not finite.
+    """Names what core would pass on, latents that are not finite; and gives back exactly what a noise mask keeps.
 
     Raises:
-        ValueError: such a mask, or NaN or infinity came out.
+        ValueError: NaN or infinity came out.
     """
-    if len(kwargs.get("latent_shapes") or ()) > 1:
+    shapes = kwargs.get("latent_shapes") or ()
+    if len(shapes) > 1:
         check_areas(executor.class_obj.conds)
-        if denoise_mask is not None:
-            check_masks()
+        if denoise_mask is not None and denoise_mask.shape != noise.shape:
+            denoise_mask = packed_mask(denoise_mask, shapes)
     options = executor.class_obj.model_options["transformer_options"]
     if type(options.get("easycache")).__name__ == "LazyCacheHolder":
         logging.warning(
@@ -381,7 +420,20 @@ def guard_run(
             f"weights in {model.get_dtype()}: load it with weight_dtype bf16 or fp32, and look for a broken LoRA or "
             "reference image"
         )
+    if denoise_mask is not None and denoise_mask.shape == made.shape:
+        made = torch.where(denoise_mask.to(made.device) == 0, latent_image.to(made), made)
     return made
+
+
+def packed_mask(mask: Tensor, shapes: list[torch.Size]) -> Tensor:
+    """A noise mask, of each stream or the first, packed as their latents are: newer cores than 0.3 come with it done."""
+    masks = list(mask.unbind() if mask.is_nested else (mask,))
+    masks += [torch.ones(1, 1, *shape[2:]) for shape in shapes[len(masks) :]]
+    fitted = [
+        comfy.sampler_helpers.prepare_mask(x.float(), shape, x.device)
+        for x, shape in zip(masks, shapes, strict=True)
+    ]
+    return comfy.utils.pack_latents(fitted)[0]
 
 
 def check_latents(shapes: list[torch.Size], config: SViMoConfig) -> None:
@@ -407,19 +459,6 @@ def check_latents(shapes: list[torch.Size], config: SViMoConfig) -> None:
         sizes = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
         raise ValueError(f"the latents of video and drawing differ in size: {sizes}")
     config.check_clip(*config.vae.clip_size(shapes[0]))
-
-
-def check_masks() -> None:
-    """Refuse a noise mask where ComfyUI does not fit it to each stream (0.3).
-
-    Raises:
-        ValueError: such a ComfyUI.
-    """
-    if "prepare_mask" in comfy.samplers.CFGGuider.outer_sample.__code__.co_names:
-        raise ValueError(
-            "this ComfyUI does not fit a noise mask to latents of two streams: update to 0.8 or newer, or remove Set "
-            "Latent Noise Mask"
-        )
 
 
 def check_areas(conds: dict[str, list[dict[str, Any]]]) -> None:

@@ -28,7 +28,7 @@ from ..svimo_core.sampling.painter import MotionPainter, QuickPainter
 from ..svimo_core.sampling.reader import MotionReader, Reading
 from ..svimo_core.sampling.sampler import SamplerReport, guidance_scales
 from ..svimo_core.schedule import NoiseSchedule, Step
-from .backbone import GUIDANCE, LOOP_MEMORY, SViMoModel, backbone_of
+from .backbone import GUIDANCE, LOOP_MEMORY, SViMoModel, backbone_of, known_of
 from .types import throw_if_interrupted
 from .vae import SViMoVAE
 
@@ -219,6 +219,9 @@ class LoopRun:
         step = self.clock.step(sigma)
         given = any(GUIDANCE in cond and _holds(cond, sigma) for cond in positive)
         noisy = self._unpacked(model.model_sampling.calculate_input(sigma, x))
+        known = known_of({name: cond.cond for name, cond in positive[0]["model_conds"].items()})
+        if known is not None:
+            noisy = known.put_into(noisy)
         for i in range(1 if given else self.loop.passes(step)):
             drawn = None if given else self.loop.guide(step, noisy, again=i > 0)
             drawn = torch.zeros_like(noisy.drawing) if drawn is None else drawn

@@ -21,7 +21,6 @@ HAS_DYNAMIC_VRAM = (COMFYUI / "comfy" / "memory_management.py").is_file()
 HAS_CORES_COGVIDEOX = (COMFYUI / "comfy" / "ldm" / "cogvideo").is_dir()
 HAS_TWO_STREAM_WINDOWS = "map_context_window" in (COMFYUI / "comfy" / "context_windows.py").read_text()
 HAS_TWO_STREAM_CACHE = "_extract_tensor" in (COMFYUI / "comfy_extras" / "nodes_easycache.py").read_text()
-HAS_STREAM_MASKS = "denoise_masks" in (COMFYUI / "comfy" / "samplers.py").read_text()
 
 GRAPH = """
 import comfy.model_management, comfy.ops, comfy.sample, comfy.samplers, comfy.utils, folder_paths, nodes
@@ -116,6 +115,56 @@ for steps, cfg, schedule in (
 """,
         str(BUNDLED),
         way,
+    )
+
+
+def test_what_is_known_is_the_librarys(checkpoint_file: Path):
+    """Through core's noise mask, which a LATENT carries: as the library has it, with the loop closed; under other samplers
+    what is known comes out as it went in, and is what the network hears at every call."""
+    run_inside(
+        GRAPH
+        + """
+from dataclasses import replace
+from comfy.nested_tensor import NestedTensor
+from pack.nodes.latents import packed
+from pack.svimo_core.config import ClipSize
+from pack.svimo_core.sampling.guidance import FeedbackOptions
+from pack.svimo_core.sampling.latents import JointLatents, Known, known_frames
+from pack.svimo_core.sampling.pipeline import SViMo
+
+model.model.config = replace(config := model.model.config, backbone=replace(config.backbone, any_to_any=True))
+core, size = SViMo.load(args[0]), ClipSize(9, 64, 96)
+image = positive[0][1]["concat_latent_image"][:, :, 0] * vae.scale
+given = streams_of(sampled(model, *graph, seed=8))
+heard = []
+hook = lambda network, inputs: heard.append(inputs)
+for video, drawing, first, last in ((True, False, 0, 0), (False, False, 1, 0), (False, True, 0, 0), (False, False, 1, 1)):
+    frames = known_frames(3, video, drawing, first, last)
+    masks = [(~frames)[:, i, None, :, None, None].float() for i in (0, 1)]
+    latent = graph[2] | {"samples": packed(given), "noise_mask": NestedTensor(masks)}
+    inputs = positive, negative, latent
+    if drawing:
+        drawn = {"svimo_guidance": given.drawing}
+        inputs = *([[prompt[0][0], prompt[0][1] | drawn]] for prompt in (positive, negative)), latent
+    looped = loop(model, vid, vae, exact_drawing=False)
+    made = sampled(looped, *inputs, steps=5, cfg=2.0)
+    known = Known(JointLatents(*(x * vae.scale for x in given)), frames)
+    expected, reading, _ = core.denoise(
+        image, positive[0][0], negative[0][0], size, torch.Generator().manual_seed(3), 5, 2.0,
+        "constant", "ddim", FeedbackOptions(), known=known,
+    )
+    for stream, (found, latents, before) in enumerate(zip(streams_of(made), expected, given, strict=True)):
+        assert (found * vae.scale - latents).norm() / latents.norm() < 1e-3, (frames, stream)
+        assert torch.equal(found[:, :, frames[0, stream]], before[:, :, frames[0, stream]])
+    for found, wanted in zip(made[READING].reading, reading, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=2e-3)
+    for name in ("dpmpp_2m_sde", "uni_pc", "heun"):
+        made = streams_of(ksampled(looped, *inputs, sampler=name, steps=3))
+        for stream, (found, before) in enumerate(zip(made, given, strict=True)):
+            assert torch.isfinite(found).all()
+            assert torch.equal(found[:, :, frames[0, stream]], before[:, :, frames[0, stream]])
+""",
+        str(BUNDLED),
     )
 
 
@@ -482,23 +531,19 @@ assert all(torch.isfinite(x).all() for x in streams_of(made))
 def test_masks_ranges_and_several_prompts(checkpoint_file: Path):
     run_inside(
         GRAPH
-        + f"""
-has_masks = {HAS_STREAM_MASKS}
+        + """
 import node_helpers
 
 first = sampled(model, *graph)
-masked = first | {{"noise_mask": torch.cat([torch.zeros(1, 1, 32, 24), torch.ones(1, 1, 32, 24)], dim=-1)}}
-if has_masks:
-    made = streams_of(sampled(model, positive, negative, masked, seed=9))
-    assert torch.allclose(made.video[..., :2], streams_of(first).video[..., :2], atol=1e-4)
-    assert not torch.allclose(made.video[..., 4:], streams_of(first).video[..., 4:], atol=1e-2)
-else:
-    refused(lambda: sampled(model, positive, negative, masked, seed=9), "noise mask", "two streams")
+masked = first | {"noise_mask": torch.cat([torch.zeros(1, 1, 32, 24), torch.ones(1, 1, 32, 24)], dim=-1)}
+made = streams_of(sampled(model, positive, negative, masked, seed=9))
+assert torch.equal(made.video[..., :2], streams_of(first).video[..., :2])
+assert not torch.allclose(made.video[..., 4:], streams_of(first).video[..., 4:], atol=1e-2)
 
 other = condition.SViMoTextEncode.execute(clip, "use brush to hit pan").result[0]
-other = node_helpers.conditioning_set_values(other, {{"concat_latent_image": positive[0][1]["concat_latent_image"]}})
-early = node_helpers.conditioning_set_values(positive, {{"start_percent": 0.0, "end_percent": 0.5}})
-late = node_helpers.conditioning_set_values(other, {{"start_percent": 0.5, "end_percent": 1.0}})
+other = node_helpers.conditioning_set_values(other, {"concat_latent_image": positive[0][1]["concat_latent_image"]})
+early = node_helpers.conditioning_set_values(positive, {"start_percent": 0.0, "end_percent": 0.5})
+late = node_helpers.conditioning_set_values(other, {"start_percent": 0.5, "end_percent": 1.0})
 ranged, both = sampled(model, early + late, negative, latent), sampled(model, positive + other, negative, latent)
 for made in (ranged, both):
     assert difference(made, first) > 1e-4 and difference(made, sampled(model, other, negative, latent)) > 1e-4
