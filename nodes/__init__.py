@@ -2,13 +2,14 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import condition, decode, load, motion, objects, rig, sample, save, view
+from . import condition, decode, directions, load, motion, objects, rig, sample, save, view
 
 NODES: list[type[io.ComfyNode]] = [
     *load.NODES,
     *condition.NODES,
     *sample.NODES,
     *decode.NODES,
+    *directions.NODES,
     *motion.NODES,
     *objects.NODES,
     *save.NODES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -11,7 +12,7 @@ from comfy_execution.graph import ExecutionBlocker
 from ..svimo_core.sampling.latents import JointLatents
 from ..svimo_core.sampling.reader import Reading
 from .compat import aliases
-from .latents import PROMPT, READING, StoredReading, packed, streams_of
+from .latents import PROMPT, READING, WINDOW, StoredReading, packed, streams_of
 from .loop import InteractionHandle
 from .types import CATEGORY, Interaction, Motion, frames_to_image_batch
 from .vae import svimo_vae
@@ -106,6 +107,8 @@ class SViMoDecodeMotion(io.ComfyNode):
         (motion,) = interaction.reader().to_motions(
             reading, size.width, size.height, interaction.fps, latent.get(PROMPT, "")
         )
+        if WINDOW in latent:
+            motion = replace(motion, metadata=latent[WINDOW].metadata())
         return io.NodeOutput(motion)
 
 

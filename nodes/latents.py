@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
+from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.sampling.latents import JointLatents
 from ..svimo_core.sampling.reader import Reading
 
@@ -16,6 +17,28 @@ READING = "svimo_reading"
 """LATENT key: a :class:`StoredReading`. Core's latent nodes keep it while they change the samples."""
 PROMPT = "svimo_prompt"
 """CONDITIONING and LATENT key: the prompt in words, so that saved motion knows it."""
+
+
+WINDOW = "svimo_window"
+"""LATENT key: a :class:`Window`."""
+
+
+class Window(NamedTuple):
+    """Where a clip lies in a longer one that it is a window of."""
+
+    first_frame: int
+    follows: bool
+    """It goes on from the window before, which it was given the end of."""
+
+    def metadata(self) -> dict[str, str]:
+        """For the window's motion."""
+        return {"first_frame": str(self.first_frame), "follows": str(self.follows)}
+
+    @classmethod
+    def of(cls, motion: HandObjectMotion) -> Window:
+        """Of a motion that was read off a window, or of one that is a clip by itself."""
+        found = motion.metadata
+        return cls(int(found.get("first_frame", 0)), found.get("follows") == str(True))
 
 
 class JointLatent(NestedTensor):

@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from svimo_core.clean import trim
 from svimo_core.config import PRESETS
 from svimo_core.files import whole_file
 from svimo_core.motion import HandObjectMotion
@@ -148,19 +149,31 @@ def main(arguments: list[str] | None = None) -> None:
         help="unknown tools, motions and targets under made-up words (synthetic.py)",
     )
     parser.add_argument("--first-frames", action="store_true", help="no video but the first frame")
+    parser.add_argument(
+        "--of",
+        type=int,
+        metavar="FRAMES",
+        help="cut clips out of longer ones, so that they begin amid the action",
+    )
     parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="whose clip size to use")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     preset = PRESETS[args.preset]
     size = dict(height=preset.height, width=preset.width, fps=preset.fps, varied=args.varied)
-    kind = "varied-" * args.varied + "first-" * args.first_frames
+    longer = args.of or preset.frames
+    if longer < preset.frames:
+        parser.error(f"clips of {preset.frames} frames cannot be cut out of {longer}")
+    if args.of and args.first_frames:
+        parser.error("clips that begin amid the action are drawn whole: leave out --of or --first-frames")
+    kind = "varied-" * args.varied + "first-" * args.first_frames + f"of-{longer}-" * bool(args.of)
     for seed in tqdm(range(args.first, args.first + args.count), unit="clip"):
         name = f"{args.split}-{kind}{seed:06d}"
         if not (args.out / f"{name}.npz").is_file():
-            drawn = 1 if args.first_frames else preset.frames
-            made = generate_clip(seed, args.split, frames=drawn, **size)
-            motion = generate_motion(seed, args.split, frames=preset.frames, **size)
-            write_clip(args.out, name, Clip(made.video, motion))
+            start = seed % (longer - preset.frames + 1)
+            made = generate_clip(seed, args.split, frames=1 if args.first_frames else longer, **size)
+            motion = generate_motion(seed, args.split, frames=longer, **size)
+            motion = trim(motion, start, start + preset.frames - 1)
+            write_clip(args.out, name, Clip(made.video[start : start + preset.frames], motion))
 
 
 if __name__ == "__main__":

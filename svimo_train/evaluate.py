@@ -40,16 +40,8 @@ from svimo_core.sampling.pipeline import Generation, SViMo, generate, to_uint8
 from .data.synthetic import Clip, generate_clip, generate_motion
 from .data.words import HELD_OUT, SPLITS, Triplet, triplet_weights
 from .judges import Judges
-from .metrics import (
-    chamfer_mm2,
-    frechet_distance,
-    mpjpe_mm,
-    psnr_db,
-    psnr_moving_db,
-    reprojection_px,
-    smoothness_mm,
-    ssim,
-)
+from .scores import motion_scores, other_action, paired, reprojection, scores_of, video_scores
+from .tasks import KEPT, MEASURES, WINDOWS, Setting, frames_of
 
 log = logging.getLogger(__name__)
 
@@ -74,15 +66,17 @@ COLUMNS = {
 """What is measured (:mod:`svimo_train.metrics`), and its heading in the table."""
 
 
-def evaluation_clips(seed: int, count: int, split: str, config: SViMoConfig) -> list[Clip]:
-    """The clips of one evaluation at the model's native size.
+def evaluation_clips(
+    seed: int, count: int, split: str, config: SViMoConfig, frames: int | None = None
+) -> list[Clip]:
+    """The clips of one evaluation at the model's native size, or longer.
 
     Raises:
         ValueError: an unknown split, or a negative seed or no clips.
     """
     if seed < 0 or count < 1:
         raise ValueError(f"an evaluation needs a seed from 0 and at least one clip, got {seed=} and {count=}")
-    size = dict(frames=config.frames, height=config.height, width=config.width, fps=config.fps)
+    size = dict(frames=frames or config.frames, height=config.height, width=config.width, fps=config.fps)
     first = FIRST_CLIP + seed * 2**20
     return [generate_clip(number, split, **size) for number in range(first, first + count)]
 
@@ -135,7 +129,7 @@ def evaluate(
             continue
         off = replace(options, enabled=False)
         opened.append(generate(model, image, prompt, seed, options=off, **settings))
-        other = _other_action(clip.triplet)
+        other = other_action(clip.triplet)
         if other is not None:
             made = generate(model, image, other.prompt, seed, options=options, **settings)
             changed.append(made.motion)
@@ -146,34 +140,34 @@ def evaluate(
     scores: dict[str, Any] = {
         "clips": len(clips),
         "feedback_passes": passes,
-        **_scores(closed, clips, judges),
+        **scores_of(closed, clips, judges),
     }
     if compare == "drawing":
-        scores["exact_drawing"] = _scores(exact, clips, judges)
-        scores["drawing_encoder_gain"] = _paired(closed, exact, clips)
+        scores["exact_drawing"] = scores_of(exact, clips, judges)
+        scores["drawing_encoder_gain"] = paired(closed, exact, clips)
     if compare != "loop":
         return scores, closed
     if changed:
         scores["obedience_changed_action"] = judges.obedience(changed, asked)
         scores["clips_changed_action"] = len(changed)
-    scores["feedback_off"] = _scores(opened, clips, judges)
-    scores["feedback_gain"] = _paired(closed, opened, clips)
+    scores["feedback_off"] = scores_of(opened, clips, judges)
+    scores["feedback_gain"] = paired(closed, opened, clips)
     for name, held_out in (("seen_words", False), ("held_out_words", True)):
         chosen = [i for i, clip in enumerate(clips) if bool(HELD_OUT.intersection(clip.triplet)) == held_out]
         if len(chosen) > 1:
             part = [clips[i] for i in chosen]
-            scores[name] = {"clips": len(chosen), **_scores([closed[i] for i in chosen], part, judges)}
+            scores[name] = {"clips": len(chosen), **scores_of([closed[i] for i in chosen], part, judges)}
 
     # 3. baselines
     truth = [clip.motion for clip in clips]
     means = [mean_motion(clip.triplet, clip.motion) for clip in clips]
-    scores["baseline_triplet_mean"] = _motion_scores(means, clips, judges)
-    scores["baseline_first_pose"] = _motion_scores([_held(made.motion) for made in closed], clips, judges)
-    scores["baseline_repeat_image"] = _video_scores(
+    scores["baseline_triplet_mean"] = motion_scores(means, clips, judges)
+    scores["baseline_first_pose"] = motion_scores([_held(made.motion) for made in closed], clips, judges)
+    scores["baseline_repeat_image"] = video_scores(
         [np.repeat(c.video[:1], len(c.video), 0) for c in clips], clips
     )
     drawn = [render_motion(m, m.camera.width, m.camera.height) for m in truth]
-    scores["truth"] = _motion_scores(truth, clips, judges) | {"reprojection_px": _reprojection(truth, drawn)}
+    scores["truth"] = motion_scores(truth, clips, judges) | {"reprojection_px": reprojection(truth, drawn)}
     return scores, closed
 
 
@@ -240,67 +234,6 @@ def table(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# --- scores ---
-
-
-def _scores(made: list[Generation], clips: Sequence[Clip], judges: Judges) -> dict[str, float]:
-    motions = [generation.motion for generation in made]
-    drawings = [to_uint8(generation.drawing) for generation in made]
-    return {
-        **_motion_scores(motions, clips, judges),
-        "reprojection_px": _reprojection(motions, drawings),
-        **_video_scores([to_uint8(generation.video) for generation in made], clips),
-    }
-
-
-def _motion_scores(
-    motions: list[HandObjectMotion], clips: Sequence[Clip], judges: Judges
-) -> dict[str, float | None]:
-    truth = [clip.motion for clip in clips]
-    several = len(motions) > 1
-    return {
-        "mpjpe_mm": _mean(mpjpe_mm(m.hands, t.hands) for m, t in zip(motions, truth, strict=True)),
-        "chamfer_mm2": _mean(_chamfer(m, t) for m, t in zip(motions, truth, strict=True)),
-        "smoothness": _mean(smoothness_mm(motion.hands) for motion in motions),
-        "fid": frechet_distance(judges.codes(motions), judges.codes(truth)) if several else None,
-        "prompt_obedience": judges.obedience(motions, [clip.triplet.action for clip in clips]),
-    }
-
-
-def _video_scores(videos: list[np.ndarray], clips: Sequence[Clip]) -> dict[str, float]:
-    pairs = [(video, clip.video) for video, clip in zip(videos, clips, strict=True)]
-    return {
-        "psnr_db": _mean(psnr_db(*pair) for pair in pairs),
-        "psnr_moving_db": _mean(psnr_moving_db(*pair) for pair in pairs),
-        "ssim": _mean(ssim(*pair) for pair in pairs),
-    }
-
-
-def _paired(
-    made: list[Generation], others: list[Generation], clips: Sequence[Clip]
-) -> dict[str, dict[str, float]]:
-    """How much lower errors are than those of others, clip by clip: mean and its standard error."""
-    errors = {
-        "mpjpe_mm": lambda made, clip: mpjpe_mm(made.motion.hands, clip.motion.hands),
-        "chamfer_mm2": lambda made, clip: _chamfer(made.motion, clip.motion),
-        "reprojection_px": lambda made, clip: reprojection_px(made.motion, to_uint8(made.drawing)),
-        "psnr_moving_db": lambda made, clip: -psnr_moving_db(to_uint8(made.video), clip.video),
-    }
-    gains = {}
-    for name, error in errors.items():
-        gain = np.array([error(b, c) - error(a, c) for a, b, c in zip(made, others, clips, strict=True)])
-        gains[name] = {"mean": float(gain.mean()), "standard_error": float(gain.std() / np.sqrt(len(gain)))}
-    return gains
-
-
-def _chamfer(motion: HandObjectMotion, truth: HandObjectMotion) -> float:
-    return _mean(chamfer_mm2(motion.objects[name], truth.objects[name]) for name in truth.objects)
-
-
-def _reprojection(motions: list[HandObjectMotion], drawings: list[np.ndarray]) -> float:
-    return _mean(reprojection_px(motion, video) for motion, video in zip(motions, drawings, strict=True))
-
-
 def _held(motion: HandObjectMotion) -> HandObjectMotion:
     def still(points: np.ndarray) -> np.ndarray:
         return np.repeat(points[:1], len(points), axis=0)
@@ -309,22 +242,8 @@ def _held(motion: HandObjectMotion) -> HandObjectMotion:
     return replace(motion, hands=still(motion.hands), objects=objects)
 
 
-def _other_action(triplet: Triplet) -> Triplet | None:
-    """The same tool and target with another action that training has for them, if there is one."""
-    options = [
-        other
-        for other in triplet_weights("train")
-        if (other.tool, other.target) == (triplet.tool, triplet.target) and other.action != triplet.action
-    ]
-    return options[0] if options else None
-
-
 def _points(motion: HandObjectMotion) -> int:
     return next(iter(motion.objects.values())).shape[1]
-
-
-def _mean(values) -> float:
-    return float(np.mean(list(values)))
 
 
 # --- command ---
@@ -352,6 +271,12 @@ def main(arguments: list[str] | None = None) -> int:
         default="loop",
         help="with the loop open, other words and baselines; or with the VAE in place of the drawing encoder",
     )
+    parser.add_argument(
+        "--task",
+        choices=("joint", *MEASURES),
+        default="joint",
+        help="joint: image and words to both; others need a model that was trained with known streams and frames",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores here")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw the first eight clips")
@@ -359,14 +284,27 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.perf_counter()
     try:
         model = SViMo.load(args.checkpoint, args.device)
-        clips = evaluation_clips(args.seed, args.count, args.split, model.config)
+        frames = model.config.frames
+        if args.task == "continue":
+            frames += (WINDOWS - 1) * (frames - frames_of(KEPT))
+        clips = evaluation_clips(args.seed, args.count, args.split, model.config, frames)
         settings = dict(
             steps=args.steps,
             guidance_scale=args.guidance_scale,
             guidance_schedule="dynamic" if args.dynamic_guidance else "constant",
         )
-        scores, made = evaluate(model, clips, Judges.load(), compare=args.compare, **settings)
-        run = dict(seed=args.seed, split=args.split, checkpoint=args.checkpoint.name, **settings)
+        if args.task == "joint":
+            scores, made = evaluate(model, clips, Judges.load(), compare=args.compare, **settings)
+        else:
+            if not model.config.backbone.any_to_any:
+                raise ValueError(
+                    f"{args.checkpoint.name} was not trained with known streams and frames: {args.task} needs it"
+                )
+            setting = Setting(model=model, judges=Judges.load(), options=settings)
+            scores, made = MEASURES[args.task](setting, clips)
+        run = dict(
+            task=args.task, seed=args.seed, split=args.split, checkpoint=args.checkpoint.name, **settings
+        )
         scores = {**run, "seconds": round(time.perf_counter() - began, 1), **scores}
         if args.json is not None:
             _write(args.json, json.dumps(scores, indent=2).encode())

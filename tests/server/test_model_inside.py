@@ -119,8 +119,8 @@ for steps, cfg, schedule in (
 
 
 def test_what_is_known_is_the_librarys(checkpoint_file: Path):
-    """Through core's noise mask, which a LATENT carries: as the library has it, with the loop closed; under other samplers
-    what is known comes out as it went in, and is what the network hears at every call."""
+    """Through core's noise mask, which a LATENT carries: as the library has it, with the loop closed; under other
+    samplers what is known comes out as it went in."""
     run_inside(
         GRAPH
         + """
@@ -136,14 +136,13 @@ model.model.config = replace(config := model.model.config, backbone=replace(conf
 core, size = SViMo.load(args[0]), ClipSize(9, 64, 96)
 image = positive[0][1]["concat_latent_image"][:, :, 0] * vae.scale
 given = streams_of(sampled(model, *graph, seed=8))
-heard = []
-hook = lambda network, inputs: heard.append(inputs)
-for video, drawing, first, last in ((True, False, 0, 0), (False, False, 1, 0), (False, True, 0, 0), (False, False, 1, 1)):
-    frames = known_frames(3, video, drawing, first, last)
+video, drawing, start, ends = (True, False), (False, True), (False, False, 1), (False, False, 1, 1)
+for which in (video, start, drawing, ends):
+    frames = known_frames(3, *which)
     masks = [(~frames)[:, i, None, :, None, None].float() for i in (0, 1)]
     latent = graph[2] | {"samples": packed(given), "noise_mask": NestedTensor(masks)}
     inputs = positive, negative, latent
-    if drawing:
+    if which == drawing:
         drawn = {"svimo_guidance": given.drawing}
         inputs = *([[prompt[0][0], prompt[0][1] | drawn]] for prompt in (positive, negative)), latent
     looped = loop(model, vid, vae, exact_drawing=False)

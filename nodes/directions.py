@@ -1,0 +1,473 @@
+"""From what is given to what is not: video to motion, motion to video, clips that go on. Each makes conditions and a LATENT
+whose noise mask keeps what is given, for any sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import comfy.utils
+import node_helpers
+import numpy as np
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.nested_tensor import NestedTensor
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..svimo_core.clean import resample, trim
+from ..svimo_core.config import SViMoConfig
+from ..svimo_core.motion import HandObjectMotion
+from ..svimo_core.render import check_in_view
+from ..svimo_core.sampling.latents import JointLatents, known_frames
+from ..svimo_core.sampling.painter import draw_motions
+from ..svimo_core.sampling.pipeline import encode_image, fit_image
+from ..svimo_core.windows import join_motions, join_videos, window_starts
+from .backbone import IMAGE_LATENT, backbone_of
+from .compat import aliases
+from .condition import encoded_without_vae, guided
+from .latents import PROMPT, WINDOW, Window, packed
+from .loop import InteractionHandle
+from .types import CATEGORY, Interaction, Motion
+from .vae import SViMoVAE, svimo_vae
+
+DIRECTIONS = f"{CATEGORY}/directions"
+KEPT = 2
+"""Latent frames of a clip that the one after it begins with: enough to see how things move."""
+
+
+def prompts() -> list[io.Input]:
+    """What every direction is told."""
+    return [
+        io.Model.Input("model", tooltip="SViMo's video and motion transformer, which will sample."),
+        io.Conditioning.Input("positive", tooltip="Prompt to follow, from SViMo Text Encode."),
+        io.Conditioning.Input("negative", tooltip="Prompt to move away from; usually empty text."),
+        io.Vae.Input("vae", tooltip="SViMo's video VAE."),
+    ]
+
+
+def drawing_encoder() -> io.Input:
+    """What may encode the drawing of a motion."""
+    return Interaction.Input(
+        "interaction",
+        optional=True,
+        tooltip="Connect it to encode the drawn motion with its drawing encoder, which is faster and needs little memory. Otherwise the VAE encodes.",
+    )
+
+
+def conditions(of: str = "") -> list[io.Output]:
+    """For the sampler; `of` says what there is one of for each."""
+    return [
+        io.Conditioning.Output(
+            display_name="positive", tooltip=f"Prompt with the first frame{of}.", is_output_list=bool(of)
+        ),
+        io.Conditioning.Output(
+            display_name="negative",
+            tooltip=f"Negative prompt with the first frame{of}.",
+            is_output_list=bool(of),
+        ),
+        io.Latent.Output(
+            display_name="latent",
+            tooltip=f"What is given, under a noise mask that keeps it, and room for the rest{of}. For SViMo Sampler or any other.",
+            is_output_list=bool(of),
+        ),
+    ]
+
+
+class SViMoVideoToMotion(io.ComfyNode):
+    """The frames of a video, of which the motion is wanted."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoVideoToMotion",
+            display_name="SViMo Video to Motion",
+            category=DIRECTIONS,
+            description="Hands and objects in 3D out of a video: it is cut into windows of the model's length, each of which the sampler then gives its motion. SViMo Join Clips puts them together.",
+            **aliases(
+                "motion capture", "mocap", "hand tracking", "object tracking", "pose estimation", "markerless"
+            ),
+            inputs=[
+                *prompts(),
+                io.Image.Input(
+                    "images", tooltip="Frames of the video, such as from core's Get Video Components."
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=24.0,
+                    min=0.1,
+                    max=1000.0,
+                    step=0.01,
+                    tooltip="Frames per second of the images. The model sees them at its own rate (8), nearest in time.",
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="Frames that windows share, at the model's rate, where their motions are blended. 0: a quarter of a window.",
+                ),
+            ],
+            outputs=[
+                *conditions(of=", for each window"),
+                io.Image.Output(
+                    display_name="images", tooltip="What the model sees: the frames at its size and rate."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: list,
+        negative: list,
+        vae: SViMoVAE,
+        images: Tensor,
+        fps: float,
+        overlap: int,
+    ) -> io.NodeOutput:
+        config, vae = able(model), svimo_vae(vae)
+        seen = in_time(images, fps, config.fps)
+        if len(seen) < config.frames:
+            raise ValueError(
+                f"the video is too short: {len(images)} frames at {fps:g} a second are {len(seen)} at the model's {config.fps:g}, "
+                f"and it sees {config.frames} at a time: give at least {config.frames / config.fps:.2f} seconds"
+            )
+        overlap = overlap or config.frames // 4
+        if overlap >= config.frames:
+            raise ValueError(f"overlap must be below the model's {config.frames} frames, got {overlap}")
+        starts = window_starts(len(seen), config.frames, overlap)
+        fitted = fit_frames(images, seen, config)
+        made, bar = [], comfy.utils.ProgressBar(len(starts))
+        for start in starts:
+            video = fitted[start : start + config.frames]
+            given = Given(video=video, window=Window(start, follows=False))
+            made.append(
+                told(config, vae, positive, negative, given, known_frames(latent_frames(config), True, False))
+            )
+            bar.update(1)
+        return io.NodeOutput(*map(list, zip(*made, strict=True)), fitted)
+
+
+class SViMoMotionToVideo(io.ComfyNode):
+    """A motion, of which the video is wanted."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoMotionToVideo",
+            display_name="SViMo Motion to Video",
+            category=DIRECTIONS,
+            description="A video of a motion that you keyed, captured or imported, in the reference image: the motion is drawn and given to the sampler as it is. Of a longer one it shows the beginning, and SViMo Extend Clip goes on.",
+            **aliases("animate", "motion control", "pose to video", "previz", "render motion"),
+            inputs=[
+                *prompts(),
+                io.Image.Input(
+                    "image",
+                    tooltip="One reference image: the first frame of the video, with hands and objects where the motion has them.",
+                ),
+                Motion.Input(
+                    "motion", tooltip="3D motion. The model sees it at its own rate (8 frames per second)."
+                ),
+                drawing_encoder(),
+            ],
+            outputs=[
+                *conditions(),
+                Motion.Output(display_name="motion", tooltip="The motion at the model's rate, whole."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: list,
+        negative: list,
+        vae: SViMoVAE,
+        image: Tensor,
+        motion: HandObjectMotion,
+        interaction: InteractionHandle | None = None,
+    ) -> io.NodeOutput:
+        config, vae = able(model), svimo_vae(vae)
+        if len(image) != 1:
+            raise ValueError(
+                f"image is a batch of {len(image)}: give one reference image (core's ImageFromBatch picks one)"
+            )
+        seen = at_rate(motion, config, config.frames)
+        given = Given(
+            video=fit_frames(image, np.zeros(config.frames, int), config),
+            motion=trim(seen, 0, config.frames - 1),
+            interaction=interaction,
+            window=Window(0, follows=False),
+        )
+        known = known_frames(latent_frames(config), False, True)
+        return io.NodeOutput(*told(config, vae, positive, negative, given, known), seen)
+
+
+class SViMoExtendClip(io.ComfyNode):
+    """A clip that goes on."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoExtendClip",
+            display_name="SViMo Extend Clip",
+            category=DIRECTIONS,
+            description="The next window of a clip: it begins with the last frames of the one before, and can end with the first frames of another or follow a motion that goes ahead. SViMo Join Clips puts it behind.",
+            **aliases(
+                "continue video", "longer video", "in between", "interpolate", "loop video", "outpaint time"
+            ),
+            inputs=[
+                *prompts(),
+                io.Image.Input(
+                    "images",
+                    tooltip="The clip so far, at the model's rate: from SViMo Decode Video or SViMo Join Clips.",
+                ),
+                Motion.Input(
+                    "motion",
+                    tooltip="Its motion, at the model's rate. If it is longer than the images, the video follows what is ahead.",
+                ),
+                drawing_encoder(),
+                io.Image.Input(
+                    "next_images",
+                    optional=True,
+                    tooltip="A clip to arrive at: its first frames end this window.",
+                ),
+                Motion.Input("next_motion", optional=True, tooltip="The motion of the clip to arrive at."),
+            ],
+            outputs=conditions(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: list,
+        negative: list,
+        vae: SViMoVAE,
+        images: Tensor,
+        motion: HandObjectMotion,
+        interaction: InteractionHandle | None = None,
+        next_images: Tensor | None = None,
+        next_motion: HandObjectMotion | None = None,
+    ) -> io.NodeOutput:
+        config, vae = able(model), svimo_vae(vae)
+        group = config.vae.temporal_compression  # frames of a latent frame, but for the first
+        overlap = 1 + group * (KEPT - 1)
+        for name, clip in (("motion", motion), ("next_motion", next_motion)):
+            if clip is not None and abs(clip.fps - config.fps) > 1e-3:
+                raise ValueError(
+                    f"{name} has {clip.fps:g} frames a second, and the model's clips {config.fps:g}: SViMo Clean Motion resamples it"
+                )
+        if len(images) < overlap or len(motion) < len(images):
+            raise ValueError(
+                f"the clip so far has {len(images)} frames of images and {len(motion)} of motion: give at least {overlap} "
+                "images, and the motion of all of them"
+            )
+        if (next_images is None) != (next_motion is None):
+            raise ValueError(
+                "a clip to arrive at needs both: connect next_images and next_motion, or neither"
+            )
+        start = len(images) - overlap
+        frames = np.minimum(np.arange(start, start + config.frames), len(images) - 1)
+        video = fit_frames(images, frames, config)
+        ahead = len(motion) >= start + config.frames
+        if not ahead and len(motion) > len(images):
+            raise ValueError(
+                f"the motion goes {len(motion) - len(images)} frames ahead of the images, and the next window needs "
+                f"{config.frames - overlap} or none: SViMo Clean Motion cuts it, and Extend Clip goes on without"
+            )
+        moved = held(motion, np.minimum(np.arange(start, start + config.frames), len(motion) - 1))
+        last = 0
+        if next_images is not None:
+            if ahead:
+                raise ValueError(
+                    "the motion goes ahead already: give next_motion, or a motion as long as the images"
+                )
+            if min(len(next_images), len(next_motion)) < group:
+                raise ValueError(
+                    f"a clip to arrive at needs {group} frames of images and motion, got {len(next_images)} and {len(next_motion)}"
+                )
+            last = 1
+            video = torch.cat([video[:-group], fit_frames(next_images, np.arange(group), config)])
+            moved = join_motions(
+                [trim(moved, 0, config.frames - group - 1), trim(next_motion, 0, group - 1)],
+                [0, config.frames - group],
+            )
+        known = known_frames(latent_frames(config), False, ahead, first=KEPT, last=last)
+        given = Given(video=video, motion=moved, interaction=interaction, window=Window(start, follows=True))
+        return io.NodeOutput(*told(config, vae, positive, negative, given, known))
+
+
+class SViMoJoinClips(io.ComfyNode):
+    """Windows of a clip, put together."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SViMoJoinClips",
+            display_name="SViMo Join Clips",
+            category=DIRECTIONS,
+            description="Put the windows of SViMo Video to Motion or SViMo Extend Clip together: motions are blended where they overlap, images come from the earlier window.",
+            **aliases("concatenate", "stitch", "append clip", "merge motion"),
+            is_input_list=True,
+            inputs=[
+                Motion.Input(
+                    "motion",
+                    tooltip="Motion of each window, from SViMo Decode Motion: it knows where in the clip it belongs.",
+                ),
+                io.Image.Input(
+                    "images", optional=True, tooltip="Images of each window, from SViMo Decode Video."
+                ),
+                Motion.Input("motion_before", optional=True, tooltip="The clip so far, to go on from."),
+                io.Image.Input("images_before", optional=True, tooltip="Images of the clip so far."),
+            ],
+            outputs=[
+                Motion.Output(display_name="motion", tooltip="Motion of the whole clip."),
+                io.Image.Output(
+                    display_name="images", tooltip="Images of the whole clip; nothing without images."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        motion: list[HandObjectMotion],
+        images: list[Tensor] | None = None,
+        motion_before: list[HandObjectMotion] | None = None,
+        images_before: list[Tensor] | None = None,
+    ) -> io.NodeOutput:
+        windows = [Window.of(part) for part in motion]
+        starts = [window.first_frame for window in windows]
+        before = motion_before or []
+        if len(before) > 1:
+            raise ValueError(f"motion_before must be one motion, got {len(before)}: join those first")
+        if images is not None and len(images) != len(motion):
+            raise ValueError(
+                f"there are {len(motion)} motions and {len(images)} videos: give one of each for every window"
+            )
+        if images is not None and bool(images_before) != bool(before):
+            raise ValueError(
+                "the clip so far needs both: connect motion_before and images_before, or neither"
+            )
+        order = sorted(range(len(motion)), key=lambda i: starts[i])
+        if before and images_before:  # the motion may go ahead
+            before = [trim(before[0], 0, min(len(before[0]), len(images_before[0])) - 1)]
+        parts, begins = [*before, *(motion[i] for i in order)], [0] * len(before) + [starts[i] for i in order]
+        if begins[0] != 0:
+            raise ValueError(
+                f"the first window begins at frame {begins[0]} of its clip: connect the clip so far to motion_before"
+            )
+        joined = join_motions(parts, begins, follow=any(window.follows for window in windows))
+        if images is None:
+            return io.NodeOutput(joined, None)
+        shown = join_videos([*(images_before or []), *(images[i] for i in order)], begins)
+        return io.NodeOutput(joined, shown)
+
+
+# --- what they share ---
+
+
+class Given(NamedTuple):
+    """What is given of one window, at the model's size and rate."""
+
+    video: Tensor
+    """N H W 3 in [0, 1]; frames that are not known do not matter."""
+    window: Window
+    motion: HandObjectMotion | None = None
+    interaction: InteractionHandle | None = None
+
+
+def able(model: ModelPatcher) -> SViMoConfig:
+    """The configuration of a model that was trained for every direction.
+
+    Raises:
+        ValueError: it was not.
+    """
+    config = backbone_of(model).config
+    if not config.backbone.any_to_any:
+        raise ValueError(
+            f"this model ({config.name}) knows one direction only, image and text to video and motion: it was not trained with "
+            "given streams and frames. Load one that was, such as svimo-tiny of version 0.3 or newer"
+        )
+    return config
+
+
+def latent_frames(config: SViMoConfig) -> int:
+    """Of one window."""
+    return config.latent_shape(config.frames, config.height, config.width)[1]
+
+
+def told(
+    config: SViMoConfig, vae: SViMoVAE, positive: list, negative: list, given: Given, known: Tensor
+) -> tuple[list, list, dict[str, Any]]:
+    """Conditions and LATENT of one window, of which these latent frames are known (1 2 T)."""
+    video, motion = given.video, given.motion
+    size = config.width, config.height
+    latents = JointLatents(*[torch.zeros(1, *config.latent_shape(config.frames, *size[::-1]))] * 2)
+    if known[0, 0].any():
+        latents = latents._replace(video=vae.encode_scaled(video[None]).cpu() / vae.scale)
+    if known[0, 1].any():
+        check_in_view(motion)
+        if given.interaction is None:
+            drawn = vae.encode_scaled(draw_motions([motion], *size))
+        else:
+            given.interaction.check_drawing(vae.config.vae)
+            drawn = encoded_without_vae(given.interaction, motion, *size)
+        latents = latents._replace(drawing=drawn.cpu() / vae.scale)
+    noise = torch.Generator("cpu").manual_seed(0)
+    first = encode_image(vae.encode_scaled, video[0], *size, generator=noise).cpu()[:, :, None] / vae.scale
+    conditions = [
+        node_helpers.conditioning_set_values(x, {IMAGE_LATENT: first}) for x in (positive, negative)
+    ]
+    if known[0, 1].all():
+        conditions = [guided(x, latents.drawing, 0.0, 1.0) for x in conditions]
+    masks = [(~known)[:, stream, None, :, None, None].float() for stream in (0, 1)]
+    latent = {
+        "samples": packed(latents),
+        "noise_mask": NestedTensor(masks),
+        PROMPT: positive[0][1].get(PROMPT, ""),
+        WINDOW: given.window,
+    }
+    return *conditions, latent
+
+
+def in_time(images: Tensor, fps: float, rate: float) -> np.ndarray:
+    """Which image is nearest to each moment at a rate."""
+    moments = np.arange(int((len(images) - 1) / fps * rate + 1e-6) + 1) / rate
+    return np.minimum(np.round(moments * fps).astype(int), len(images) - 1)
+
+
+def fit_frames(images: Tensor, index: Sequence[int], config: SViMoConfig) -> Tensor:
+    """These of a batch of images, at the model's size (scaled and cropped in the middle), N H W 3."""
+    fitted = {
+        i: fit_image(images[i, ..., :3], config.width, config.height) for i in sorted(set(map(int, index)))
+    }
+    return torch.stack([fitted[int(i)] for i in index])
+
+
+def held(motion: HandObjectMotion, index: np.ndarray) -> HandObjectMotion:
+    """These frames of a motion."""
+    objects = {name: points[index] for name, points in motion.objects.items()}
+    return replace(motion, hands=motion.hands[index], objects=objects)
+
+
+def at_rate(motion: HandObjectMotion, config: SViMoConfig, frames: int) -> HandObjectMotion:
+    """A motion at the model's rate, of at least so many frames.
+
+    Raises:
+        ValueError: it is shorter.
+    """
+    seen = motion if abs(motion.fps - config.fps) < 1e-3 else resample(motion, config.fps)
+    if len(seen) < frames:
+        raise ValueError(
+            f"the motion is too short: {len(motion)} frames at {motion.fps:g} a second are {len(seen)} at the model's "
+            f"{config.fps:g}, and it makes {frames} at a time: give at least {frames / config.fps:.2f} seconds"
+        )
+    return seen
+
+
+NODES = [SViMoVideoToMotion, SViMoMotionToVideo, SViMoExtendClip, SViMoJoinClips]

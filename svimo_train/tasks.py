@@ -1,0 +1,260 @@
+"""The other directions of a model, measured: video to motion, motion to video, clips that go on, and what lies between.
+
+    python -m svimo_train.evaluate --task video-to-motion --count 128
+
+Each is compared, clip by clip and from the same noise, with what the model makes of less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from svimo_core.clean import trim
+from svimo_core.config import ClipSize
+from svimo_core.motion import HandObjectMotion
+from svimo_core.render import render_motion
+from svimo_core.sampling.latents import Known
+from svimo_core.sampling.pipeline import Generation, SViMo, generate, to_uint8
+from svimo_core.sampling.sampler import SamplerReport
+from svimo_core.windows import join_motions, join_videos
+
+from .data.synthetic import Clip, generate_clip
+from .judges import Judges
+from .metrics import MOVING, psnr_moving_db
+from .scores import errors, mean, motion_scores, other_action, paired, reprojection, scores_of, video_scores
+
+WINDOWS = 3
+"""Of a clip that goes on."""
+KEPT = 2
+"""Latent frames of a clip that the next one begins with."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setting:
+    """A model, and how it samples."""
+
+    model: SViMo
+    judges: Judges
+    options: dict[str, Any]
+    """Of :func:`svimo_core.sampling.pipeline.generate`."""
+
+    @property
+    def size(self) -> ClipSize:
+        """Of one clip."""
+        config = self.model.config
+        return ClipSize(config.frames, config.height, config.width)
+
+    @property
+    def overlap(self) -> int:
+        """Frames of a clip that the next one begins with."""
+        return frames_of(KEPT)
+
+    def make(self, clip: Clip, known: Known | None = None, prompt: str | None = None) -> Generation:
+        """A clip from another's first frame and words (or these), and what is known."""
+        prompt = clip.triplet.prompt if prompt is None else prompt
+        return generate(self.model, frames_in(clip)[0], prompt, clip.seed, known=known, **self.options)
+
+    def known(self, clip: Clip, video: bool = True, motion: bool = True, **some: int) -> Known:
+        """What is given of a clip: streams, or so many latent frames `first` and `last`."""
+        streams = frames_in(clip) if video else None, clip.motion if motion else None
+        return self.model.known(self.size, *streams, **some)
+
+
+Measured = tuple[dict[str, Any], list[Generation]]
+"""Scores, and what was made."""
+
+
+def video_to_motion(setting: Setting, clips: Sequence[Clip]) -> Measured:
+    """The motion in a given video, with the words and without, against that of first frame and words alone."""
+    joint, made, wordless = [], [], []
+    for clip in _told(clips, "video to motion"):
+        known = setting.known(clip, motion=False)
+        made.append(setting.make(clip, known))
+        wordless.append(setting.make(clip, known, prompt=""))
+        joint.append(setting.make(clip))
+    scores = {
+        **scores_of(made, clips, setting.judges),
+        "without_words": scores_of(wordless, clips, setting.judges),
+        "joint": scores_of(joint, clips, setting.judges),
+        "video_gain": paired(made, joint, clips),
+    }
+    return scores, made
+
+
+def motion_to_video(setting: Setting, clips: Sequence[Clip]) -> Measured:
+    """The video of a given motion, against first frame and words alone; what motion is seen in it; and the video
+    of a motion that the words do not say, against the true video of that motion."""
+    joint, made, seen, followed = [], [], [], []
+    for clip in _told(clips, "motion to video"):
+        made.append(setting.make(clip, setting.known(clip, video=False)))
+        joint.append(setting.make(clip))
+        shown = setting.model.known(setting.size, video=made[-1].video)
+        seen.append(setting.make(clip, shown).motion)
+        asked = other_action(clip.triplet)
+        if asked is not None:
+            followed.append(_another_motion(setting, clip, asked))
+    scores = {
+        **video_scores([to_uint8(x.video) for x in made], clips),
+        "reprojection_px": reprojection([clip.motion for clip in clips], [to_uint8(x.drawing) for x in made]),
+        "joint": scores_of(joint, clips, setting.judges),
+        "seen_in_the_video": motion_scores(seen, clips, setting.judges),
+        "motion_gain": paired(made, joint, clips),
+    }
+    if followed:
+        of_motion, of_words = np.array(followed).T
+        scores["another_motion"] = {
+            "clips": len(followed),
+            "psnr_moving_db": float(of_motion.mean()),
+            "psnr_moving_db_words_alone": float(of_words.mean()),
+            "share_nearer_than_words_alone": float((of_motion > of_words).mean()),
+        }
+    return scores, made
+
+
+def _another_motion(setting: Setting, clip: Clip, asked: Any) -> tuple[float, float]:
+    """How near the video of another action's motion comes to its true one under the clip's own words: with the motion,
+    and without."""
+    frames, height, width = setting.size
+    size = dict(frames=frames, height=height, width=width, fps=clip.motion.fps)
+    other, words = generate_clip(clip.seed, clip.split, triplet=asked, **size), clip.triplet.prompt
+    made = (setting.make(other, known, words) for known in (setting.known(other, video=False), None))
+    return tuple(psnr_moving_db(to_uint8(x.video), other.video) for x in made)
+
+
+def go_on(setting: Setting, clips: Sequence[Clip]) -> Measured:
+    """True clips, as long as all windows together, whose first window is given and the others go on from each other.
+
+    Returns:
+        By window: errors of what is new in it, those of the last given pose held, and PSNR to the reference image over
+        what is still in the true clip. `seam`: the acceleration of hands where windows meet, over that elsewhere.
+    """
+    frames, overlap = setting.size.frames, setting.overlap
+    starts = [i * (frames - overlap) for i in range(WINDOWS)]
+    made = []
+    for clip in _told(clips, "continue"):
+        given = _clip_cut(clip, range(frames))
+        shown = render_motion(given.motion, setting.size.width, setting.size.height)
+        whole = Generation(
+            video=frames_in(given), drawing=_in_01(shown), motion=given.motion, report=SamplerReport()
+        )
+        for start in starts[1:]:
+            shared = range(start, start + overlap)
+            end = _padded(
+                replace(clip, video=to_uint8(whole.video[start:]), motion=_cut(whole.motion, shared)), frames
+            )
+            window = setting.make(end, setting.known(end, first=KEPT))
+            whole = Generation(
+                video=join_videos([whole.video, window.video], [0, start]),
+                drawing=join_videos([whole.drawing, window.drawing], [0, start]),
+                motion=join_motions([whole.motion, window.motion], [0, start], follow=True),
+                report=window.report,
+            )
+        made.append(whole)
+    scores: dict[str, Any] = {"clips": len(clips), "seam": _seam(made, [s + overlap for s in starts[1:]])}
+    for i, start in enumerate(starts):
+        part = range(start + overlap if i else 0, start + frames)
+        parts = [_clip_cut(clip, part) for clip in clips]
+        still = [_padded(_clip_cut(clip, range(frames - 1, frames)), len(part)).motion for clip in clips]
+        scores[f"window_{i + 1}"] = {
+            **errors([_cut(x.motion, part) for x in made], parts),
+            **{f"{name}_pose_held": value for name, value in errors(still, parts).items()},
+            "psnr_still_db": mean(
+                _psnr_still(to_uint8(x.video[part.start : part.stop]), clip.video)
+                for x, clip in zip(made, clips, strict=True)
+            ),
+        }
+    return scores, made
+
+
+def between(setting: Setting, clips: Sequence[Clip]) -> Measured:
+    """Clips whose first latent frame is known, with and without the last: errors of what is known in neither."""
+    ends, starts = [], []
+    for clip in _told(clips, "between"):
+        ends.append(setting.make(clip, setting.known(clip, first=1, last=1)))
+        starts.append(setting.make(clip, setting.known(clip, first=1)))
+    middle = range(1, setting.size.frames - TEMPORAL)
+    parts = [_clip_cut(clip, middle) for clip in clips]
+    cut = [[_generation_cut(x, middle) for x in made] for made in (ends, starts)]
+    scores = {
+        **errors([x.motion for x in cut[0]], parts),
+        **video_scores([to_uint8(x.video) for x in cut[0]], parts),
+        "first_frame_only": errors([x.motion for x in cut[1]], parts)
+        | video_scores([to_uint8(x.video) for x in cut[1]], parts),
+        "last_frame_gain": paired(*cut, parts),
+    }
+    return scores, ends
+
+
+TEMPORAL = 4
+"""Frames of a latent frame, but for the first, which is one."""
+
+MEASURES: dict[str, Callable[[Setting, Sequence[Clip]], Measured]] = {
+    "video-to-motion": video_to_motion,
+    "motion-to-video": motion_to_video,
+    "continue": go_on,
+    "between": between,
+}
+
+
+def frames_of(latent_frames: int) -> int:
+    """Frames of so many latent frames at the beginning of a clip."""
+    return 1 + TEMPORAL * (latent_frames - 1)
+
+
+def frames_in(clip: Clip) -> Tensor:
+    """N H W 3 in [0, 1]."""
+    return _in_01(clip.video)
+
+
+def _in_01(frames: np.ndarray) -> Tensor:
+    return torch.from_numpy(frames).float() / 255
+
+
+def _told(clips: Sequence[Clip], what: str) -> Iterable[Clip]:
+    return tqdm(clips, desc=what, unit="clip")
+
+
+def _padded(clip: Clip, frames: int) -> Clip:
+    """A clip with its last frame held until it has so many."""
+    index = np.minimum(np.arange(frames), len(clip.video) - 1)
+    objects = {name: points[index] for name, points in clip.motion.objects.items()}
+    motion = replace(clip.motion, hands=clip.motion.hands[index], objects=objects)
+    return replace(clip, video=clip.video[index], motion=motion)
+
+
+def _cut(motion: HandObjectMotion, part: range) -> HandObjectMotion:
+    return trim(motion, part.start, part.stop - 1)
+
+
+def _clip_cut(clip: Clip, part: range) -> Clip:
+    return replace(clip, video=clip.video[part.start : part.stop], motion=_cut(clip.motion, part))
+
+
+def _generation_cut(made: Generation, part: range) -> Generation:
+    shown = slice(part.start, part.stop)
+    return replace(made, video=made.video[shown], drawing=made.drawing[shown], motion=_cut(made.motion, part))
+
+
+def _seam(made: Sequence[Generation], seams: Sequence[int]) -> dict[str, float]:
+    """Acceleration of hands (mm a squared frame) in the frames around each seam, and in all others."""
+    at = {seam + shift for seam in seams for shift in (-1, 0)}
+    near, far = [], []
+    for generation in made:
+        moved = np.linalg.norm(np.diff(generation.motion.hands, n=2, axis=0), axis=-1).mean(axis=(1, 2))
+        for i, value in enumerate(moved, start=1):
+            (near if i in at else far).append(1e3 * value)
+    return {"smoothness": mean(near), "elsewhere": mean(far), "ratio": mean(near) / mean(far)}
+
+
+def _psnr_still(video: np.ndarray, truth: np.ndarray) -> float:
+    """PSNR (dB) of a part of a clip to its first frame, over the pixels that never move in the true clip."""
+    still = (np.abs(truth.astype(np.int16) - truth[0]) <= MOVING).all(axis=(0, -1))
+    error = np.mean((video[:, still].astype(np.float64) - truth[0][still]) ** 2)
+    return float(10 * np.log10(255**2 / error))
