@@ -30,6 +30,8 @@ import requests
 import websocket
 
 ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = "stir_cup.png", "stir_cup.mp4", "coffee.png"
+"""Of `assets`, what the workflows want in ComfyUI's input folder."""
 PACK_NAME = "ComfyUI-SViMo"
 BASE_FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user")
 

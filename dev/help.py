@@ -119,6 +119,29 @@ ADVICE = {
 - Hands and objects are read off both together: decode motion from the joint latent, or put the two together again
   with *SViMo Join Latents*.
 """,
+    "SViMoVideoToMotion": """
+- Connect core's *Get Video Components* behind *Load Video*: its images and its frame rate.
+- Everything comes as a list, one entry for each window; the sampler and *SViMo Decode Motion* run once for each, and
+  *SViMo Join Clips* puts the motions together.
+- Words help where hands hide things: say what is held and what it does. The camera is taken to stand still.
+- For the picture beside the motion take `images` of this node, which have the model's rate.
+""",
+    "SViMoMotionToVideo": """
+- The image should show the first frame of the motion, through the camera that the motion has.
+- The motion is kept as it is: the sampler makes the video alone. To let it only guide, take *SViMo Motion Encode*.
+- A longer motion: *SViMo Extend Clip* with the same motion goes on along it.
+""",
+    "SViMoExtendClip": """
+- It gives the conditions and the latent of the next window; sample and decode it, and *SViMo Join Clips* puts it behind.
+- Other words in a later window change what happens there.
+- In between: connect the clip to arrive at to `next_images` and `next_motion`.
+- Each window loses a little, as what the next one sees was decoded and is encoded again.
+""",
+    "SViMoJoinClips": """
+- Of *SViMo Video to Motion*: connect the list of motions, and nothing else.
+- Of *SViMo Extend Clip*: connect the new window, and the clip so far to `motion_before` and `images_before`.
+- Where windows overlap, each counts more the farther it is from its own end. Images come from the earlier one.
+""",
     "SViMoJoinLatents": """
 - What *SViMo Split Latent* took apart, in the same order: the video first.
 - Both decoders and every sampler take the result; *SViMo Decode Motion* reads the motion anew.

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dev.browser import ComfyPage, comfy_page
-from dev.comfy import ROOT, ComfyClient, ComfyServer, api_workflow
+from dev.comfy import EXAMPLES, ROOT, ComfyClient, ComfyServer, api_workflow
 from dev.workflows import BRING_YOUR_OWN, WORKFLOWS
 from svimo_train.data.synthetic import generate_clip, write_video
 
@@ -271,8 +271,8 @@ def main() -> int:
     names = sys.argv[1:]
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "input").mkdir()
-        for image in ("stir_cup.png", "coffee.png"):
-            shutil.copy(ROOT / "assets" / image, Path(base) / "input")
+        for name in EXAMPLES:
+            shutil.copy(ROOT / "assets" / name, Path(base) / "input")
         clip = generate_clip(29, height=320, width=480, points=300)
         clip.motion.save(Path(base) / "input" / "clip.npz")
         write_video(Path(base) / "input" / "clip.mp4", clip.video, clip.motion.fps)

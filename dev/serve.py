@@ -10,7 +10,7 @@ import signal
 import sys
 import webbrowser
 
-from dev.comfy import PACK_NAME, ROOT, ComfyError, ComfyServer
+from dev.comfy import EXAMPLES, PACK_NAME, ROOT, ComfyError, ComfyServer
 
 BASE = ROOT / "output" / "serve"
 
@@ -19,8 +19,8 @@ def main() -> None:
     """Serves until Ctrl-C or until ComfyUI ends."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     (BASE / "input").mkdir(parents=True, exist_ok=True)
-    for image in ("stir_cup.png", "coffee.png"):
-        shutil.copy(ROOT / "assets" / image, BASE / "input")
+    for name in EXAMPLES:
+        shutil.copy(ROOT / "assets" / name, BASE / "input")
     print("Starting ComfyUI ...")
     with ComfyServer(BASE) as server:
         page = f"{server.url}/?template=image_to_video_and_motion&source={PACK_NAME}"

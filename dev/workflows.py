@@ -264,34 +264,179 @@ def fast() -> Graph:
 
 
 def motion_to_video() -> Graph:
-    """A motion that exists already guides the video."""
-    graph = moved(image_to_video_and_motion(), since=4, by=1)
+    """A motion that exists already becomes a video."""
+    graph = image_to_video_and_motion()
     graph |= {
         "load_motion": Node("SViMoLoadMotion", (2, 2), {"motion": "stir_cup_short.npz [example]"}),
-        "guided": Node(
-            "SViMoMotionEncode",
-            (4, 0),
+        "conditions": Node(
+            "SViMoMotionToVideo",
+            (3, 1),
             {
-                "positive": Link("conditions"),
-                "negative": Link("conditions", 1),
+                "model": Link("checkpoint"),
+                "positive": Link("positive"),
+                "negative": Link("negative"),
                 "vae": Link("checkpoint", 2),
+                "image": Link("image"),
                 "motion": Link("load_motion"),
-                "latent": Link("conditions", 2),
             },
         ),
     }
-    graph = changed(graph, "sampler", positive=Link("guided"), negative=Link("guided", 1))
     graph["note"] = note(
         (0, 0),
         """
-        # A given motion to video
+        # Motion to video
 
-        A 3D motion that you already have guides the video: an earlier result, a BVH, or the arrays of a hand
-        tracker. It must have as many frames as the clip, and the image should show its first frame.
+        A 3D motion that you have becomes a video in your image: keyed, captured, imported (a BVH, the arrays of a hand
+        tracker), or an earlier result. It is drawn and given to the sampler as it is. The image should show its first
+        frame.
 
-        With `end_percent` of *SViMo Motion Encode* below 1 the motion sets the scene, and *SViMo Feedback* finishes
-        it.
+        Of a longer motion this makes the beginning; *SViMo Extend Clip* goes on along it.
+
+        To let a motion only guide, and the model change it, there is *SViMo Motion Encode*.
         """,
+        360,
+    )
+    return graph
+
+
+def video_to_motion() -> Graph:
+    """The motion of hands and objects in a video, to skinned hands in a GLB."""
+    graph = image_to_video_and_motion()
+    for name in ("image", "frames", "video", "save_video", "motion_video", "save_motion_video"):
+        del graph[name]
+    graph |= {
+        "load_video": Node("LoadVideo", (0, 1), {"file": "stir_cup.mp4"}, VIDEO),
+        "components": Node("GetVideoComponents", (1, 2), {"video": Link("load_video")}),
+        "conditions": Node(
+            "SViMoVideoToMotion",
+            (3, 1),
+            {
+                "model": Link("checkpoint"),
+                "positive": Link("positive"),
+                "negative": Link("negative"),
+                "vae": Link("checkpoint", 2),
+                "images": Link("components"),
+                "fps": Link("components", 2),
+            },
+        ),
+        "motion": Node(
+            "SViMoDecodeMotion", (5, 0), {"interaction": Link("checkpoint", 1), "latent": Link("sampler")}
+        ),
+        "joined": Node("SViMoJoinClips", (5, 1), {"motion": Link("motion")}),
+        "viewer": Node(
+            "SViMoMotionViewer",
+            (4, 3),
+            {"motion": Link("joined"), "video": Link("conditions", 3)},
+            (COLUMN + NODE_WIDTH, 540),
+        ),
+    }
+    for name in ("save_motion", "rig"):
+        graph = changed(graph, name, motion=Link("joined"))
+    graph["save_motion"] = graph["save_motion"]._replace(place=(6, 0))
+    graph["save_glb"] = graph["save_glb"]._replace(place=(6, 1))
+    graph["note"] = note(
+        (0, 0),
+        """
+        # Video to 3D motion
+
+        Hands **and objects** out of a video you have. It is seen at the model's rate and size, in windows of its
+        length: each gets its motion, and *SViMo Join Clips* puts them together.
+
+        Words help: say what is held and what it does. The camera is taken to stand still.
+
+        *svimo-tiny* knows clips of its synthetic world (`assets/stir_cup.mp4`, into ComfyUI's input folder). Of a real
+        video it makes what it can, which is little: it shows how this works until a large one is trained.
+        """,
+        400,
+    )
+    return graph
+
+
+def extended() -> Graph:
+    """A clip that goes on three times."""
+    graph = image_to_video_and_motion()
+    for name in (
+        "video",
+        "save_video",
+        "motion_video",
+        "save_motion_video",
+        "save_motion",
+        "rig",
+        "save_glb",
+        "viewer",
+    ):
+        del graph[name]
+    images, motion = Link("frames"), Link("motion")
+    for i in range(3):
+        column, more, sampled = 6 + 3 * i, f"extend_{i + 1}", f"sampler_{i + 1}"
+        graph |= {
+            more: Node(
+                "SViMoExtendClip",
+                (column, 0),
+                {
+                    "model": Link("checkpoint"),
+                    "positive": Link("positive"),
+                    "negative": Link("negative"),
+                    "vae": Link("checkpoint", 2),
+                    "images": images,
+                    "motion": motion,
+                    "interaction": Link("checkpoint", 1),
+                },
+            ),
+            sampled: graph["sampler"]._replace(
+                place=(column + 1, 0),
+                inputs=graph["sampler"].inputs
+                | {"positive": Link(more), "negative": Link(more, 1), "latent_image": Link(more, 2)},
+            ),
+            f"frames_{i + 1}": Node(
+                "SViMoDecodeVideo", (column, 1), {"vae": Link("checkpoint", 2), "latent": Link(sampled)}
+            ),
+            f"motion_{i + 1}": Node(
+                "SViMoDecodeMotion",
+                (column, 2),
+                {"interaction": Link("checkpoint", 1), "latent": Link(sampled)},
+            ),
+            f"joined_{i + 1}": Node(
+                "SViMoJoinClips",
+                (column + 2, 0),
+                {
+                    "motion": Link(f"motion_{i + 1}"),
+                    "images": Link(f"frames_{i + 1}"),
+                    "motion_before": motion,
+                    "images_before": images,
+                },
+            ),
+        }
+        motion, images = Link(f"joined_{i + 1}"), Link(f"joined_{i + 1}", 1)
+    graph |= {
+        "video": Node("CreateVideo", (15, 0), {"images": images, "fps": 8.0}),
+        "save_video": Node(
+            "SaveVideo",
+            (16, 0),
+            {"video": Link("video"), "filename_prefix": "svimo/video", "format": "mp4"},
+            VIDEO,
+        ),
+        "save_motion": Node(
+            "SViMoSaveMotion", (15, 1), {"motion": motion, "filename_prefix": "svimo/motion"}
+        ),
+        "viewer": Node(
+            "SViMoMotionViewer", (13, 2), {"motion": motion, "video": images}, (COLUMN + NODE_WIDTH, 540)
+        ),
+    }
+    graph["note"] = note(
+        (0, 0),
+        """
+        # A clip that goes on
+
+        The first window is made of an image and words. Each further one begins with the last frames of the clip so far,
+        of its video and its motion, and *SViMo Join Clips* puts it behind.
+
+        Other words in a later window change what happens there. *SViMo Extend Clip* can also arrive at another clip
+        (`next_images`, `next_motion`), or follow a motion that is longer than the video.
+
+        Each window loses a little: the picture blurs where things moved.
+        """,
+        380,
     )
     return graph
 
@@ -432,7 +577,9 @@ WORKFLOWS = {
     "image_to_video_and_motion_fast": fast(),
     "image_to_video_and_motion_with_core_sampler": with_core_sampler(),
     "image_to_video_and_motion_without_feedback": without_feedback(),
+    "image_to_video_and_motion_extended": extended(),
     "motion_to_video": motion_to_video(),
+    "video_to_motion": video_to_motion(),
     "retarget_and_export": retarget_and_export(),
     "video_from_cogvideox": cogvideox(),
     "svimo_from_converted_checkpoint": converted_checkpoint(),

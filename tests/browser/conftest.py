@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from dev.browser import comfy_page, find_browser
-from dev.comfy import ROOT, ComfyServer
+from dev.comfy import EXAMPLES, ROOT, ComfyServer
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +18,8 @@ def server(tmp_path_factory):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     base = tmp_path_factory.mktemp("comfyui")
     (base / "input").mkdir()
-    for image in ("stir_cup.png", "coffee.png"):
-        shutil.copy(ROOT / "assets" / image, base / "input")
+    for name in EXAMPLES:
+        shutil.copy(ROOT / "assets" / name, base / "input")
     with ComfyServer(base) as server:
         yield server
 

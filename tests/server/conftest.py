@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.comfy import ROOT, ComfyClient, ComfyServer
+from dev.comfy import EXAMPLES, ROOT, ComfyClient, ComfyServer
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +17,8 @@ def server(tmp_path_factory):
     for folder in ("custom_nodes", "input", "models/svimo"):
         (base / folder).mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("broken_image.py"), base / "custom_nodes")
-    for image in ("stir_cup.png", "coffee.png"):
-        shutil.copy(ROOT / "assets" / image, base / "input")
+    for name in EXAMPLES:
+        shutil.copy(ROOT / "assets" / name, base / "input")
     with ComfyServer(base) as server:
         yield server
 

@@ -15,7 +15,9 @@ from dev.workflows import BRING_YOUR_OWN, NEEDS
 from dev.workflows import WORKFLOWS as ALL_WORKFLOWS
 from svimo_core.motion import HandObjectMotion
 
-WORKFLOWS = [name for name in ALL_WORKFLOWS if name not in (*BRING_YOUR_OWN, "retarget_and_export")]
+OTHERS = "retarget_and_export", "video_to_motion", "image_to_video_and_motion_extended"
+"""Workflows of another kind, each with a test of its own."""
+WORKFLOWS = [name for name in ALL_WORKFLOWS if name not in (*BRING_YOUR_OWN, *OTHERS)]
 CORE_SAMPLER = "image_to_video_and_motion_with_core_sampler"
 FRAMES, HEIGHT, WIDTH = 9, 64, 96
 OTHER_WORK = {
@@ -118,6 +120,29 @@ def test_workflow_makes_video_and_motion(client, name, tmp_path):
         # The loop closes after a fifth of the steps.
         passes = {"image_to_video_and_motion": 4, "image_to_video_and_motion_fast": 4}
         assert report["feedback_passes"] == passes.get(name, 0)
+
+
+def test_a_video_gives_its_motion_in_windows(client, tmp_path):
+    """21 frames in three windows of 9, each sampled by itself, and one motion of all of them."""
+    workflow, sampler = workflow_with("video_to_motion", steps=2)
+    result = client.run(workflow)
+    motion = saved_motion(client, workflow, result, tmp_path)
+    assert len(motion) == 21
+    assert motion.fps == 8
+    assert len(result.outputs[sampler]["svimo"]) == 3
+    assert [file["filename"].endswith(".glb") for file in result.files(the_id(workflow, "SViMoSaveGLB"))] == [True]
+
+
+def test_a_clip_goes_on_three_times(client, tmp_path):
+    workflow = api_workflow("image_to_video_and_motion_extended")
+    for node in workflow.values():
+        if node["class_type"] == "SViMoSampler":
+            node["inputs"] |= {"steps": 2, "seed": next(seeds)}
+    result = client.run(workflow)
+    motion = saved_motion(client, workflow, result, tmp_path)
+    (made,) = videos(client, workflow, result).values()
+    assert len(motion) == len(made) == FRAMES + 3 * 4
+    assert made.shape[1:] == (HEIGHT, WIDTH, 3)
 
 
 def version_of(client) -> tuple[int, ...]:

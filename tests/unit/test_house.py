@@ -39,6 +39,7 @@ ORDER = [
     "mano",
     "rigged",
     "clean",
+    "windows",
     "export",
     "importing",
 ]
@@ -48,6 +49,8 @@ LAB_ORDER = [
     "data",
     "metrics",
     "judges",
+    "scores",
+    "tasks",
     "evaluate",
     "settings",
     "state",
