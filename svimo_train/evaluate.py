@@ -231,6 +231,12 @@ def table(scores: dict[str, Any]) -> str:
         if name.endswith("_gain"):
             cells = (f"{key} {x['mean']:.3f} +- {x['standard_error']:.3f}" for key, x in gain.items())
             lines.append(f"{name:24}" + ", ".join(cells))
+    for name, row in rows[1:]:
+        others = ", ".join(
+            f"{key} {value:.3f}" for key, value in row.items() if key not in COLUMNS and key != "clips"
+        )
+        if others:
+            lines.append(f"{name:24}{others}")
     return "\n".join(lines)
 
 

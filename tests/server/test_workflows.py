@@ -130,7 +130,9 @@ def test_a_video_gives_its_motion_in_windows(client, tmp_path):
     assert len(motion) == 21
     assert motion.fps == 8
     assert len(result.outputs[sampler]["svimo"]) == 3
-    assert [file["filename"].endswith(".glb") for file in result.files(the_id(workflow, "SViMoSaveGLB"))] == [True]
+    assert [file["filename"].endswith(".glb") for file in result.files(the_id(workflow, "SViMoSaveGLB"))] == [
+        True
+    ]
 
 
 def test_a_clip_goes_on_three_times(client, tmp_path):

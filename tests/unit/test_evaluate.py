@@ -7,11 +7,15 @@ import cv2
 import numpy as np
 import pytest
 
+from svimo_core.checkpoint import save_checkpoint
+from svimo_core.sampling.pipeline import to_uint8
 from svimo_train.data.synthetic import generate_motion
 from svimo_train.data.words import Triplet
 from svimo_train.evaluate import COLUMNS, FIRST_CLIP, evaluate, evaluation_clips, main, mean_motion, table
 from svimo_train.judges import Judges
 from svimo_train.metrics import mpjpe_mm, psnr_moving_db, smoothness_mm
+from svimo_train.scores import other_action
+from svimo_train.tasks import MEASURES, Setting
 
 KEYS = {"mpjpe_mm", "chamfer_mm2", "smoothness", "fid", "prompt_obedience"}
 VIDEO_KEYS = {"psnr_db", "psnr_moving_db", "ssim"}
@@ -87,6 +91,46 @@ def test_a_repetition_gives_the_same_scores(model, clips, scores):
     assert all(gain["mean"] for gain in gains)  # the loop was open, and that matters
 
 
+def test_what_is_given_is_what_the_other_directions_show(model, config):
+    """With weights that know nothing: what comes back of what was given is the VAE's and the drawing's, and no more."""
+    options = dict(steps=1, guidance_scale=1.0, guidance_schedule="constant")
+    setting = Setting(model=model, judges=Judges.load(), options=options)
+    drawn = evaluation_clips(0, 6, "test", config)
+    clips = [clip for clip in drawn if other_action(clip.triplet)][:2]
+
+    scores, made = MEASURES["video-to-motion"](setting, clips)
+    video = setting.known(clips[0], motion=False).latents.video
+    assert np.array_equal(to_uint8(made[0].video), to_uint8(model.vae.decode(video)[0]))
+    assert scores["psnr_db"] == scores["without_words"]["psnr_db"] != scores["joint"]["psnr_db"]
+    assert scores["mpjpe_mm"] != scores["without_words"]["mpjpe_mm"]
+    assert scores["video_gain"]["mpjpe_mm"]["mean"] == pytest.approx(
+        scores["joint"]["mpjpe_mm"] - scores["mpjpe_mm"]
+    )
+
+    scores, made = MEASURES["motion-to-video"](setting, clips)
+    drawing = setting.known(clips[0], video=False).latents.drawing
+    assert np.array_equal(to_uint8(made[0].drawing), to_uint8(model.vae.decode(drawing)[0]))
+    assert scores["psnr_db"] != scores["joint"]["psnr_db"]
+    assert scores["another_motion"].keys() >= {"psnr_moving_db", "psnr_moving_db_words_alone"}
+
+    long = evaluation_clips(0, 2, "test", config, frames=17)
+    scores, made = MEASURES["continue"](setting, long)
+    for one, clip in zip(made, long, strict=True):
+        assert len(one.motion) == len(one.video) == len(one.drawing) == 17
+        assert np.array_equal(one.motion.hands[:4], clip.motion.hands[:4])  # then windows overlap
+        assert np.array_equal(to_uint8(one.video[:9]), clip.video[:9])
+    assert scores["window_1"]["mpjpe_mm"] < scores["window_2"]["mpjpe_mm"]
+    assert scores["window_1"]["psnr_still_db"] > scores["window_2"]["psnr_still_db"]
+    assert scores["window_2"]["mpjpe_mm_pose_held"] < scores["window_3"]["mpjpe_mm_pose_held"]
+    assert scores["seam"]["ratio"] == pytest.approx(
+        scores["seam"]["smoothness"] / scores["seam"]["elsewhere"]
+    )
+    assert "seam" in table(scores)
+
+    scores, _ = MEASURES["between"](setting, clips)
+    assert scores["mpjpe_mm"] != scores["first_frame_only"]["mpjpe_mm"]
+
+
 def test_command_writes_json_and_a_sheet(checkpoint_file, tmp_path, capsys):
     arguments = ["--checkpoint", str(checkpoint_file), "--count", "2", "--steps", "1", "--seed", "3"]
     files = ["--json", str(tmp_path / "scores.json"), "--sheet", str(tmp_path / "sheet.png")]
@@ -95,6 +139,8 @@ def test_command_writes_json_and_a_sheet(checkpoint_file, tmp_path, capsys):
     assert (scores["seed"], scores["split"], scores["clips"]) == (3, "test", 2)
     assert "baseline_first_pose" in capsys.readouterr().out
     assert cv2.imread(str(tmp_path / "sheet.png")).shape[1] == 5 * 3 * 48
+    assert main([*arguments, "--task", "between"]) == 1
+    assert "was not trained with known streams and frames: between needs it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -107,8 +153,6 @@ def test_mistakes_are_named(arguments, message, capsys, checkpoint_file):
 
 
 def test_a_model_without_a_part_is_refused(config, parts, normalizer, tmp_path, capsys):
-    from svimo_core.checkpoint import save_checkpoint
-
     path = tmp_path / "vae.safetensors"
     save_checkpoint(path, replace(config, text=None), {"vae": parts["vae"]}, normalizer)
     assert main(["--checkpoint", str(path), "--count", "1"]) == 1

@@ -1,0 +1,68 @@
+"""Long clips in windows: where they lie, and how they are put together."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from svimo_core.clean import trim
+from svimo_core.windows import join_motions, join_videos, window_starts
+
+
+@pytest.mark.parametrize("total", [9, 10, 14, 15, 21, 100])
+def test_windows_cover_a_clip_and_end_with_it(total):
+    starts = window_starts(total, 9, 3)
+    assert starts[0] == 0
+    assert starts[-1] == total - 9
+    assert all(0 < b - a <= 6 for a, b in itertools.pairwise(starts))
+    for bad in ((8, 9, 3), (20, 9, 9), (20, 9, -1)):
+        with pytest.raises(ValueError, match="windows of 9 frames need"):
+            window_starts(*bad)
+
+
+def test_windows_of_a_motion_give_it_back(motion):
+    starts = [0, 2, 4]
+    windows = [trim(motion, start, start + 4) for start in starts]
+    for follow in (False, True):
+        joined = join_motions(windows, starts, follow)
+        np.testing.assert_allclose(joined.hands, motion.hands, atol=1e-6)
+        for name, points in motion.objects.items():
+            np.testing.assert_allclose(joined.objects[name], points, atol=1e-6)
+    videos = [torch.arange(9.0).reshape(9, 1, 1, 1)[start : start + 5] for start in starts]
+    assert join_videos(videos, starts).flatten().tolist() == list(range(9))
+
+
+def test_where_windows_differ_they_are_blended_or_follow(motion):
+    first, second = trim(motion, 0, 5), trim(motion, 3, 8)
+    off = replace(second, hands=second.hands + np.float32(0.04))
+    joined = join_motions([first, off], [0, 3])
+    by = (joined.hands - motion.hands)[:, 0, 0, 0]
+    np.testing.assert_allclose(by, [0, 0, 0, 0.01, 0.02, 0.03, 0.04, 0.04, 0.04], atol=1e-6)
+    np.testing.assert_allclose(join_motions([first, off], [0, 3], follow=True).hands, motion.hands, atol=1e-6)
+    touching = join_motions([trim(motion, 0, 3), replace(trim(motion, 4, 8))], [0, 4], follow=True)
+    np.testing.assert_allclose(touching.hands, motion.hands, atol=1e-6)
+
+
+def test_a_hand_that_one_window_lacks_comes_from_the_other(motion):
+    first, second = trim(motion, 0, 5), trim(motion, 3, 8)
+    hands = first.hands.copy()
+    hands[3:, 1] = np.nan
+    for follow in (False, True):
+        joined = join_motions([replace(first, hands=hands), second], [0, 3], follow)
+        assert joined.present.all()
+        np.testing.assert_allclose(joined.hands, motion.hands, atol=1e-6)
+
+
+def test_windows_that_do_not_fit_are_refused(motion):
+    first, second = trim(motion, 0, 5), trim(motion, 3, 8)
+    for other, start, says in (
+        (replace(second, fps=24.0), 3, "one rate and camera, got 8 and 24"),
+        (replace(second, objects={"tool": second.objects["tool"]}), 3, "the same objects and points"),
+        (second, 7, "cannot overlap the one before it by -1"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            join_motions([first, other], [0, start])
+    with pytest.raises(ValueError, match=r"one size and leave no gap.*frame 4 of 3 x 2 x 2 x 3"):
+        join_videos([torch.zeros(3, 2, 2, 3), torch.zeros(3, 2, 2, 3)], [0, 4])
