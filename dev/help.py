@@ -132,7 +132,8 @@ ADVICE = {
 - A longer motion: *SViMo Extend Clip* with the same motion goes on along it.
 """,
     "SViMoExtendClip": """
-- It gives the conditions and the latent of the next window; sample and decode it, and *SViMo Join Clips* puts it behind.
+- It gives the conditions and the latent of the next window; sample and decode it, and *SViMo Join Clips* puts it
+  behind.
 - Other words in a later window change what happens there.
 - In between: connect the clip to arrive at to `next_images` and `next_motion`.
 - Each window loses a little, as what the next one sees was decoded and is encoded again.

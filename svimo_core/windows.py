@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .motion import HandObjectMotion
+from .motion import Camera, HandObjectMotion
+from .tracks import fit_rigid_track
 
 
 def window_starts(total: int, frames: int, overlap: int) -> list[int]:
@@ -34,28 +35,33 @@ def window_starts(total: int, frames: int, overlap: int) -> list[int]:
 def join_motions(
     motions: Sequence[HandObjectMotion], starts: Sequence[int], follow: bool = False
 ) -> HandObjectMotion:
-    """Windows of one motion put together: where two overlap, each counts more the farther it is from its own end.
+    """Windows of one motion put together, seen through the first one's camera: where two overlap, each counts more the
+    farther it is from its own end.
 
     Args:
         starts: first frame of each window in the whole, ascending; windows touch or overlap.
-        follow: move each hand and object of a window by as much as it is off, on average, from where the window before
-            has it: for windows that go on from each other, the first of which is right. Windows that were seen one by
-            one are right by themselves.
+        follow: for windows that go on from each other, the first of which is right: move each hand of a window by as
+            much as it is off, on average, from where the window before has it, and carry the points that an object has
+            along with those of the next window. Windows that were seen one by one are right by themselves.
 
     Raises:
-        ValueError: windows of another rate, camera or other objects than the first, or a gap between them.
+        ValueError: windows of another rate or other objects than the first, or a gap between them.
     """
     whole, *others = motions
     for motion, start in zip(others, starts[1:], strict=True):
-        _check_alike(whole, motion, len(whole) - start)
         overlap = len(whole) - start
-        if follow and overlap:
-            motion = _moved_to(motion, whole, overlap)
-        hands = _joined(whole.hands, motion.hands, overlap)
-        objects = {
-            name: _joined(points, motion.objects[name], overlap) for name, points in whole.objects.items()
-        }
-        whole = dataclasses.replace(whole, hands=hands, objects=objects)
+        goes_on = follow and overlap > 0
+        _check_alike(whole, motion, overlap, goes_on)
+        motion = _seen_through(whole.camera, motion)
+        hands = motion.hands + _apart(whole.hands, motion.hands, overlap) if goes_on else motion.hands
+        join = _carried if goes_on else _blended
+        whole = dataclasses.replace(
+            whole,
+            hands=_blended(whole.hands, hands, overlap),
+            objects={
+                name: join(points, motion.objects[name], overlap) for name, points in whole.objects.items()
+            },
+        )
     return whole
 
 
@@ -77,43 +83,61 @@ def join_videos(videos: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
     return whole
 
 
-def _joined(before: np.ndarray, after: np.ndarray, overlap: int) -> np.ndarray:
+def _blended(before: np.ndarray, after: np.ndarray, overlap: int) -> np.ndarray:
     """Frames (N ...) of two windows; where one has no number (an absent hand), the other counts alone."""
     first, second = before[len(before) - overlap :], after[:overlap]
     weight = (np.arange(1, overlap + 1) / (overlap + 1)).reshape(-1, *[1] * (before.ndim - 1))
-    blended = np.where(
-        np.isnan(first), second, np.where(np.isnan(second), first, first + weight * (second - first))
-    )
-    return np.concatenate([before[: len(before) - overlap], blended, after[overlap:]]).astype(np.float32)
+    both = first + weight * (second - first)
+    shared = np.where(np.isnan(first), second, np.where(np.isnan(second), first, both))
+    return np.concatenate([before[: len(before) - overlap], shared, after[overlap:]]).astype(np.float32)
 
 
-def _moved_to(motion: HandObjectMotion, whole: HandObjectMotion, overlap: int) -> HandObjectMotion:
-    """A window with each hand and object where the clip before it has it, on average over their common frames."""
-
-    def by(before: np.ndarray, after: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-        apart = before[len(before) - overlap :] - after[:overlap]
-        seen = np.isfinite(apart).all(axis=axes, keepdims=True)
-        mean = np.nanmean(np.where(np.isfinite(apart), apart, 0), axis=axes, keepdims=True)
-        return np.where(seen, mean, 0)
-
-    objects = {
-        name: points + by(whole.objects[name], points, (0, 1)) for name, points in motion.objects.items()
-    }
-    return dataclasses.replace(
-        motion, hands=motion.hands + by(whole.hands, motion.hands, (0, 2)), objects=objects
-    )
+def _apart(before: np.ndarray, after: np.ndarray, overlap: int) -> np.ndarray:
+    """How far each hand (N 2 21 3) of a window is from where the clip before has it, 1 2 1 3: the mean over the frames
+    in which both show it, or 0."""
+    apart = before[len(before) - overlap :] - after[:overlap]
+    seen = np.isfinite(apart).all(axis=(2, 3), keepdims=True)
+    total = np.where(seen, apart, 0).mean(axis=2, keepdims=True).sum(axis=0, keepdims=True)
+    return total / np.maximum(seen.sum(axis=0, keepdims=True), 1)
 
 
-def _check_alike(whole: HandObjectMotion, motion: HandObjectMotion, overlap: int) -> None:
+def _carried(before: np.ndarray, after: np.ndarray, overlap: int) -> np.ndarray:
+    """The points that an object has (N K 3), carried on by the rigid motion of those that a window shows (M L 3)."""
+    if overlap == len(after):
+        return before
+    track, last = fit_rigid_track(after), before[-1]
+    turns = track.rotations[overlap:] @ track.rotations[overlap - 1].T
+    centre = last.mean(axis=0)
+    ways = track.translations[overlap:] - track.translations[overlap - 1]
+    carried = np.einsum("nij,kj->nki", turns, last - centre) + centre + ways[:, None]
+    return np.concatenate([before, carried]).astype(np.float32)
+
+
+def _seen_through(camera: Camera, motion: HandObjectMotion) -> HandObjectMotion:
+    """A motion that looks through this camera as it does through its own: as large and in the same place of the image,
+    so nearer or farther where the lenses differ."""
+    fx, fy, cx, cy = camera.relative
+    own_fx, own_fy, own_cx, own_cy = motion.camera.relative
+
+    def moved(points: np.ndarray) -> np.ndarray:
+        x, y, z = np.moveaxis(points, -1, 0)
+        nearer = fx / own_fx
+        across, down = own_fx * x + (own_cx - cx) * z, own_fy * y + (own_cy - cy) * z
+        return np.stack([across * nearer / fx, down * nearer / fy, z * nearer], axis=-1)
+
+    objects = {name: moved(points) for name, points in motion.objects.items()}
+    return dataclasses.replace(motion, hands=moved(motion.hands), objects=objects, camera=camera)
+
+
+def _check_alike(whole: HandObjectMotion, motion: HandObjectMotion, overlap: int, goes_on: bool) -> None:
     if not 0 <= overlap <= len(motion):
         raise ValueError(f"a window of {len(motion)} frames cannot overlap the one before it by {overlap}")
-    if (whole.fps, whole.camera) != (motion.fps, motion.camera):
+    if abs(whole.fps - motion.fps) > 1e-3:
         raise ValueError(
-            f"windows of one motion need one rate and camera, got {whole.fps:g} and {motion.fps:g} frames a second, "
-            f"{whole.camera} and {motion.camera}"
+            f"windows of one motion need one rate, got {whole.fps:g} and {motion.fps:g} frames a second"
         )
     counts = [{name: points.shape[1] for name, points in x.objects.items()} for x in (whole, motion)]
-    if counts[0] != counts[1]:
+    if counts[0].keys() != counts[1].keys() or (counts[0] != counts[1] and not goes_on):
         raise ValueError(
             f"windows of one motion need the same objects and points, got {counts[0]} and {counts[1]}"
         )

@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from svimo_core.clean import trim
+from svimo_core.motion import Camera
 from svimo_core.windows import join_motions, join_videos, window_starts
 
 
@@ -45,6 +47,38 @@ def test_where_windows_differ_they_are_blended_or_follow(motion):
     np.testing.assert_allclose(touching.hands, motion.hands, atol=1e-6)
 
 
+def test_an_object_keeps_its_points_and_goes_on_as_the_next_window_moves(motion):
+    """However many points that shows, and wherever it has the object."""
+    turns = Rotation.from_euler("z", np.arange(9)[:, None] * 10, degrees=True).as_matrix()
+    points = np.einsum("nij,kj->nki", turns, motion.objects["tool"][0] - (0, 0, 0.6)) + (0, 0, 0.6)
+    whole = replace(motion, objects={"tool": points})
+    first, second = trim(whole, 0, 5), trim(whole, 3, 8)
+    other = replace(second, objects={"tool": second.objects["tool"][:, ::-1][:, :8] + np.float32(0.02)})
+    joined = join_motions([first, other], [0, 3], follow=True).objects["tool"]
+    assert joined.shape == points.shape
+    np.testing.assert_allclose(joined[:6], points[:6], atol=1e-6)
+    shape = np.linalg.norm(joined[:, :, None] - joined[:, None], axis=-1)
+    np.testing.assert_allclose(shape, shape[:1].repeat(9, 0), atol=1e-5)
+    turned = points - points.mean(1, keepdims=True)
+    np.testing.assert_allclose(joined - joined.mean(1, keepdims=True), turned, atol=1e-5)
+    with pytest.raises(ValueError, match="the same objects and points"):
+        join_motions([first, other], [0, 3])
+
+
+def test_a_window_seen_through_another_lens_lies_where_it_did_in_the_image(motion):
+    first, second = trim(motion, 0, 5), trim(motion, 3, 8)
+    camera = Camera(fx=70.0, fy=60.0, cx=50.0, cy=30.0, width=96, height=64)
+    joined = join_motions([first, replace(second, camera=camera)], [0, 3])
+    assert joined.camera == first.camera
+    tools = joined.objects["tool"][6:], second.objects["tool"][3:]
+    for points, before in ((joined.hands[6:], second.hands[3:]), tools):
+        expected = camera.project(before) * (first.camera.width / camera.width)
+        np.testing.assert_allclose(first.camera.project(points), expected, atol=1e-3)
+        np.testing.assert_allclose(
+            points[..., 2] / before[..., 2], first.camera.fx / 48 / (70 / 96), rtol=1e-5
+        )
+
+
 def test_a_hand_that_one_window_lacks_comes_from_the_other(motion):
     first, second = trim(motion, 0, 5), trim(motion, 3, 8)
     hands = first.hands.copy()
@@ -58,7 +92,7 @@ def test_a_hand_that_one_window_lacks_comes_from_the_other(motion):
 def test_windows_that_do_not_fit_are_refused(motion):
     first, second = trim(motion, 0, 5), trim(motion, 3, 8)
     for other, start, says in (
-        (replace(second, fps=24.0), 3, "one rate and camera, got 8 and 24"),
+        (replace(second, fps=24.0), 3, "one rate, got 8 and 24"),
         (replace(second, objects={"tool": second.objects["tool"]}), 3, "the same objects and points"),
         (second, 7, "cannot overlap the one before it by -1"),
     ):
