@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from svimo_core.config import PRESETS
+from svimo_core.config import PRESETS, ClipSize
 
 STAGES = ("vae", "interaction", "backbone", "joint", "alignment", "drawing")
 Batch = dict[str, Any]
@@ -31,6 +32,11 @@ class Shape:
     weight: float = 1.0
     """How often it is drawn, beside the other shapes of its phase."""
 
+    @property
+    def size(self) -> ClipSize:
+        """Of one clip."""
+        return ClipSize(self.frames, self.height, self.width)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
@@ -38,6 +44,15 @@ class Phase:
 
     steps: int
     shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A folder of clips, plain (:mod:`svimo_train.clips`) or encoded (:mod:`svimo_train.encode`)."""
+
+    folder: Path
+    weight: float = 1.0
+    """How often a sample is one of its clips, beside the other folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +178,9 @@ class TrainConfig:
     """"vae", "interaction" (VID's warm-up), "backbone" (MM-DiT alone), "joint" (both), "alignment" (what holds the
     sampler's readings against the reference image, of a model that is trained otherwise) or "drawing" (the drawing
     encoder of a trained VAE)."""
-    clips: Path
-    """Folder of clips (:mod:`svimo_train.clips`). The drawing encoder needs none: its random motions and their
-    latents are kept there."""
+    clips: Path | tuple[Source, ...]
+    """Folder of clips, or several mixed by weight. The drawing encoder needs none: its random motions and their latents
+    are kept there."""
     held_out: Path | None = None
     """Folder of clips that the sheets show; None shows the first training clips."""
     output: Path
@@ -204,6 +219,8 @@ class TrainConfig:
     """Of the networks' activations: "auto" is bf16 on a GPU that has it, float32 ("no") otherwise."""
     threads: int | None = None
     """CPU threads; None leaves PyTorch's choice."""
+    workers: int = 0
+    """Processes that read clips ahead, for each that trains; 0 reads them in between. What is learned is the same."""
 
     log_every: int = 10
     save_every: int = 500
@@ -235,12 +252,13 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         if not self.phases or not all(phase.shapes and phase.steps > 0 for phase in self.phases):
             raise ValueError("a run needs at least one phase, each with steps above 0 and at least one shape")
+        if self.stage == "drawing" and (self.workers or not isinstance(self.clips, Path)):
+            raise ValueError(
+                "the drawing stage makes what it learns from as it goes, in one folder: set workers to 0 and "
+                "clips to a path"
+            )
         if not isinstance(self.drawing.motions, int) or self.drawing.motions < 1:
             raise ValueError(f"drawing.motions must be a whole number from 1, got {self.drawing.motions}")
-        if self.joint.word_dropout and self.text_model is not None:
-            raise ValueError(
-                "joint.word_dropout needs the model's own text encoder: features of text_model are computed once"
-            )
         if self.joint.sampled_share and self.joint.guidance_from != "first":
             raise ValueError(
                 'joint.sampled_share needs joint.guidance_from "first", whose first pass the sampler goes on from, '
@@ -265,6 +283,11 @@ class TrainConfig:
             # the VAE's decoder works in pairs of latent frames
             if self.stage in ("vae", "drawing") and shape.frames % 8 != 1:
                 raise ValueError(f"the VAE works on 8k + 1 frames (1, 9, 17, ...), got {shape.frames}")
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The folders of clips."""
+        return self.clips if isinstance(self.clips, tuple) else (Source(folder=self.clips),)
 
     @property
     def steps(self) -> int:
@@ -302,7 +325,12 @@ class TrainConfig:
                 Phase(steps=phase["steps"], shapes=tuple(Shape(**shape) for shape in phase["shapes"]))
                 for phase in values["phases"]
             )
-            for name in ("clips", "held_out", "output", "init", "init_interaction", "text_model"):
+            if isinstance(values["clips"], list):
+                sources = ({**source, "folder": Path(source["folder"])} for source in values["clips"])
+                values["clips"] = tuple(Source(**source) for source in sources)
+            else:
+                values["clips"] = Path(values["clips"])
+            for name in ("held_out", "output", "init", "init_interaction", "text_model"):
                 if values.get(name) is not None:
                     values[name] = Path(values[name])
             for name, kind in (
@@ -324,3 +352,25 @@ class TrainConfig:
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names a configuration on a command line."""
+    parser.add_argument("--config", type=Path, required=True, help="JSON file; see svimo_train/configs")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=JSON", help="change a field of the file"
+    )
+
+
+def named_config(args: argparse.Namespace) -> TrainConfig:
+    """The configuration that these arguments name; see :meth:`TrainConfig.load`."""
+    changes = {name: _value(text) for name, _, text in (item.partition("=") for item in args.set)}
+    return TrainConfig.load(args.config, **changes)
+
+
+def _value(text: str) -> Any:
+    """JSON, or the text itself where it is none, such as a path."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
