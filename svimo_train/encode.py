@@ -113,12 +113,14 @@ def encode_folder(
         clips = ClipFolder(folder)
         numbers = {name: index for index, name in enumerate(clips.names)}
         out = out or folder / INSIDE / made_by
+        if EncodedFolder.is_one(out):
+            EncodedFolder(out).require_vae(made_by)
         for size in sizes:
             with accelerator.autocast():
                 fill(
                     out,
                     size,
-                    {name: clips.stamp(index) for name, index in numbers.items()},
+                    {name: [made_by, *clips.stamp(index)] for name, index in numbers.items()},
                     lambda name, size=size: encode_clip(clips, numbers[name], size, vae),
                     model.config,
                     made_by,
@@ -147,7 +149,7 @@ def encode_clip(clips: ClipFolder, index: int, size: ClipSize, vae: VideoVAE) ->
         encoded = vae.encode(torch.from_numpy(np.stack([frames, drawing])).float() / 255)
         latents = (encoded.float().cpu() / vae.config.scaling_factor).half()
     image = torch.from_numpy(resize_video(video[:1], size.height, size.width)[0].copy())
-    return EncodedClip(clips.motion(index, size.frames), image, latents).record(clips.stamp(index))
+    return EncodedClip(clips.motion(index, size.frames), image, latents).record()
 
 
 def fill(
@@ -195,7 +197,8 @@ def fill(
             records = {}
             for name in part:
                 try:
-                    records[name] = make(name)
+                    tensors, notes = make(name)
+                    records[name] = Record(tensors, notes | {"stamp": stamps[name]})
                 except ValueError as error:
                     broken.append(str(error))
                 bar.update()
@@ -205,6 +208,12 @@ def fill(
 
     # 3. everybody's
     made, broken = gather_object(made), gather_object(broken)
+    if broken:
+        more = f"\n... and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        raise ValueError(
+            f"{len(broken)} clips cannot be encoded at {size_name(size)} (all others are): delete them, or write them "
+            "again:\n" + "\n".join(broken[:NAMED]) + more
+        )
     if accelerator.is_main_process:
         there |= {name: file for file, names, _ in made for name in names}
         shards = defaultdict(list)
@@ -224,11 +233,6 @@ def fill(
                 len(there),
             )
     accelerator.wait_for_everyone()
-    if broken:
-        more = f"\n... and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-        raise ValueError(
-            f"{len(broken)} clips cannot be encoded (all others are):\n" + "\n".join(broken[:NAMED]) + more
-        )
 
 
 NAMED = 20
@@ -325,7 +329,7 @@ def sampled_clips(
             guidance_schedule="constant",
         )
         unscaled = torch.cat(latents).float().cpu() / vae.config.scaling_factor
-        return Record({"latents": unscaled.half()}, {"stamp": folder.checksum(name, size)})
+        return Record({"latents": unscaled.half()}, {})
 
     for folder in clips.folders:
         seeds = {name: seed for seed, name in enumerate(folder.names)}

@@ -42,8 +42,8 @@ class EncodedClip(NamedTuple):
     latents: Tensor | None
     """Of the video and of the drawing of its motion, 2 C T h w float16, not scaled; None where there is no video."""
 
-    def record(self, stamp: Any) -> Record:
-        """As a shard keeps it; the stamp says of which files it was made."""
+    def record(self) -> Record:
+        """As a shard keeps it."""
         motion = self.motion
         tensors = {"image": self.image, "hands": torch.from_numpy(motion.hands)}
         tensors |= {
@@ -56,7 +56,6 @@ class EncodedClip(NamedTuple):
             "fps": motion.fps,
             "camera": asdict(motion.camera),
             "objects": list(motion.objects),
-            "stamp": stamp,
         }
         return Record(tensors, notes)
 
@@ -152,7 +151,7 @@ class EncodedFolder:
                 )
 
     def notes(self, name: str, size: ClipSize) -> dict[str, Any]:
-        """What is known of a clip before it is read: `prompt`, `fps`, `camera`, `objects`, `stamp`."""
+        """What is known of a clip before it is read: `prompt`, `fps`, `camera`, `objects`."""
         return self._shard(name, size).records[name]["notes"]
 
     def has_latents(self, name: str, size: ClipSize) -> bool:

@@ -260,6 +260,17 @@ def training_data(config: TrainConfig, model: SimpleNamespace, accelerator: Acce
     return TrainingData(clips=clips, counts=[len(folder.names) for folder in clips.folders], load=load)
 
 
+def require_clips(config: TrainConfig) -> None:
+    """Look whether there are clips, before a large model is loaded for them.
+
+    Raises:
+        ValueError: a folder has none; the message names it.
+    """
+    for source in config.sources:
+        if not EncodedFolder.is_one(source.folder):
+            ClipFolder(source.folder)
+
+
 def plain_folders(config: TrainConfig) -> list[ClipFolder]:
     """The folders of a configuration, none of them encoded.
 

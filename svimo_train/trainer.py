@@ -40,7 +40,16 @@ from svimo_core.model.mmdit import split_streams, start_from_nothing
 from svimo_core.normalization import MotionNormalizer
 
 from .drawing import DrawingStage
-from .loader import Batches, MicroBatches, SampleOrder, batches, draw_shape, some_motions, training_data
+from .loader import (
+    Batches,
+    MicroBatches,
+    SampleOrder,
+    batches,
+    draw_shape,
+    require_clips,
+    some_motions,
+    training_data,
+)
 from .parallel import clip_gradients, micro_batch, precision, shard, whole
 from .settings import TrainConfig
 from .sheets import shown, write_sheet
@@ -81,6 +90,7 @@ def train(config: TrainConfig) -> Path:
         model = load_vae(config)
         used = "vae", "drawing_encoder"
     else:
+        require_clips(config)
         model = load_model(config)
         used = tuple(model.parts)
     data = training_data(config, model, accelerator)
