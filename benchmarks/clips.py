@@ -6,8 +6,8 @@ Writes made-up clips (random latents, frames and motion of the right shapes) int
 run's order through the trainer's own loader, and deletes them. Before the first of two passes it asks the system to
 forget the files (`posix_fadvise`, on Linux); what a hypervisor or a disk keeps is out of reach.
 
-The need is what the joint stage's own arithmetic allows on eight H100 at the rate in their data sheet: a forward pass of
-the MM-DiT, another as it is recomputed, and a backward pass of twice the work. No run reaches that rate.
+The need is what the joint stage's own arithmetic allows on eight H100 at the rate in their data sheet: a forward pass
+of the MM-DiT, another as it is recomputed, and a backward pass of twice the work. No run reaches that rate.
 """
 
 from __future__ import annotations
