@@ -32,6 +32,8 @@ from .encode import encoded_clips, sampled_clips
 from .encoded import EncodedClip, EncodedClips, EncodedFolder
 from .settings import Batch, Shape, TrainConfig, VAEObjective
 
+STATISTICS_CLIPS = 512
+"""Behind the motion statistics of a model that has none."""
 BLOCK = 1000
 """Samples over which the folders' weights hold exactly, in thousandths."""
 
@@ -287,8 +289,8 @@ def plain_folders(config: TrainConfig) -> list[ClipFolder]:
 
 
 def some_motions(config: TrainConfig) -> list[HandObjectMotion]:
-    """The first clips of each folder, `statistics_clips` together, for motion statistics."""
-    each = -(-config.statistics_clips // len(config.sources))
+    """The first clips of each folder, :data:`STATISTICS_CLIPS` together, for a model without motion statistics."""
+    each = -(-STATISTICS_CLIPS // len(config.sources))
     motions = []
     for source in config.sources:
         if EncodedFolder.is_one(source.folder):

@@ -235,8 +235,6 @@ class TrainConfig(Checked):
     MM-DiT that no single GPU can train. Sheets, which one process draws, are not to be had (`sheet_every` 0)."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Of the networks' activations: "auto" is bf16 on a GPU that has it, float32 ("no") otherwise."""
-    threads: Number | None = None
-    """CPU threads; None leaves PyTorch's choice."""
     workers: Count = 0
     """Processes that read clips ahead, for each that trains; 0 reads them in between. What is learned is the same."""
 
@@ -244,8 +242,6 @@ class TrainConfig(Checked):
     save_every: Number = 500
     sheet_every: Count = 500
     """Also after the last step; 0 draws none."""
-    statistics_clips: Number = 512
-    """Clips behind the motion statistics of a model that has none."""
     train_text: bool = False
     """Train the model's own text encoder along with the MM-DiT."""
     checkpoint_dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -76,8 +76,6 @@ def train(config: TrainConfig) -> Path:
         TrainingStopped: a loss that is not finite, or a disk that cannot be written; the last checkpoint is usable.
         KeyboardInterrupt: stopped by the user (Ctrl-C or SIGTERM), after the state was saved.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     accelerator = Accelerator(mixed_precision=precision(config.precision))
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
