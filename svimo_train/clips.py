@@ -87,6 +87,21 @@ class ClipFolder:
             raise ValueError(f"clip {path} must hold N x H x W x 3 uint8, got {video.shape} {video.dtype}")
         return video
 
+    def stamp(self, index: int) -> list[int]:
+        """Sizes and times of a clip's files: others when it is written again.
+
+        Raises:
+            ValueError: one is missing.
+        """
+        stamp = []
+        for path in (self.folder / f"{self.names[index]}{suffix}" for suffix in (".npz", ".npy")):
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise ValueError(f"clip {path} cannot be read ({error}): write it again") from error
+            stamp += [status.st_size, status.st_mtime_ns]
+        return stamp
+
     def has_video(self, index: int) -> bool:
         """Whether a clip has more than the first frame of its motion."""
         return len(self.video(index)) > 1

@@ -21,7 +21,7 @@ from svimo_core.rasterize import NUM_JOINTS, Rasterizer
 from svimo_core.render import render_motion
 
 from .data.wild import AWAY, MOST_OBJECTS, wild_motion
-from .latents import fingerprint
+from .encoded import fingerprint
 from .settings import Batch, Shape, TrainConfig
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,20 @@ class DrawingPool:
         """One of them."""
         points = self.config.interaction.points_per_object
         return wild_motion(index, shape.frames, shape.height, shape.width, self.config.fps, points, split)
+
+    def __call__(self, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
+        """Metres of joints and of as many objects as there may be (B N 42+P 3) and latents (B C T h w)."""
+        metres, latents = zip(*(self.latent(index, shape) for index in indices), strict=True)
+        return {
+            "metres": self.filled(metres),
+            "latents": torch.stack(latents),
+            "size": (shape.height, shape.width),
+        }
+
+    def filled(self, metres: Sequence[Tensor]) -> Tensor:
+        """Motions of fewer objects among others: what they lack is behind the camera."""
+        most = NUM_JOINTS + MOST_OBJECTS * self.config.interaction.points_per_object
+        return torch.stack([F.pad(x, (0, 0, 0, most - x.shape[1]), value=AWAY) for x in metres])
 
     @torch.no_grad()
     def latent(self, index: int, shape: Shape, split: str = "train") -> tuple[Tensor, Tensor]:
@@ -120,20 +134,6 @@ class DrawingStage(nn.Module):
         self.drawing_encoder = model.parts["drawing_encoder"]
         self.points = model.config.interaction.points_per_object
 
-    def load(self, clips: DrawingPool, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
-        """Metres of joints and of as many objects as there may be (B N 42+P 3) and latents (B C T h w)."""
-        metres, latents = zip(*(clips.latent(index, shape) for index in indices), strict=True)
-        return {
-            "metres": self.filled(metres),
-            "latents": torch.stack(latents),
-            "size": (shape.height, shape.width),
-        }
-
-    def filled(self, metres: Sequence[Tensor]) -> Tensor:
-        """Motions of fewer objects among others: what they lack is behind the camera."""
-        most = NUM_JOINTS + MOST_OBJECTS * self.points
-        return torch.stack([F.pad(x, (0, 0, 0, most - x.shape[1]), value=AWAY) for x in metres])
-
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         drawing = self.draw(batch["metres"], batch["size"])
         error = F.mse_loss(self.drawing_encoder(drawing).float(), batch["latents"])
@@ -159,7 +159,7 @@ class DrawingStage(nn.Module):
         latents = torch.stack(latents)
         drawn = [render_motion(clips.motion(i, shape, "test"), width, height) for i in range(HELD_OUT)]
         encoded = []
-        for frames, clip in zip(drawn, self.filled(metres), strict=True):
+        for frames, clip in zip(drawn, clips.filled(metres), strict=True):
             frames = rearrange(torch.from_numpy(frames).to(device).float() / 255, "n h w c -> n c h w")
             both = torch.stack(
                 [self.draw(clip[None].to(device), (height, width))[0], F.avg_pool2d(frames, pixel)]

@@ -23,6 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from svimo_core.model.mmdit import Block
 
 
+def precision(name: str) -> str:
+    """Accelerate's name of a precision; "auto" is bf16 on a GPU that has it, and full precision elsewhere."""
+    if name != "auto":
+        return name
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
 def shard(stage: nn.Module, accelerator: Accelerator) -> None:
     """Leave of each weight that is trained only this process's part, in place; it is another `nn.Parameter` after that.
     Each block of the MM-DiT is gathered and reduced by itself, and all else (VID is a fiftieth of it) together. Frozen

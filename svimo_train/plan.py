@@ -10,12 +10,10 @@ is not counted: leave a tenth of a card free.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +27,7 @@ from svimo_core.checkpoint import init_part, read_header
 from svimo_core.config import COGVIDEOX_5B_I2V, PRESETS, SViMoConfig
 from svimo_core.model.mmdit import MMDiT
 
-from .settings import Shape, TrainConfig
+from .settings import Shape, TrainConfig, add_config_arguments, named_config
 from .stages import checkpoint_blocks
 
 GB = 1e9
@@ -178,10 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m svimo_train plan", description="What a run needs on each card."
     )
-    parser.add_argument("--config", type=Path, required=True, help="JSON file; see svimo_train/configs")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=JSON", help="change a field of the file"
-    )
+    add_config_arguments(parser)
     parser.add_argument(
         "--preset",
         choices=PRESETS,
@@ -192,8 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--memory", type=float, default=80, help="of a card, GB")
     args = parser.parse_args(arguments)
     try:
-        changes = {key: json.loads(text) for key, _, text in (item.partition("=") for item in args.set)}
-        config = TrainConfig.load(args.config, **changes)
+        config = named_config(args)
         found_file = config.init is not None and config.init.is_file()
         model = read_header(config.init).config if found_file else PRESETS[args.preset]
         plans = {sharded: plan(config, model, args.cards, sharded=sharded) for sharded in (False, True)}

@@ -2,130 +2,163 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import difflib
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from svimo_core.config import PRESETS
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
-STAGES = ("vae", "interaction", "backbone", "joint", "alignment", "drawing")
+from svimo_core.config import PRESETS, ClipSize
+
 Batch = dict[str, Any]
-PRECISIONS = ("auto", "no", "bf16")
-READING_ERRORS = ("squared", "distance")
-WEIGHTINGS = ("v", "x0")
-GUIDANCE_SOURCES = ("noisy", "clean", "first")
-BACKBONES = ("init", "new", "separate")
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Preset = Literal[tuple(PRESETS)]
+
+
+class Checked:
+    """Fields are those that are declared, of their types and within their ranges, when they are read from JSON."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class Shape(Checked):
     """A clip size and how many of them make a batch of one process."""
 
-    frames: int
-    height: int
-    width: int
-    batch_size: int
-    weight: float = 1.0
+    frames: Number
+    height: Number
+    width: Number
+    batch_size: Number
+    weight: Above0 = 1.0
     """How often it is drawn, beside the other shapes of its phase."""
+
+    @property
+    def size(self) -> ClipSize:
+        """Of one clip."""
+        return ClipSize(self.frames, self.height, self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
+class Phase(Checked):
     """A number of steps at one shape, or at shapes drawn step by step. Two phases make a two-resolution schedule."""
 
-    steps: int
+    steps: Number
     shapes: tuple[Shape, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAEObjective:
+class Source(Checked):
+    """A folder of clips, plain (:mod:`svimo_train.clips`) or encoded (:mod:`svimo_train.encode`)."""
+
+    folder: Path
+    weight: Above0 = 1.0
+    """How often a sample is one of its clips, beside the other folders."""
+
+
+PATH, FOLDERS = "<path>", "<folders>"
+Clips = Annotated[
+    Annotated[Path, Tag(PATH)] | Annotated[tuple[Source, ...], Tag(FOLDERS)],
+    Discriminator(lambda clips: FOLDERS if isinstance(clips, list | tuple) else PATH),
+]
+"""A folder, or several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEObjective(Checked):
     """Weights of the VAE's losses (means over elements) beside L1, whose weight is 1."""
 
-    mse: float = 1.0
+    mse: Weight = 1.0
     """Raise it for thin lines: L1 alone prefers black to a line in an uncertain place."""
-    gradient: float = 1.0
+    gradient: Weight = 1.0
     """L1 of differences between neighbouring pixels, so that thin bones survive."""
-    kl: float = 3e-4
-    drawing_share: float = 0.5
+    kl: Weight = 3e-4
+    drawing_share: Share = 0.5
     """Fraction of samples that are rendered motion instead of video."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class InteractionObjective:
+class InteractionObjective(Checked):
     """VID's loss: MSE of hands + Chamfer of objects (paper equation 5), or distances."""
 
-    error: str = "squared"
+    error: Literal["squared", "distance"] = "squared"
     """"squared": the paper's, on normalised motion. "distance": in place of the hands' squares their mean distance in
     units of 5 cm, so that what counts is what MPJPE counts, depth as much as the sides, and a clip that is hard to read
     not more than others; and mean distances of points beside their squares."""
-    points: float = 0.0
+    points: Weight = 0.0
     """Weight of a plain MSE on points that keep their index over time; 0 is the paper's setting."""
-    clean_share: float = 0.0
+    clean_share: Share = 0.0
     """Fraction of warm-up samples whose latents are clean, as they are after sampling; 0 is the paper's setting."""
-    sampled_share: float = 0.0
+    sampled_share: Share = 0.0
     """Fraction of the `interaction` stage's samples whose latents the MM-DiT of `init` has sampled from the clip's
     first frame and prompt: what VID reads in the end, and must not trust in every detail. 0 is the paper's setting."""
-    sampled_steps: int = 6
+    sampled_steps: Number = 6
     """Of the sampler, behind `sampled_share`. One step gives the blurred first guess that the loop starts from."""
-    reading_share: float = 0.0
+    reading_share: Share = 0.0
     """Fraction of samples, in warm-up and constraint, whose hands and points are at the last timestep, pure noise: how
     the sampler reads latents (`MotionReader.read`). 0 is the paper's setting."""
-    motion_dropout: float = 0.0
+    motion_dropout: Share = 0.0
     """Chance of a warm-up sample to lose its motion latent, so that VID learns to see hands and things in the video as
     well, which is nearer to the reference image. 0 is the paper's setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointObjective:
+class JointObjective(Checked):
     """Weights and switches of the joint training (paper equations 6 and 7)."""
 
-    weighting: str = "v"
+    weighting: Literal["v", "x0"] = "v"
     """"x0": plain error of clean latents (paper). "v": divided by 1 - abar, the velocity's (CogVideoX trainers)."""
-    denoising: float = 1.0
-    interaction: float = 0.05
+    denoising: Weight = 1.0
+    interaction: Weight = 0.05
     guidance: bool = True
     """Feed the drawn prediction of VID back, without gradient."""
     gradient_constraint: bool = True
     """Let VID's loss reach the MM-DiT through its clean latents."""
-    guidance_from: str = "noisy"
+    guidance_from: Literal["noisy", "clean", "first"] = "noisy"
     """What VID reads for the guidance: "noisy" latents beside noisy true motion (paper), or nothing but
     the "clean" latents of a pass of the MM-DiT without guidance, or those of a pass from pure noise, with which the
     sampler's loop starts ("first"); one pass without gradient more. Whatever was noised tells of the truth, so that
     guidance is better in training than it will ever be again."""
-    warm_up: float = 0.0
+    warm_up: Weight = 0.0
     """Weight of VID's warm-up loss on true latents, which goes on beside the constraint; 0 is the paper's setting.
     Without it VID and the MM-DiT may agree on latents that no true clip has."""
-    start_share: float = 0.0
+    start_share: Share = 0.0
     """Fraction of samples at the last timestep, where the sampler starts and its first readings count as much as later
     ones; 0 is the paper's setting."""
-    sampled_share: float = 0.0
+    sampled_share: Share = 0.0
     """Fraction of samples whose noisy latents are not the truth's but those that the sampler has by then, starting with
     the pass from pure noise; with `guidance_from` "first". VID's loss is all they learn from. Clips that have only a
     first frame are always such samples. 0 is the paper's setting."""
-    sampled_steps: int = 1
+    sampled_steps: Number = 1
     """Steps of the sampler from pure noise to the timestep of such a sample; each after the first is one pass without
     gradient more."""
-    independent_share: float = 0.0
+    independent_share: Share = 0.0
     """Fraction of samples whose video and motion are at timesteps of their own. With this and the four shares below a
     model learns any direction between the two (method, section 12); all 0, the paper's setting, is one direction only.
     Clips that have only a first frame take no part."""
-    known_video_share: float = 0.0
+    known_video_share: Share = 0.0
     """Fraction of samples whose video is given, clean at timestep 0: video to motion."""
-    known_motion_share: float = 0.0
+    known_motion_share: Share = 0.0
     """Fraction of samples whose motion is given, clean, and guides: motion to video."""
-    known_start_share: float = 0.0
+    known_start_share: Share = 0.0
     """Fraction of samples whose first latent frames are given, of both: clips that go on."""
-    known_ends_share: float = 0.0
+    known_ends_share: Share = 0.0
     """Fraction of samples whose first latent frames and whose last one are given, of both."""
-    text_dropout: float = 0.1
-    word_dropout: float = 0.0
+    text_dropout: Share = 0.1
+    word_dropout: Share = 0.0
     """Chance of each word of a prompt to become letters that mean nothing, so that a word that training never had
     leaves the rest to the image. Not with `text_model`; 0 is CogVideoX's setting."""
-    image_dropout: float = 0.1
-    guidance_dropout: float = 0.1
+    image_dropout: Share = 0.1
+    guidance_dropout: Share = 0.1
     exact_drawing: bool = False
     """Draw guidance with OpenCV and encode it with the VAE, even where the model has a drawing encoder."""
     image_noise: tuple[float, float] = (-3.0, 0.5)
@@ -144,28 +177,28 @@ class JointObjective:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingObjective:
+class DrawingObjective(Checked):
     """The drawing encoder's training."""
 
-    motions: int = 4000
+    motions: Number = 4000
     """Random motions, whose drawings the VAE encodes once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """One run: one stage over some phases.
 
     Raises:
-        ValueError: an unknown name, or a number outside its range.
+        ValueError: fields that do not go together.
     """
 
-    stage: str
+    stage: Literal["vae", "interaction", "backbone", "joint", "alignment", "drawing"]
     """"vae", "interaction" (VID's warm-up), "backbone" (MM-DiT alone), "joint" (both), "alignment" (what holds the
     sampler's readings against the reference image, of a model that is trained otherwise) or "drawing" (the drawing
     encoder of a trained VAE)."""
-    clips: Path
-    """Folder of clips (:mod:`svimo_train.clips`). The drawing encoder needs none: its random motions and their
-    latents are kept there."""
+    clips: Clips
+    """Folder of clips, or several mixed by weight. The drawing encoder needs none: its random motions and their latents
+    are kept there."""
     held_out: Path | None = None
     """Folder of clips that the sheets show; None shows the first training clips."""
     output: Path
@@ -174,46 +207,44 @@ class TrainConfig:
     """Checkpoint to start from. Parts that it lacks, or everything without it, start from seeds."""
     init_interaction: Path | None = None
     """Checkpoint whose VID takes the place of the one in `init`, for stages that were trained side by side."""
-    backbone: str = "init"
+    backbone: Literal["init", "new", "separate"] = "init"
     """Where the MM-DiT starts: "init", as far as that has one; "new", from the seed; "separate", as from "init", but as
     two networks, one for the video and one for the motion (the paper's ablation)."""
-    preset: str = "tiny"
+    preset: Preset = "tiny"
     """Model size when there is no `init`."""
     text_model: Path | None = None
     """T5 folder in transformers' form, for a model without a text encoder of its own."""
     phases: tuple[Phase, ...]
-    seed: int = 0
+    seed: Count = 0
 
-    learning_rate: float = 1e-5
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 1e-4
-    clip_norm: float = 0.1
-    warmup_steps: int = 100
-    cooldown_steps: int = 0
+    learning_rate: Above0 = 1e-5
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    weight_decay: Weight = 1e-4
+    clip_norm: Above0 = 0.1
+    warmup_steps: Count = 100
+    cooldown_steps: Count = 0
     """The learning rate falls linearly to 0 over the last steps."""
-    ema_decay: float = 0.999
-    high_noise: float = 1.0
+    ema_decay: Decay = 0.999
+    high_noise: Above0 = 1.0
     """How much training prefers high noise, where layout and motion are decided: the density of a timestep grows with
     its power of this less 1. 1 is uniform, as published."""
-    gradient_accumulation: int = 1
+    gradient_accumulation: Number = 1
     gradient_checkpointing: bool = False
     sharded: bool = False
     """Spread weights, gradients, averages and moments over all processes instead of keeping them whole on each: for an
     MM-DiT that no single GPU can train. Sheets, which one process draws, are not to be had (`sheet_every` 0)."""
-    precision: str = "auto"
+    precision: Literal["auto", "no", "bf16"] = "auto"
     """Of the networks' activations: "auto" is bf16 on a GPU that has it, float32 ("no") otherwise."""
-    threads: int | None = None
-    """CPU threads; None leaves PyTorch's choice."""
+    workers: Count = 0
+    """Processes that read clips ahead, for each that trains; 0 reads them in between. What is learned is the same."""
 
-    log_every: int = 10
-    save_every: int = 500
-    sheet_every: int = 500
+    log_every: Number = 10
+    save_every: Number = 500
+    sheet_every: Count = 500
     """Also after the last step; 0 draws none."""
-    statistics_clips: int = 512
-    """Clips behind the motion statistics of a model that has none."""
     train_text: bool = False
     """Train the model's own text encoder along with the MM-DiT."""
-    checkpoint_dtype: str = "float32"
+    checkpoint_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     vae: VAEObjective = field(default_factory=VAEObjective)
     interaction: InteractionObjective = field(default_factory=InteractionObjective)
@@ -221,38 +252,25 @@ class TrainConfig:
     drawing: DrawingObjective = field(default_factory=DrawingObjective)
 
     def __post_init__(self):
-        for name, value, choices in (
-            ("stage", self.stage, STAGES),
-            ("precision", self.precision, PRECISIONS),
-            ("interaction.error", self.interaction.error, READING_ERRORS),
-            ("joint.weighting", self.joint.weighting, WEIGHTINGS),
-            ("joint.guidance_from", self.joint.guidance_from, GUIDANCE_SOURCES),
-            ("backbone", self.backbone, BACKBONES),
-            ("preset", self.preset, tuple(PRESETS)),
-            ("checkpoint_dtype", self.checkpoint_dtype, ("float32", "bfloat16", "float16")),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        if not self.phases or not all(phase.shapes and phase.steps > 0 for phase in self.phases):
-            raise ValueError("a run needs at least one phase, each with steps above 0 and at least one shape")
-        if not isinstance(self.drawing.motions, int) or self.drawing.motions < 1:
-            raise ValueError(f"drawing.motions must be a whole number from 1, got {self.drawing.motions}")
-        if self.joint.word_dropout and self.text_model is not None:
+        if not self.sources or not self.phases or not all(phase.shapes for phase in self.phases):
             raise ValueError(
-                "joint.word_dropout needs the model's own text encoder: features of text_model are computed once"
+                "a run needs at least one folder of clips and one phase, each phase at least one shape"
+            )
+        if self.stage == "drawing" and (self.workers or not isinstance(self.clips, Path)):
+            raise ValueError(
+                "the drawing stage makes what it learns from as it goes, in one folder: set workers to 0 and "
+                "clips to a path"
             )
         if self.joint.sampled_share and self.joint.guidance_from != "first":
             raise ValueError(
                 'joint.sampled_share needs joint.guidance_from "first", whose first pass the sampler goes on from, '
                 f"got {self.joint.guidance_from!r}"
             )
-        if sum(self.joint.shares) > 1 or min(self.joint.shares) < 0:
+        if sum(self.joint.shares) > 1:
             raise ValueError(
-                "joint.independent_share and the four joint.known_..._share are parts of all samples: from 0, and "
+                "joint.independent_share and the four joint.known_..._share are parts of all samples: "
                 f"together at most 1, got {', '.join(f'{share:g}' for share in self.joint.shares)}"
             )
-        if self.joint.sampled_steps < 1:
-            raise ValueError(f"joint.sampled_steps must be at least 1, got {self.joint.sampled_steps}")
         if self.sharded and self.stage in ("vae", "drawing"):
             raise ValueError(
                 f"the {self.stage} stage trains a small network that needs no sharding: set sharded to false"
@@ -265,6 +283,11 @@ class TrainConfig:
             # the VAE's decoder works in pairs of latent frames
             if self.stage in ("vae", "drawing") and shape.frames % 8 != 1:
                 raise ValueError(f"the VAE works on 8k + 1 frames (1, 9, 17, ...), got {shape.frames}")
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The folders of clips."""
+        return self.clips if isinstance(self.clips, tuple) else (Source(folder=self.clips),)
 
     @property
     def steps(self) -> int:
@@ -296,31 +319,54 @@ class TrainConfig:
             FileNotFoundError: no such file.
             ValueError: not JSON, or unknown, missing or impossible fields.
         """
+        name = Path(path).name
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8")) | changes
-            values["phases"] = tuple(
-                Phase(steps=phase["steps"], shapes=tuple(Shape(**shape) for shape in phase["shapes"]))
-                for phase in values["phases"]
-            )
-            for name in ("clips", "held_out", "output", "init", "init_interaction", "text_model"):
-                if values.get(name) is not None:
-                    values[name] = Path(values[name])
-            for name, kind in (
-                ("vae", VAEObjective),
-                ("interaction", InteractionObjective),
-                ("joint", JointObjective),
-                ("drawing", DrawingObjective),
-            ):
-                if name in values:
-                    values[name] = kind(**_with_tuples(values[name]))
-            return cls(**_with_tuples(values))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{Path(path).name} is not a training configuration: {error}") from error
+            return TypeAdapter(cls).validate_json(json.dumps(values, default=str))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{name} is not a training configuration: {error}") from error
+        except ValidationError as error:
+            mistakes = dict.fromkeys(_mistake(each) for each in error.errors())
+            raise ValueError(f"{name} is not a training configuration:\n" + "\n".join(mistakes)) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
 
 
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+def _mistake(error: dict[str, Any]) -> str:
+    """One line for people about what pydantic found."""
+    path = [str(part) for part in error["loc"] if part not in (PATH, FOLDERS)]
+    field, given = ".".join(path), error["input"]
+    if error["type"] == "unexpected_keyword_argument":
+        known = {field.name for kind in Checked.__subclasses__() for field in dataclasses.fields(kind)}
+        close = difflib.get_close_matches(path[-1], sorted(known), n=1)
+        return f"unknown field {field}" + "".join(f" (did you mean {name}?)" for name in close)
+    if error["type"] == "missing":
+        return f"{field} is missing"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    should = error["msg"].partition(" should ")[2]
+    return f"{field} should {should}, got {json.dumps(given)}"
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names a configuration on a command line."""
+    parser.add_argument("--config", type=Path, required=True, help="JSON file; see svimo_train/configs")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=JSON", help="change a field of the file"
+    )
+
+
+def named_config(args: argparse.Namespace) -> TrainConfig:
+    """The configuration that these arguments name; see :meth:`TrainConfig.load`."""
+    changes = {name: _value(text) for name, _, text in (item.partition("=") for item in args.set)}
+    return TrainConfig.load(args.config, **changes)
+
+
+def _value(text: str) -> Any:
+    """JSON, or the text itself where it is none, such as a path."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,19 +11,24 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import nn
 
-from svimo_core.config import ClipSize
 from svimo_core.files import whole_file
 from svimo_core.model.vae import VideoVAE
 from svimo_core.render import render_motion
 from svimo_core.sampling.pipeline import SViMo, encode_image, to_uint8
 
-from .clips import ClipFolder, resize_video
+from .clips import ClipFolder
 from .drawing import DrawingPool
-from .latents import LatentCache
+from .encode import held_out_clips
+from .encoded import EncodedClips
+from .loader import EncodedBatches, TrainingData
 from .settings import Shape, TrainConfig
 from .stages import AlignmentStage, JointStage
+from .text import prompt_encoder
+
+Shown = ClipFolder | EncodedClips | DrawingPool
 
 COLUMNS = 6
 SHEET_CLIPS = 2
@@ -30,24 +36,41 @@ SHEET_DRAWINGS = 4
 SAMPLING_STEPS = 20
 
 
+def shown(
+    config: TrainConfig, data: TrainingData, model: SimpleNamespace, accelerator: Accelerator
+) -> Shown | None:
+    """What the sheets of a run show: held-out clips, or else training clips; None where there are no sheets. Has to be
+    called by all processes."""
+    if not config.sheet_every:
+        return None
+    if config.stage == "drawing":
+        return data.clips
+    if config.stage == "vae":
+        return ClipFolder(config.held_out) if config.held_out is not None else data.clips[0]
+    return (
+        held_out_clips(config, SHEET_CLIPS, model, accelerator) if config.held_out is not None else data.clips
+    )
+
+
 @torch.inference_mode()
-def write_sheet(path: Path, config: TrainConfig, model: SimpleNamespace, stage: nn.Module) -> None:
-    """Draw the first held-out (or training) clips that have video and the stage's work on them as a PNG."""
+def write_sheet(
+    path: Path, config: TrainConfig, clips: Shown, model: SimpleNamespace, stage: nn.Module
+) -> None:
+    """Draw the first clips that have video and the stage's work on them as a PNG."""
     shape = config.phases[-1].shapes[0]
     if config.stage == "drawing":
-        clips = DrawingPool(config.clips, config.drawing.motions, model)
         indices = range(SHEET_DRAWINGS)
     else:
-        clips = ClipFolder(config.held_out or config.clips)
-        indices = itertools.islice(filter(clips.has_video, range(len(clips))), SHEET_CLIPS)
+        has_video = clips.has_video if config.stage == "vae" else partial(clips.has_latents, size=shape.size)
+        indices = itertools.islice(filter(has_video, range(len(clips))), SHEET_CLIPS)
     rows = [row for index in indices for row in SHEETS[config.stage](clips, index, shape, model, stage)]
     if not rows:
         return
     sheet = np.concatenate([np.concatenate(list(row[_columns(len(row))]), axis=1) for row in rows])
     done, data = cv2.imencode(".png", sheet[..., ::-1])
     assert done
-    with whole_file(path) as partial:
-        partial.write_bytes(data.tobytes())
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(data.tobytes())
 
 
 def reconstructions(
@@ -65,13 +88,14 @@ def reconstructions(
 
 
 def predictions(
-    clips: ClipFolder, index: int, shape: Shape, model: SimpleNamespace, stage: nn.Module
+    clips: EncodedClips, index: int, shape: Shape, model: SimpleNamespace, stage: nn.Module
 ) -> list[np.ndarray]:
     """A drawing above VID's prediction of the motion from clean latents and pure noise, and from half-noisy ones."""
-    batch = LatentCache(clips, model).batch([index], shape)
     generator = torch.Generator().manual_seed(index)
+    load = EncodedBatches(clips=clips, model=model.config, normalizer=model.normalizer)
+    batch = load([index], shape, generator)
     device = stage.interaction.proj_out.weight.device
-    rows = [render_motion(clips.clip(index, shape.frames).motion, shape.width, shape.height)]
+    rows = [render_motion(clips.clip(index, shape.size).motion, shape.width, shape.height)]
     last = len(stage.schedules["video"].abar) - 1
     for noisy_latents, timestep in ((False, last), (True, last // 2), (True, last)):
         inputs = {name: batch[name] for name in ("hands", "points", "video", "motion")}
@@ -88,13 +112,12 @@ def predictions(
 
 
 def generations(
-    clips: ClipFolder, index: int, shape: Shape, model: SimpleNamespace, stage: nn.Module
+    clips: EncodedClips, index: int, shape: Shape, model: SimpleNamespace, stage: nn.Module
 ) -> list[np.ndarray]:
-    """Video and drawing of a clip, then video, motion video and drawn 3D motion (if there is a VID) generated from its
-    first frame."""
-    clip = clips.clip(index, shape.frames)
-    config, size = model.config, ClipSize(shape.frames, shape.height, shape.width)
-    video = resize_video(clip.video, shape.height, shape.width)
+    """Video, as the VAE has it, and drawing of a clip, then video, motion video and drawn 3D motion (if there is a VID)
+    generated from its first frame."""
+    clip = clips.clip(index, shape.size)
+    config, size = model.config, shape.size
     generator = torch.Generator().manual_seed(index)
     reads = isinstance(stage, JointStage | AlignmentStage)
     svimo = SViMo(
@@ -104,12 +127,13 @@ def generations(
         interaction=model.parts["interaction"] if reads else None,
         normalizer=model.normalizer,
     )
-    image = torch.from_numpy(video[0]).float() / 255
+    image = clip.image.float() / 255
     image = encode_image(svimo.vae.encode, image, shape.width, shape.height, generator=generator)
-    prompts = stage.encode_prompts([clip.motion.prompt, ""]).chunk(2)
+    prompts = prompt_encoder(model, clips)([clip.motion.prompt, ""]).chunk(2)
     latents, reading, _ = svimo.denoise(image, *prompts, size, generator, SAMPLING_STEPS)
+    truth = clip.latents[:1].to(image) * config.vae.scaling_factor
     rows = [
-        video,
+        to_uint8(svimo.vae.decode(truth)[0]),
         render_motion(clip.motion, shape.width, shape.height),
         *(to_uint8(svimo.vae.decode(latent)[0]) for latent in latents),
     ]
@@ -126,7 +150,7 @@ def drawings(
     drawing encoder's."""
     vae = VideoVAE(model.parts["vae"], model.config.vae)
     metres, latent = (x[None].to(vae.device) for x in clips.latent(index, shape, "test"))
-    drawn = stage.draw(stage.filled(metres), (shape.height, shape.width))
+    drawn = stage.draw(clips.filled(metres), (shape.height, shape.width))
     large = F.interpolate(drawn[0].cpu(), size=(shape.height, shape.width), mode="nearest")
     decoded = (vae.decode(x)[0] for x in (latent, stage.drawing_encoder(drawn).float()))
     return [

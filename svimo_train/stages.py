@@ -14,13 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from svimo_core.config import SViMoConfig
 from svimo_core.model.interaction import InteractionModel
-from svimo_core.model.text import TextEncoder
 from svimo_core.model.vae import VideoVAE, fit_preview
 from svimo_core.normalization import MotionNormalizer
 from svimo_core.render import render_motion
@@ -29,9 +27,9 @@ from svimo_core.sampling.painter import MotionPainter, QuickPainter
 from svimo_core.sampling.reader import MotionReader, Reading
 from svimo_core.schedule import NoiseSchedule
 
-from .clips import Clip, ClipFolder
+from .clips import ClipFolder
 from .drawing import DrawingStage
-from .latents import LatentCache, SampledLatents
+from .encoded import EncodedClips
 from .objectives import (
     denoising_loss,
     distances,
@@ -40,8 +38,8 @@ from .objectives import (
     kl_loss,
     reconstruction_loss,
 )
-from .settings import Batch, InteractionObjective, Shape, TrainConfig
-from .text import prompt_features, with_unknown_words
+from .settings import Batch, InteractionObjective, TrainConfig
+from .text import prompt_encoder, with_unknown_words
 
 
 class Noisy(NamedTuple):
@@ -62,32 +60,13 @@ Denoise = Callable[[Noisy, Tensor], JointLatents]
 class VAEStage(nn.Module):
     """Reconstruct random crops of videos and of rendered motion."""
 
-    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
+    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: list[ClipFolder]):
         super().__init__()
         self.trained = ("vae",)
         self.objective = config.vae
         self.vae = model.parts["vae"]
         if config.gradient_checkpointing:
             self.vae.enable_gradient_checkpointing()
-
-    def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
-        """Crops of these clips, B 3 N H W float32 in [-1, 1]."""
-        rng = np.random.default_rng(torch.randint(2**31, (1,), generator=generator).item())
-        crops = [self._crop(clips, index, shape, rng) for index in indices]
-        frames = torch.from_numpy(np.stack(crops)).float() / 127.5 - 1
-        return {"frames": rearrange(frames, "b n h w c -> b c n h w").contiguous()}
-
-    def _crop(self, clips: ClipFolder, index: int, shape: Shape, rng: np.random.Generator) -> np.ndarray:
-        start = rng.integers(len(clips.motion(index)) - shape.frames + 1)
-        clip: Clip = clips.clip(index, shape.frames, start)
-        video = clip.video
-        if rng.random() < self.objective.drawing_share:
-            video = render_motion(clip.motion, width=video.shape[2], height=video.shape[1])
-        top, left = (
-            rng.integers(size - part + 1)
-            for size, part in zip(video.shape[1:3], (shape.height, shape.width), strict=True)
-        )
-        return video[:, top : top + shape.height, left : left + shape.width]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         frames, weights = batch["frames"], self.objective
@@ -101,8 +80,9 @@ class VAEStage(nn.Module):
 
     @staticmethod
     @torch.inference_mode()
-    def finish(model: SimpleNamespace, clips: ClipFolder) -> None:
+    def finish(model: SimpleNamespace, folders: list[ClipFolder]) -> None:
         """Set the latents' scale to unit spread over videos and drawings, and fit the preview matrix."""
+        clips = folders[0]
         vae = VideoVAE(model.parts["vae"], replace(model.config.vae, scaling_factor=1.0))
         samples = [clips.clip(i) for i in range(min(MEASURED_CLIPS, len(clips)))]
         height, width = samples[0].video.shape[1:3]
@@ -121,7 +101,7 @@ MEASURED_CLIPS = 4
 class InteractionStage(nn.Module):
     """VID's warm-up: clean motion from noisy motion and the true latents, as noisy (paper section 4.1)."""
 
-    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
+    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: EncodedClips):
         super().__init__()
         self.trained = ("interaction",)
         self.interaction = model.parts["interaction"]
@@ -129,19 +109,6 @@ class InteractionStage(nn.Module):
         self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
         self.high_noise = config.high_noise
         self.schedules = noise_schedules(model.config)
-        self.latents = LatentCache(clips, model)
-        if self.objective.sampled_share:
-            features = prompt_features(config, model)
-            self.sampled = SampledLatents(clips, model, features, self.objective.sampled_steps)
-
-    def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
-        """Clean latents (B C T h w), true or sampled, and normalised motion (hands B N 42 3, points B N P 3)."""
-        batch = self.latents.batch(indices, shape)
-        if self.objective.sampled_share:
-            chosen = torch.rand(len(indices), generator=generator) < self.objective.sampled_share
-            for row in chosen.nonzero().flatten().tolist():
-                batch["video"][row], batch["motion"][row] = self.sampled.latents(indices[row], shape)
-        return batch
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         loss, hands, points = warm_up_loss(
@@ -162,36 +129,26 @@ class FirstPass(NamedTuple):
 class BackboneStage(nn.Module):
     """The MM-DiT without VID, to begin with. At full size CogVideoX's weights take the place of this stage."""
 
-    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
+    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: EncodedClips):
         super().__init__()
         self.trained = ("backbone",) + ("text_encoder",) * config.train_text
         self.objective = config.joint
         self.high_noise = config.high_noise
         self.backbone = model.parts["backbone"]
         self.schedules = noise_schedules(model.config)
-        self.latents = LatentCache(clips, model)
         self.frozen = SimpleNamespace(
             vae=VideoVAE(model.parts["vae"], model.config.vae),
             normalizer=model.normalizer,
             drawing_encoder=None if config.joint.exact_drawing else model.parts.get("drawing_encoder"),
         )
-        if "text_encoder" in model.parts:
-            encoder = model.parts["text_encoder"]
-            self.encode_prompts = TextEncoder(encoder, model.config.text).encode
-            if config.train_text:
-                self.text_encoder = encoder
-        else:
-            features = prompt_features(config, model)
-            self.encode_prompts = lambda prompts: torch.stack([features[prompt] for prompt in prompts])
+        self.encode_prompts = prompt_encoder(model, clips)
+        if config.train_text:
+            self.text_encoder = model.parts["text_encoder"]
         if any(self.objective.shares):
             backbone = replace(model.config.backbone, any_to_any=True)
             model.config = replace(model.config, backbone=backbone)
         if config.gradient_checkpointing:
             checkpoint_blocks(self.backbone)
-
-    def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
-        """As of :class:`InteractionStage`, and prompts and reference images (B H W 3 in [0, 1])."""
-        return self.latents.batch(indices, shape, with_images=True)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noised(batch, generator)
@@ -313,7 +270,8 @@ class BackboneStage(nn.Module):
 
     @torch.no_grad()
     def _image_latents(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Reference images (B H W 3 in [0, 1]) to latents (B C h w) with pixel noise drawn anew."""
+        """Reference images (B H W 3 uint8) to latents (B C h w) with pixel noise drawn anew."""
+        images = images.float() / 255
         mean, spread = self.objective.image_noise
         levels = torch.exp(mean + spread * torch.randn(len(images), generator=generator))
         noise = torch.randn(images.shape, generator=generator) * levels[:, None, None, None]
@@ -324,16 +282,11 @@ class BackboneStage(nn.Module):
 class JointStage(BackboneStage):
     """MM-DiT and VID together, with guidance into and a gradient out of the loop (paper section 3.3)."""
 
-    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
+    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: EncodedClips):
         super().__init__(config, model, clips)
         self.trained = (*self.trained, "interaction")
         self.interaction = model.parts["interaction"]
         self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
-
-    def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
-        """As of :class:`BackboneStage`; where nothing needs true latents, clips may have only their first frame."""
-        first_frames = self.objective.guidance_from == "first" and not self.objective.warm_up
-        return self.latents.batch(indices, shape, with_images=True, first_frames=first_frames)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.objective
@@ -434,16 +387,12 @@ class AlignmentStage(BackboneStage):
     """Hold the sampler's first reading against the reference image: where the image shows joints and points, and how
     the motion is to be corrected. All else is as it is, so clips may have only their first frame."""
 
-    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: ClipFolder):
+    def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: EncodedClips):
         super().__init__(config, model, clips)
         self.trained = ("interaction.alignment",)
         self.alignment = model.parts["interaction"].alignment
         self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
         self.frozen.interaction = model.parts["interaction"]
-
-    def load(self, clips: ClipFolder, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
-        """As of :class:`BackboneStage`; clips may have only their first frame."""
-        return self.latents.batch(indices, shape, with_images=True, first_frames=True)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         normalizer = self.frozen.normalizer

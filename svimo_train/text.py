@@ -1,8 +1,11 @@
-"""Text features of a folder's prompts, from the model's own encoder or from a T5 on disk."""
+"""Text features for training: of the model's own encoder, or T5's, which are stored beside the encoded clips."""
 
 from __future__ import annotations
 
+import hashlib
 import string
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -11,41 +14,42 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from svimo_core.model.text import TextEncoder
 
-from .clips import ClipFolder
-from .settings import TrainConfig
+from .encoded import EncodedClips
 
 BATCH = 32
 
 
-@torch.no_grad()
-def prompt_features(config: TrainConfig, model: SimpleNamespace) -> dict[str, Tensor]:
-    """Features (L text_dim float32) of every prompt of the training and held-out clips and of the empty one.
-
-    Raises:
-        ValueError: the model has no text encoder and the configuration names none.
-    """
-    folders = [ClipFolder(folder) for folder in (config.clips, config.held_out) if folder is not None]
-    prompts = sorted({"", *(clips.motion(i).prompt for clips in folders for i in range(len(clips)))})
+def prompt_encoder(model: SimpleNamespace, clips: EncodedClips) -> Callable[[list[str]], Tensor]:
+    """From prompts to features (B L text_dim): the model's own encoder, or a look-up of the clips' stored ones."""
     if "text_encoder" in model.parts:
-        encode = TextEncoder(model.parts["text_encoder"], model.config.text).encode
-    elif config.text_model is not None:
-        tokenizer = AutoTokenizer.from_pretrained(config.text_model, local_files_only=True)
-        t5 = T5EncoderModel.from_pretrained(config.text_model, local_files_only=True, dtype=torch.bfloat16)
+        return TextEncoder(model.parts["text_encoder"], model.config.text).encode
+    features = clips.features()
+    return lambda prompts: torch.stack([features[prompt] for prompt in prompts]).float()
 
-        def encode(some: list[str]) -> Tensor:
-            length = model.config.backbone.text_length
-            ids = tokenizer(
-                some, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            ).input_ids
-            return t5(input_ids=ids).last_hidden_state
-    else:
-        raise ValueError(
-            f"a {model.config.name} model has no text encoder of its own: set text_model to a folder with T5-XXL"
-        )
-    features = torch.cat(
-        [encode(prompts[i : i + BATCH]).float().cpu() for i in range(0, len(prompts), BATCH)]
-    )
-    return dict(zip(prompts, features, strict=True))
+
+@torch.no_grad()
+def t5_features(prompts: list[str], folder: Path, length: int, device: torch.device) -> Tensor:
+    """Features (B length 4096 bfloat16, on the CPU) of prompts by a T5 in transformers' form, loaded for this."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    t5 = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16).to(device)
+    features = []
+    for first in range(0, len(prompts), BATCH):
+        some = prompts[first : first + BATCH]
+        ids = tokenizer(
+            some, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        features.append(t5(input_ids=ids.to(device)).last_hidden_state.to("cpu", torch.bfloat16))
+    return torch.cat(features)
+
+
+def t5_fingerprint(folder: Path) -> str:
+    """A name for the exact files of a T5."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")):
+        with path.open("rb") as file:
+            while piece := file.read(2**24):
+                digest.update(piece)
+    return digest.hexdigest()[:16]
 
 
 def with_unknown_words(prompt: str, share: float, generator: torch.Generator) -> str:

@@ -1,8 +1,9 @@
 """Read this first: one training run from its configuration to a checkpoint.
 
-A step depends only on the weights before it and on its number: clips, crops, noise and dropout come from generators
-seeded with (seed, step, micro-batch), and micro-batches are numbered over all processes. So a run that was killed goes
-on from its last state bit by bit, and what a step learns from does not depend on how many processes share it.
+A step depends only on the weights before it and on numbers: clips, crops, noise and dropout come from generators
+seeded with (seed, step, micro-batch), and micro-batches are numbered over all processes (`loader.py`). So a run that
+was killed goes on from its last state bit by bit, and what a step learns from does not depend on how many processes
+share it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, send_to_device
@@ -39,11 +39,20 @@ from svimo_core.model.alignment import ImageAlignment, start_without_corrections
 from svimo_core.model.mmdit import split_streams, start_from_nothing
 from svimo_core.normalization import MotionNormalizer
 
-from .clips import ClipFolder
-from .drawing import DrawingPool, DrawingStage
-from .parallel import clip_gradients, micro_batch, shard, whole
-from .settings import Shape, TrainConfig
-from .sheets import write_sheet
+from .drawing import DrawingStage
+from .loader import (
+    Batches,
+    MicroBatches,
+    SampleOrder,
+    batches,
+    draw_shape,
+    require_clips,
+    some_motions,
+    training_data,
+)
+from .parallel import clip_gradients, micro_batch, precision, shard, whole
+from .settings import TrainConfig
+from .sheets import shown, write_sheet
 from .stages import STAGE_MODULES, VAEStage
 from .state import EMA, load_sharded_state, load_state, save_sharded_state, save_state, sharded_state
 
@@ -67,8 +76,6 @@ def train(config: TrainConfig) -> Path:
         TrainingStopped: a loss that is not finite, or a disk that cannot be written; the last checkpoint is usable.
         KeyboardInterrupt: stopped by the user (Ctrl-C or SIGTERM), after the state was saved.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     accelerator = Accelerator(mixed_precision=precision(config.precision))
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
@@ -76,16 +83,16 @@ def train(config: TrainConfig) -> Path:
             "accelerate configuration without FSDP and DeepSpeed"
         )
 
-    # 1. clips, model, and what this stage trains of it
+    # 1. model, clips, and what this stage trains
     if config.stage == "drawing":
         model = load_vae(config)
-        clips = DrawingPool(config.clips, config.drawing.motions, model)
         used = "vae", "drawing_encoder"
     else:
-        clips = ClipFolder(config.clips)
-        model = load_model(config, clips)
+        require_clips(config)
+        model = load_model(config)
         used = tuple(model.parts)
-    stage = STAGE_MODULES[config.stage](config, model, clips)
+    data = training_data(config, model, accelerator)
+    stage = STAGE_MODULES[config.stage](config, model, data.clips)
     parameters = trained_parameters(model, stage)
     if config.sharded:
         shard(stage, accelerator)
@@ -100,7 +107,8 @@ def train(config: TrainConfig) -> Path:
     ema = EMA(parameters, config.ema_decay)
 
     # 2. go on where a run before stopped
-    run = _Run(config, accelerator, clips, model, stage, parameters, ema, optimizer)
+    sheets = shown(config, data, model, accelerator)
+    run = _Run(config, accelerator, data.clips, sheets, model, stage, parameters, ema, optimizer)
     first = run.resume()
 
     # 3. steps
@@ -112,19 +120,18 @@ def train(config: TrainConfig) -> Path:
         unit="step",
         disable=not accelerator.is_main_process,
     )
-    batches = config.gradient_accumulation * accelerator.num_processes
+    work = MicroBatches(config, first, run.samples, accelerator.process_index, accelerator.num_processes)
+    order = SampleOrder(config.seed, data.counts, [source.weight for source in config.sources])
+    read = batches(Batches(config, data.load, order), work, pin_memory=accelerator.device.type == "cuda")
     with _StopSignal() as stop:
         for step in bar:
             began = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step)
-            shape, metrics = draw_shape(config, step), {}
+            metrics = {}
             for micro in range(config.gradient_accumulation):
-                number = micro * accelerator.num_processes + accelerator.process_index
-                generator = step_generator(config.seed, step, number)
-                indices = sample_indices(config, len(clips), step * batches + number, shape.batch_size)
-                with accelerator.autocast():
-                    batch = stage.load(clips, indices, shape, generator)
+                with accelerator.autocast():  # the drawing stage encodes as it reads
+                    batch, generator = next(read)
                 batch = send_to_device(batch, accelerator.device)
                 with micro_batch(forward, last=micro + 1 == config.gradient_accumulation):
                     with accelerator.autocast():
@@ -163,33 +170,6 @@ def trained_parameters(model: SimpleNamespace, stage: nn.Module) -> dict[str, nn
     return parameters
 
 
-# --- what a step consists of, from its number alone ---
-
-
-def step_generator(seed: int, step: int, micro: int) -> torch.Generator:
-    """The source of all randomness of one forward pass, by the micro-batch's number in its step over all processes."""
-    words = np.random.SeedSequence([seed, step, 0, micro]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-
-
-def draw_shape(config: TrainConfig, step: int) -> Shape:
-    """The clip shape of a step, the same on every process."""
-    shapes = config.phase_at(step).shapes
-    weights = np.array([shape.weight for shape in shapes])
-    rng = np.random.default_rng([config.seed, step, 1])
-    return shapes[rng.choice(len(shapes), p=weights / weights.sum())]
-
-
-def sample_indices(config: TrainConfig, count: int, batch: int, batch_size: int) -> list[int]:
-    """Clips of one batch, by its number in the run. Every clip comes once before any comes again, in another order each
-    time, as long as the batch size stays."""
-    indices = []
-    for sample in range(batch * batch_size, (batch + 1) * batch_size):
-        order = np.random.default_rng([config.seed, sample // count, 2]).permutation(count)
-        indices.append(int(order[sample % count]))
-    return indices
-
-
 def over_processes(metrics: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, float]:
     """Means over all processes, the same on each."""
     values = torch.stack([value.float() for value in metrics.values()])
@@ -203,17 +183,10 @@ def anywhere(asked: bool, accelerator: Accelerator) -> bool:
     return accelerator.reduce(torch.tensor(int(asked), device=accelerator.device)).item() > 0
 
 
-def precision(name: str) -> str:
-    """Accelerate's name of a precision; "auto" is bf16 on a GPU that has it, and full precision elsewhere."""
-    if name != "auto":
-        return name
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-
-
 # --- the model ---
 
 
-def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
+def load_model(config: TrainConfig) -> SimpleNamespace:
     """All parts of the model: from the initial checkpoint as far as it has them, the rest from seeds.
 
     Returns:
@@ -261,8 +234,7 @@ def load_model(config: TrainConfig, clips: ClipFolder) -> SimpleNamespace:
             log.info("%s: %s", part, provenance[part])
     normalizer = header.normalizer if header is not None else None
     if normalizer is None:
-        motions = [clips.motion(i) for i in range(min(len(clips), config.statistics_clips))]
-        normalizer = MotionNormalizer.fit(motions, size.interaction.object_names)
+        normalizer = MotionNormalizer.fit(some_motions(config), size.interaction.object_names)
     return SimpleNamespace(
         config=size,
         parts=parts,
@@ -347,10 +319,11 @@ def _with_alignment(size: SViMoConfig, interaction: nn.Module, config: TrainConf
 class _Run:
     """Files of one run, and when they are written."""
 
-    def __init__(self, config, accelerator, clips, model, stage, parameters, ema, optimizer):
+    def __init__(self, config, accelerator, clips, shown, model, stage, parameters, ema, optimizer):
         self.config = config
         self.accelerator = accelerator
         self.clips = clips
+        self.shown = shown
         self.model = model
         self.stage = stage
         self.parameters = parameters
@@ -408,7 +381,9 @@ class _Run:
                     file.write(json.dumps(line) + "\n")
             if config.sheet_every and (done % config.sheet_every == 0 or done == config.steps):
                 with self.averaged_weights():
-                    write_sheet(config.output / f"sheet-{done:07d}.png", config, self.model, self.stage)
+                    write_sheet(
+                        config.output / f"sheet-{done:07d}.png", config, self.shown, self.model, self.stage
+                    )
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

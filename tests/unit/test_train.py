@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -33,6 +35,7 @@ from svimo_train import ablation
 from svimo_train.clips import Clip, ClipFolder, write_clip
 from svimo_train.clips import main as write_clips
 from svimo_train.data.synthetic import generate_motion
+from svimo_train.loader import step_generator, training_data
 from svimo_train.objectives import (
     DISTANCE_UNIT,
     chamfer,
@@ -40,7 +43,8 @@ from svimo_train.objectives import (
     distances,
     interaction_loss,
 )
-from svimo_train.settings import InteractionObjective, JointObjective, Phase, Shape, TrainConfig
+from svimo_train.settings import Batch, InteractionObjective, JointObjective, Phase, Shape, TrainConfig
+from svimo_train.shards import Record, Shard, write_shard
 from svimo_train.stages import AlignmentStage, InteractionStage, JointStage, ReadingLoss, draw_timesteps
 from svimo_train.text import with_unknown_words
 from svimo_train.trainer import (
@@ -49,7 +53,6 @@ from svimo_train.trainer import (
     STATE,
     TrainingStopped,
     load_model,
-    step_generator,
     train,
     trained_parameters,
 )
@@ -92,6 +95,12 @@ def phase(steps: int, batch_size: int = 1) -> Phase:
     return Phase(
         steps=steps, shapes=(Shape(frames=FRAMES, height=HEIGHT, width=WIDTH, batch_size=batch_size),)
     )
+
+
+def batch_of(config: TrainConfig, indices: list[int]) -> Batch:
+    """These clips as the stage gets them."""
+    load = training_data(config, load_model(config), Accelerator()).load
+    return load(indices, phase(1).shapes[0], step_generator(0, 0, 0))
 
 
 def logged(config: TrainConfig, key: str = "loss") -> list[float]:
@@ -187,14 +196,14 @@ def gradients(
 ) -> tuple[JointStage, float]:
     """The stage after one backward pass, and its loss; `prepare` is called with the stage before it."""
     config = replace(settings, joint=joint)
-    folder = ClipFolder(config.clips)
-    model = load_model(config, folder)
-    stage = JointStage(config, model, folder)
+    model = load_model(config)
+    data = training_data(config, model, Accelerator())
+    stage = JointStage(config, model, data.clips)
     for part in stage.trained:
         model.parts[part].requires_grad_(True)
     prepare(stage)
     generator = step_generator(0, 0, 0)
-    loss, _ = stage(stage.load(folder, [0, 1], phase(1).shapes[0], generator), generator)
+    loss, _ = stage(data.load([0, 1], phase(1).shapes[0], generator), generator)
     loss.backward()
     return stage, loss.item()
 
@@ -269,7 +278,7 @@ def test_any_to_any_is_learned_by_shares(settings):
             joint,
             lambda stage: stage.backbone.register_forward_pre_hook(lambda _, seen: passes.append(seen)),  # noqa: B023
         )
-        batch = stage.load(ClipFolder(settings.clips), [0, 1], phase(1).shapes[0], step_generator(0, 0, 0))
+        batch = batch_of(replace(settings, joint=joint), [0, 1])
         for inputs in passes:  # the first step's and the loss's
             for stream, name in enumerate(("video", "motion")):
                 time, latents = inputs[3][:, stream], inputs[0 if stream == 0 else 4]
@@ -330,10 +339,7 @@ def test_latents_may_be_those_of_the_sampler(settings, config, steps):
                 assert torch.allclose(after[place][row], expected, atol=1e-4)
     assert (passes[0][0][3] == 999).all()
     assert passes[0][0][5].abs().sum() == 0
-    for change, says in (
-        (dict(guidance_from="clean"), r'sampled_share needs joint\.guidance_from "first"'),
-        (dict(sampled_steps=0), r"sampled_steps must be at least 1"),
-    ):
+    for change, says in ((dict(guidance_from="clean"), r'sampled_share needs joint\.guidance_from "first"'),):
         with pytest.raises(ValueError, match=says):
             replace(settings, joint=replace(joint, **change))
 
@@ -347,8 +353,9 @@ def test_clips_with_a_first_frame_only(settings, clips):
         ClipFolder(clips).has_video(1)
     np.save(clips / "clip-1.npy", first)
     joint = JointObjective(guidance_from="first")
-    stage, _ = gradients(replace(settings, joint=joint), joint)
-    batch = stage.load(ClipFolder(clips), [1, 0], phase(1).shapes[0], step_generator(0, 0, 0))
+    settings = replace(settings, joint=joint)
+    stage, _ = gradients(settings, joint)
+    batch = batch_of(settings, [1, 0])
     assert batch["whole"].tolist() == [False, True]
     assert torch.equal(batch["images"][0], batch["images"][1])
     assert not torch.equal(batch["hands"][0], batch["hands"][1])
@@ -357,7 +364,7 @@ def test_clips_with_a_first_frame_only(settings, clips):
     stage.backbone.register_forward_hook(lambda _, *seen: passes.append(seen))
 
     def terms(indices):
-        batch = stage.load(ClipFolder(clips), indices, phase(1).shapes[0], step_generator(0, 0, 0))
+        batch = batch_of(settings, indices)
         return batch, stage(batch, step_generator(0, 0, 0))[1]
 
     _, without = terms([1, 1])
@@ -379,7 +386,7 @@ def test_clips_with_a_first_frame_only(settings, clips):
         dict(joint=JointObjective()),
         dict(joint=JointObjective(guidance_from="first", warm_up=1.0)),
     ):
-        with pytest.raises(ValueError, match=r"clip-1 has only its first frame.*guidance_from"):
+        with pytest.raises(ValueError, match=r"clip-1 of .* has only its first frame.*guidance_from"):
             train(replace(config, output=settings.output / "other", **change))
 
 
@@ -410,7 +417,7 @@ def test_warm_up_goes_on_beside_the_constraint(settings):
         JointObjective(denoising=0.0, interaction=0.0, guidance=False, warm_up=1.0),
         lambda stage: stage.interaction.register_forward_pre_hook(lambda _, inputs: seen.append(inputs)),
     )
-    truth = stage.load(ClipFolder(settings.clips), [0, 1], phase(1).shapes[0], step_generator(0, 0, 0))
+    truth = batch_of(settings, [0, 1])
     assert torch.equal(seen[-1][2], truth["video"])
     assert torch.equal(seen[-1][3], truth["motion"])
     assert size_of_gradient(stage.interaction) > 0
@@ -422,32 +429,36 @@ def test_vid_learns_from_latents_that_were_sampled(settings):
     config = replace(
         settings, stage="interaction", interaction=InteractionObjective(sampled_share=0.5, clean_share=1.0)
     )
-    folder, shape = ClipFolder(config.clips), phase(1).shapes[0]
-    model = load_model(config, folder)
-    stage = InteractionStage(config, model, folder)
-    true = stage.latents.batch([0, 1] * 4, shape)
-    mixed = stage.load(folder, [0, 1] * 4, shape, step_generator(0, 0, 0))
+    true = batch_of(replace(config, interaction=InteractionObjective()), [0, 1] * 4)
+    mixed = batch_of(config, [0, 1] * 4)
     same = [torch.equal(a, b) for a, b in zip(mixed["video"], true["video"], strict=True)]
     assert 0 < sum(same) < 8
     assert same == [torch.equal(a, b) for a, b in zip(mixed["motion"], true["motion"], strict=True)]
     assert torch.equal(mixed["hands"], true["hands"])
-    sampled = stage.sampled.latents(0, shape)
-    assert not torch.allclose(sampled, stage.sampled.latents(1, shape), atol=1e-2)
+    one, other = (mixed["video"][same.index(False) + i :: 2][0] for i in (0, 1))
+    assert not torch.allclose(one, other, atol=1e-2)
 
+    def sampled():
+        return training_data(config, model, Accelerator()).load.sampled.folders[0]
+
+    model = load_model(config)
+    before = sampled()
+    written = {path: path.stat().st_mtime_ns for path in before.folder.rglob("*.*")}
     with torch.no_grad():  # another MM-DiT has others, this one still has its own
         model.parts["backbone"].proj_out.weight.mul_(2)
-    assert torch.equal(stage.sampled.latents(0, shape), sampled)
-    other = InteractionStage(config, model, folder).sampled.latents(0, shape)
-    assert not torch.allclose(other, sampled, atol=1e-2)
+    assert sampled().folder != before.folder
+    model = load_model(config)
+    assert sampled().folder == before.folder
+    assert {path: path.stat().st_mtime_ns for path in before.folder.rglob("*.*")} == written
     train(config)
     assert math.isfinite(logged(config)[-1])
     with pytest.raises(ValueError, match="sampled_share needs a trained MM-DiT"):
-        load_model(replace(config, init=None), folder)
+        load_model(replace(config, init=None))
 
 
 def test_vid_may_learn_from_distances(settings):
     folder = ClipFolder(settings.clips)
-    normalizer = load_model(settings, folder).normalizer
+    normalizer = load_model(settings).normalizer
     hands, points = normalizer.normalize(folder.motion(0), points_per_object=8)
     metres = torch.tensor([0.03, 0.0, 0.04])
     per_point = normalizer.objects_std.repeat_interleave(8, dim=0)
@@ -461,8 +472,6 @@ def test_vid_may_learn_from_distances(settings):
         assert terms[1 - index].item() < 0.04
         # clouds are held together by their squares as well
         assert (total > terms[0] + terms[1] / 2 + 0.01) == (index == 1)
-    with pytest.raises(ValueError, match=r"interaction\.error must be one of squared, distance"):
-        replace(settings, interaction=InteractionObjective(error="metres"))
 
 
 def test_warm_up_as_in_sampling(settings):
@@ -472,11 +481,12 @@ def test_warm_up_as_in_sampling(settings):
         stage="interaction",
         interaction=InteractionObjective(clean_share=1.0, reading_share=0.5, motion_dropout=0.5),
     )
-    folder = ClipFolder(config.clips)
-    stage, seen = InteractionStage(config, load_model(config, folder), folder), []
+    model = load_model(config)
+    data = training_data(config, model, Accelerator())
+    stage, seen = InteractionStage(config, model, data.clips), []
     stage.interaction.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     generator = step_generator(0, 0, 0)
-    batch = stage.load(folder, [0, 1] * 8, phase(1).shapes[0], generator)
+    batch = data.load([0, 1] * 8, phase(1).shapes[0], generator)
     stage(batch, generator)
     hands, _, video, motion, time = seen[0]
     assert torch.equal(video, batch["video"])
@@ -531,7 +541,7 @@ def test_alignment_is_added_to_a_model_and_trained_alone(settings, config, parts
     large = COGVIDEOX_5B_I2V
     named = replace(bare, name=large.name)  # its preset's size, whatever config.preset says
     save_checkpoint(path, named, without, normalizer, torch.zeros(17, 3), {})
-    made = load_model(run, ClipFolder(run.clips)).config
+    made = load_model(run).config
     assert made.interaction.align_channels == large.interaction.align_channels
 
     # other stages leave it alone
@@ -542,20 +552,22 @@ def test_alignment_is_added_to_a_model_and_trained_alone(settings, config, parts
     changed = {key for key, value in after.items() if not torch.equal(last[key], value)}
     assert changed
     assert not changed & added
-    model, folder = load_model(go_on, ClipFolder(go_on.clips)), ClipFolder(go_on.clips)
-    learned = trained_parameters(model, InteractionStage(go_on, model, folder))
+    model = load_model(go_on)
+    data = training_data(go_on, model, Accelerator())
+    learned = trained_parameters(model, InteractionStage(go_on, model, data.clips))
     assert not added & learned.keys()  # several processes would wait for their gradients
     assert not any(p.requires_grad for p in model.parts["interaction"].alignment.parameters())
     with pytest.raises(ValueError, match="alignment corrects what a trained MM-DiT and VID read"):
-        load_model(replace(run, init=None), ClipFolder(settings.clips))
+        load_model(replace(run, init=None))
 
 
 def test_alignment_learns_from_what_the_sampler_reads_first(settings, monkeypatch):
     """From pure noise without guidance, and nearer to the truth in some samples."""
     run = replace(settings, stage="alignment")
-    clips = ClipFolder(run.clips)
-    stage = AlignmentStage(run, load_model(run, clips), clips)
-    batch = stage.load(clips, [0, 1, 0, 1], phase(1).shapes[0], step_generator(0, 0, 0))
+    model = load_model(run)
+    data = training_data(run, model, Accelerator())
+    stage = AlignmentStage(run, model, data.clips)
+    batch = data.load([0, 1, 0, 1], phase(1).shapes[0], step_generator(0, 0, 0))
     seen, aligned = [], []
     stage.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     stage.alignment.register_forward_pre_hook(lambda _, inputs: aligned.append(inputs))
@@ -582,9 +594,14 @@ def test_alignment_learns_from_what_the_sampler_reads_first(settings, monkeypatc
 
 def test_not_a_number_stops_with_a_usable_checkpoint(settings, clips):
     config = replace(settings, save_every=1, phases=(phase(1, 2),))
-    train(config)  # fills the latent cache
-    for file in (clips / "latents").rglob("*.npy"):
-        np.save(file, np.full_like(np.load(file), np.nan))
+    train(config)  # encodes the clips
+    (path,) = (clips / "encoded").rglob("*x*/*.safetensors")
+    shard = Shard(path)
+    broken = {}
+    for name in shard.records:
+        tensors, notes = shard.read(name)
+        broken[name] = Record(tensors | {"latents": torch.full_like(tensors["latents"], torch.nan)}, notes)
+    write_shard(path.parent, broken).replace(path)
     with pytest.raises(TrainingStopped, match=r"loss of step 1 is nan.*after step 1 in .* is good"):
         train(replace(config, phases=(phase(3, 2),)))
     weights = load_part(read_header(config.output / CHECKPOINT), "backbone").parameters()
@@ -645,9 +662,8 @@ def test_state_of_another_stage_is_refused(settings):
 
 def test_a_new_transformer_starts_as_nothing(settings):
     """Zero output, and guidance that changes nothing until it is trained; a seed of its own makes another one."""
-    folder = ClipFolder(settings.clips)
     one, other = (
-        load_model(replace(settings, backbone="new", seed=seed), folder).parts["backbone"] for seed in (0, 1)
+        load_model(replace(settings, backbone="new", seed=seed)).parts["backbone"] for seed in (0, 1)
     )
     assert not torch.equal(one.patch_embed.proj.weight, other.patch_embed.proj.weight)
     assert one.patch_embed.motion_proj.weight.any()
@@ -655,7 +671,7 @@ def test_a_new_transformer_starts_as_nothing(settings):
     assert not one.patch_embed.motion_proj.weight[:, channels:].any()
     z, text = torch.randn(1, channels, 3, 4, 6), torch.randn(1, 8, 16)
     assert not any(v.any() for v in one(z, z, text, torch.tensor([500]), z, z))
-    init = load_model(settings, folder).parts["backbone"]
+    init = load_model(settings).parts["backbone"]
     assert init.proj_out.weight.any()
 
 
@@ -715,7 +731,7 @@ def test_vid_of_a_side_run_takes_the_place_of_the_first(settings):
     other = replace(header.config, interaction=replace(header.config.interaction, snr_shift=7.0))
     parts = {"interaction": load_part(header, "interaction")}
     save_checkpoint(path, other, parts, header.normalizer, None, header.provenance, torch.float32)
-    joined = load_model(replace(settings, init_interaction=path), ClipFolder(settings.clips))
+    joined = load_model(replace(settings, init_interaction=path))
     assert joined.config.interaction.snr_shift == 7.0
     expected = load_part(read_header(path), "interaction").state_dict()
     assert all(
@@ -771,7 +787,7 @@ def test_a_position_table_that_is_never_used_is_left_out(settings, with_table):
     before, after = (load_part(read_header(p), "backbone").state_dict() for p in (with_table, train(run)))
     assert before.keys() - after.keys() == {"patch_embed.position_table.weight"}
     on_its_grid = Phase(steps=1, shapes=(Shape(frames=5, height=16, width=32, batch_size=1),))
-    model = load_model(replace(run, phases=(phase(1), on_its_grid)), ClipFolder(settings.clips))
+    model = load_model(replace(run, phases=(phase(1), on_its_grid)))
     assert tuple(model.config.backbone.position_table) == (2, 1, 2)
 
 
@@ -801,7 +817,7 @@ def test_two_resolutions(settings):
     config = replace(settings, phases=(low, phase(1)), gradient_checkpointing=True, gradient_accumulation=2)
     train(config)
     assert [config.phase_at(step).shapes[0].height for step in range(config.steps)] == [16, HEIGHT]
-    cached = {file.parent.name for file in (settings.clips / "latents").rglob("*.npy")}
+    cached = {file.parent.name for file in (settings.clips / "encoded").rglob("*.safetensors")}
     assert cached == {"5x16x32", f"{FRAMES}x{HEIGHT}x{WIDTH}"}
 
 
@@ -818,6 +834,11 @@ def test_model_without_a_text_encoder_of_its_own(settings, config, parts, normal
     PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER_FILE), pad_token="<pad>").save_pretrained(folder)
     header = read_header(train(replace(run, text_model=folder)))
     assert header.parts == ("backbone", "interaction", "vae", "drawing_encoder")
+    shutil.rmtree(folder)  # features are stored beside the clips
+    train(replace(run, output=tmp_path / "again"))
+    for change in (dict(joint=JointObjective(word_dropout=0.1)), dict(train_text=True)):
+        with pytest.raises(ValueError, match="word_dropout and train_text need the model's own text encoder"):
+            train(replace(run, output=tmp_path / "other", **change))
 
 
 def test_loss_curve(settings):
@@ -840,14 +861,34 @@ def test_committed_configurations_are_complete():
         assert config.learning_rate_at(0) > 0
 
 
-def test_configuration_mistakes_are_named(tmp_path, settings):
-    with pytest.raises(ValueError, match="stage must be one of"):
-        replace(settings, stage="all")
-    with pytest.raises(ValueError, match="guidance_from must be one of"):
-        replace(settings, joint=JointObjective(guidance_from="nowhere"))
-    with pytest.raises(ValueError, match="word_dropout needs the model's own text encoder"):
-        replace(settings, text_model=settings.clips, joint=JointObjective(word_dropout=0.1))
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"stage": "all"}, "stage should be 'vae', .* or 'drawing', got \"all\""),
+        (
+            {"joint": {"guidance_from": "nowhere"}},
+            r"joint\.guidance_from should be 'noisy', 'clean' or 'first'",
+        ),
+        ({"interaction": {"error": "metres"}}, r"interaction\.error should be 'squared' or 'distance'"),
+        ({"joint": {"guidence": True}}, r"unknown field joint\.guidence \(did you mean guidance\?\)"),
+        ({"joint": {"text_dropout": 2}}, r"joint\.text_dropout should be less than or equal to 1, got 2"),
+        ({"joint": {"sampled_steps": 0}}, r"joint\.sampled_steps should be greater than or equal to 1"),
+        ({"learning_rate": "1e-5"}, 'learning_rate should be a valid number, got "1e-5"'),
+        (
+            {"clips": [{"folder": "a", "wieght": 2}]},
+            r"unknown field clips\.0\.wieght \(did you mean weight\?\)",
+        ),
+        ({"clips": []}, "at least one folder of clips"),
+        (
+            {"phases": [{"steps": 1, "shapes": [{"frame": 9}]}]},
+            r"0\.frames is missing[^$]*unknown field .*\.frame ",
+        ),
+        ({"workers": 1, "stage": "drawing"}, "set workers to 0"),
+    ],
+)
+def test_configuration_mistakes_are_named(tmp_path, settings, change, says):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"stage": "vae", "phases": [{"steps": 1, "shapes": [{"frame": 1}]}]}))
-    with pytest.raises(ValueError, match=r"config\.json is not a training configuration.*frame"):
-        TrainConfig.load(path)
+    path.write_text(json.dumps(settings.to_dict()))
+    assert TrainConfig.load(path) == settings
+    with pytest.raises(ValueError, match=rf"config\.json is not a training configuration:\n[^$]*{says}"):
+        TrainConfig.load(path, **change)
