@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SkipValidation
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Job(BaseModel):
     name: str
     row: int
     workflow: Path
-    graph: dict[str, dict[str, Any]]
+    graph: SkipValidation[dict[str, dict[str, Any]]]  # else each job would have its own copy
     values: dict[str, Value]
 
 

@@ -128,7 +128,7 @@ class Outputs:
 
     def begin(self, job: Job) -> JobFolder:
         """A folder to put the files of a job into."""
-        folder = self.folder / f"{job.name}-{job.identity[:8]}"
+        folder = self._folders.get(job.identity) or self.folder / f"{job.name}-{mark(job)}"
         folder.mkdir(exist_ok=True)
         return JobFolder(self, job, folder)
 

@@ -77,7 +77,7 @@ LAB_ORDER = [
 ]
 """svimo_train, which stands beside svimo_core and upon it."""
 QUEUE = ROOT / "svimo_queue"
-QUEUE_ORDER = ["jobs", "sheet", "outputs", "workflow", "server", "run"]
+QUEUE_ORDER = ["jobs", "sheet", "outputs", "workflow", "server", "display", "run"]
 """svimo_queue: the first three know nothing of what runs the jobs."""
 
 
