@@ -264,7 +264,7 @@ class JobFolder:
     def _free_name(self, name: str) -> str:
         stem, dot, suffix = name.replace("\\", "/").rpartition("/")[2].rpartition(".")
         stem, suffix = (stem, slug(suffix)) if dot else (suffix, "")
-        stem = re.sub(r"_\d{5}_?$", "", stem.replace(f"_{mark(self._job)}", ""))
+        stem = re.sub(r"_\d{5}(_?$|(?=_\D))", "", stem.replace(f"_{mark(self._job)}", ""))
         stem = slug(stem, 80).strip("_") or "file"
         taken = {RECORD, FAILURE} | {name.lower() for name in self._names}
         for number in range(1, len(self._names) + 3):

@@ -22,7 +22,7 @@ from .outputs import Outputs
 from .server import JobFailed, JobStalled, Server, ServerFull, ServerLost, new_prompt_id
 from .workflow import make_prompt, say_problems
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
 """Seconds until a lost server is asked again, and how far they grow."""
 SHEET_EVERY = 60.0
 """Seconds between two contact sheets while jobs run."""
@@ -123,7 +123,7 @@ class Run:
 
     async def _serve(self, server: Server) -> None:
         """Give one server job after job, through all that may happen to it."""
-        pause = FIRST_PAUSE
+        pause, said = FIRST_PAUSE, ""
         while self.unsettled:
             try:
                 if not server.definitions:
@@ -135,10 +135,12 @@ class Run:
                 await self._take_up(server)
                 while job := await self._next(server):
                     await self._run(server, job)
-                    pause = FIRST_PAUSE
+                    pause, said = FIRST_PAUSE, ""
             except ServerLost as error:
                 server.definitions = {}  # it may come back as another
-                self._say(f"{error}; asked again in {pause:.0f} s")
+                if str(error) != said:
+                    said = str(error)
+                    self._say(f"{said}; asked again until it can go on")
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._all_settled(), pause)
                 pause = min(pause * 2, LONGEST_PAUSE)

@@ -158,19 +158,28 @@ def test_a_failing_job_is_tried_again_and_the_others_go_on(server, batch, capsys
         {"workflow": "fail.json", "name": "flaky", "times": 1, "seed": 1},
         {"workflow": "fail.json", "name": "hopeless", "times": 9, "seed": 2},
         {"workflow": "silent.json", "name": "silent", "seconds": 30, "seed": 1},
+        {
+            "workflow": "fail.json",
+            "name": "full",
+            "message": "[Errno 28] No space left",
+            "times": 1,
+            "seed": 3,
+        },
         {"workflow": "slow.json", "seed": "10-12"},
     )
     assert batch.run("--server", server.url, "--stall", "2") == 1
     records = {record.name: record for record in batch.records()}
-    assert set(records) == {"flaky", "seed-10-slow", "seed-11-slow", "seed-12-slow"}
-    assert (records["flaky"].tries, records["seed-10-slow"].tries) == (2, 1)
+    assert set(records) == {"flaky", "full", "seed-10-slow", "seed-11-slow", "seed-12-slow"}
+    assert (records["flaky"].tries, records["seed-10-slow"].tries, records["full"].tries) == (2, 1, 1)
     table = (batch.out / "table.csv").read_text(encoding="utf-8-sig")
     assert "TestFail (node fail): out of cheese" in table
     (error,) = batch.out.glob("hopeless-*/error.json")
     error = json.loads(error.read_text())
     assert (error["tries"], "queue_nodes.py" in error["details"]) == (2, True)
     assert "no progress for 2 s" in table
-    assert "2 jobs failed, 0 did not run" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "2 jobs failed, 0 did not run" in said
+    assert "has no room on its disk (TestFail (node fail): [Errno 28] No space left): make some" in said
     assert queue_of(server.url) == []
 
 

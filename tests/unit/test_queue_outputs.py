@@ -38,6 +38,7 @@ def test_a_job_is_done_when_its_record_is_there(tmp_path, jobs):
         f"video_{jobs[0].identity[:8]}_00001_.mp4",
         "picture_00001_.png",
         "picture_00002_.png",
+        "hand_00001_left.bvh",
         "job.json",
     ]
     with Outputs(tmp_path / "out", jobs) as outputs:
@@ -45,7 +46,8 @@ def test_a_job_is_done_when_its_record_is_there(tmp_path, jobs):
         folder = outputs.begin(jobs[1])
         with folder.file("video.mp4") as path:
             path.write_bytes(b"video")
-    assert [file.name for file in record.files] == ["video.mp4", "picture.png", "picture_2.png", "job_2.json"]
+    made = ["video.mp4", "picture.png", "picture_2.png", "hand_left.bvh", "job_2.json"]
+    assert [file.name for file in record.files] == made
     folder = tmp_path / "out" / f"seed-0-{jobs[0].identity[:8]}"
     assert record.files[0].sha256 == sha256_of(folder / "video.mp4")
     assert json.loads((folder / "job.json").read_text())["values"] == {
