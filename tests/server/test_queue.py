@@ -1,11 +1,13 @@
 """svimo_queue against real ComfyUI servers: to the end, again, through kills, faults and a stop, on one and on two."""
 
+import _thread
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -50,6 +52,7 @@ class Batch:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.tools: list[subprocess.Popen] = []
         self.out = folder / "jobs_outputs"
         for name, graph in WORKFLOWS.items():
             (folder / f"{name}.json").write_text(json.dumps(graph))
@@ -60,13 +63,21 @@ class Batch:
         (self.folder / "jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
     def run(self, *options: str, command: str = "run") -> int:
-        return main([command, str(self.folder / "jobs.jsonl"), *map(str, options)])
+        stop = threading.Timer(
+            90, _thread.interrupt_main
+        )  # as Ctrl-C: a run waits for a lost server without end
+        stop.start()
+        try:
+            return main([command, str(self.folder / "jobs.jsonl"), *map(str, options)])
+        finally:
+            stop.cancel()
 
     def start(self, *options: str) -> subprocess.Popen:
         """The tool as a process of its own, that can be killed; what it says goes to a file."""
         command = [sys.executable, "-m", "svimo_queue", "run", str(self.folder / "jobs.jsonl"), *options]
         with (self.folder / "said.txt").open("wb") as said:
-            return subprocess.Popen(command, cwd=ROOT, stderr=said)
+            self.tools.append(subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said))
+        return self.tools[-1]
 
     def said(self) -> str:
         return (self.folder / "said.txt").read_text(encoding="utf-8")
@@ -80,10 +91,14 @@ class Batch:
 
 @pytest.fixture
 def batch(tmp_path):
-    return Batch(tmp_path)
+    batch = Batch(tmp_path)
+    yield batch
+    for tool in batch.tools:
+        tool.kill()
+        tool.wait()
 
 
-def wait_for(condition, seconds: float = 30) -> None:
+def wait_for(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
