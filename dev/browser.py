@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import requests
-from playwright.sync_api import ConsoleMessage, Error, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, sync_playwright
 
 from dev.comfy import PACK_NAME
 
@@ -130,6 +130,28 @@ def find_browser() -> str | None:
 
 
 @contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless browser of its own.
+
+    Raises:
+        RuntimeError: there is no browser.
+    """
+    path = find_browser()
+    if path is None:
+        raise RuntimeError(
+            "No browser found: install Chromium or Chrome, or run `python -m dev.browser` as root."
+        )
+    with sync_playwright() as playwright:
+        flags = [*FLAGS, "--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else FLAGS
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        try:
+            yield browser
+        finally:
+            with contextlib.suppress(Error):  # it may be gone already
+                browser.close()
+
+
+@contextlib.contextmanager
 def comfy_page(
     url: str, *, width: int = 1600, height: int = 1000, settings: dict | None = None
 ) -> Iterator[ComfyPage]:
@@ -143,26 +165,14 @@ def comfy_page(
     Raises:
         RuntimeError: there is no browser.
     """
-    browser = find_browser()
-    if browser is None:
-        raise RuntimeError(
-            "No browser found: install Chromium or Chrome, or run `python -m dev.browser` as root."
-        )
     with requests.Session() as session:
         session.trust_env = False  # loopback never goes through a proxy
         reply = session.post(f"{url}/settings", json=SETTINGS | (settings or {}), timeout=60)
         reply.raise_for_status()
-    with sync_playwright() as playwright:
-        flags = [*FLAGS, "--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else FLAGS
-        chromium = playwright.chromium.launch(executable_path=browser, args=flags)
-        try:
-            page = chromium.new_page(viewport={"width": width, "height": height})
-            comfy = ComfyPage(page, url)
-            comfy.open()
-            yield comfy
-        finally:
-            with contextlib.suppress(Error):  # it may be gone already
-                chromium.close()
+    with chromium() as browser:
+        comfy = ComfyPage(browser.new_page(viewport={"width": width, "height": height}), url)
+        comfy.open()
+        yield comfy
 
 
 def install_browser() -> None:

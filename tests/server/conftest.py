@@ -16,7 +16,8 @@ def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     for folder in ("custom_nodes", "input", "models/svimo"):
         (base / folder).mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("broken_image.py"), base / "custom_nodes")
+    for nodes in ("broken_image.py", "queue_nodes.py"):
+        shutil.copy(Path(__file__).with_name(nodes), base / "custom_nodes")
     for name in EXAMPLES:
         shutil.copy(ROOT / "assets" / name, base / "input")
     with ComfyServer(base) as server:

@@ -82,6 +82,9 @@ LAB_ORDER = [
     "data/taco/look",
 ]
 """svimo_train, which stands beside svimo_core and upon it."""
+QUEUE = ROOT / "svimo_queue"
+QUEUE_ORDER = ["jobs", "sheet", "outputs", "workflow", "server", "display", "run"]
+"""svimo_queue: the first three know nothing of what runs the jobs."""
 
 
 def modules(house: Path) -> dict[str, Path]:
@@ -115,8 +118,9 @@ OUTSIDE = ("!comfy", "!comfy_api", "!folder_paths", "!nodes", "!dev")
 @pytest.mark.parametrize(
     ("house", "order", "outside", "name"),
     [
-        *((CORE, ORDER, (*OUTSIDE, "!svimo_train"), name) for name in modules(CORE)),
-        *((LAB, LAB_ORDER, OUTSIDE, name) for name in modules(LAB)),
+        *((CORE, ORDER, (*OUTSIDE, "!svimo_train", "!svimo_queue"), name) for name in modules(CORE)),
+        *((LAB, LAB_ORDER, (*OUTSIDE, "!svimo_queue"), name) for name in modules(LAB)),
+        *((QUEUE, QUEUE_ORDER, (*OUTSIDE, "!svimo_train"), name) for name in modules(QUEUE)),
     ],
 )
 def test_modules_import_only_from_below(house, order, outside, name):
@@ -140,7 +144,7 @@ def test_core_and_package_import_without_comfyui():
         "spec = importlib.util.spec_from_file_location('pack', start, submodule_search_locations=[root])\n"
         "pack = importlib.util.module_from_spec(spec); sys.modules['pack'] = pack; spec.loader.exec_module(pack)\n"
         "import pack.svimo_core.sampling.pipeline\n"
-        "assert not any('svimo_train' in name for name in sys.modules)\n"
+        "assert not any('svimo_train' in name or 'svimo_queue' in name for name in sys.modules)\n"
         "assert callable(pack.comfy_entrypoint) and not any(name.startswith('comfy') for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent, capture_output=True)

@@ -1,0 +1,424 @@
+"""The job file: rows of readable values that multiply into jobs, each known by a hash of its content.
+
+A CSV or JSONL file has a `workflow` in each row and any other columns: `prompt`, `seed`, `image`, or `node.input`.
+Nothing in here knows what runs the jobs.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import itertools
+import json
+import logging
+import math
+import re
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, SkipValidation
+
+logger = logging.getLogger(__name__)
+
+OUR_WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows" / "api"
+FILE_COLUMNS = {"image", "mask", "video", "audio", "motion", "mesh", "file"}
+"""Whose values are files on this machine, by a path relative to the job file."""
+TEXT_COLUMNS = {"name", "workflow", "prompt", "negative_prompt", "text"}
+"""Whose values are never read as numbers."""
+MOST_JOBS = 100_000
+NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?")
+RANGE = re.compile(r"(\d{1,20})-(\d{1,20})")
+
+
+class JobFileError(ValueError):
+    """A job file with mistakes; the message has one line for each of them."""
+
+
+class InputFile(BaseModel):
+    """A file that a job takes.
+
+    Attributes:
+        path: on this machine.
+        text: as the job file names it.
+        sha256: of its bytes.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    path: Path
+    text: str
+    sha256: str
+
+
+Scalar = bool | int | float | str
+Value = InputFile | Scalar
+
+
+class Job(BaseModel):
+    """One run of a workflow with one set of values.
+
+    Attributes:
+        identity: SHA-256 of the workflow, the values and the bytes of their files; the same in every run.
+        name: readable, for people; two jobs may share it.
+        row: in the job file, as a spreadsheet counts (the header is row 1), or the line of a JSONL file.
+        workflow: the API-format file.
+        graph: what is in it, node id -> {class_type, inputs}.
+        values: by column, in the order of the file; without the columns `workflow` and `name`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    identity: str
+    name: str
+    row: int
+    workflow: Path
+    graph: SkipValidation[dict[str, dict[str, Any]]]  # else each job would have its own copy
+    values: dict[str, Value]
+
+
+def read_jobs(path: str | Path) -> list[Job]:
+    """The jobs of a `.csv` or `.jsonl` file, in its order; rows that say the same job give it once.
+
+    Raises:
+        FileNotFoundError: no such file.
+        JobFileError: it cannot be read, or rows are wrong; names every mistake.
+    """
+    path = Path(path)
+    problems = _Problems(path)
+    rows = list(_read_rows(path, problems))
+    reader = _RowReader(path.parent, problems)
+    drafts = [(row, draft) for row, cells in rows for draft in reader.multiply(row, cells)]
+    problems.raise_if_any()
+    if not drafts:
+        raise JobFileError(
+            f"{path.name}: expected a header and at least one row below it, or one JSON object a line"
+        )
+
+    jobs: dict[str, Job] = {}
+    names = _names(drafts)
+    for (row, draft), name in zip(drafts, names, strict=True):
+        values = {column: value for column, value in draft.items() if column not in ("workflow", "name")}
+        workflow, graph, digest = reader.workflow(draft["workflow"])
+        identity = _identity(digest, values)
+        if identity in jobs:
+            logger.warning(
+                "%s: row %d is the same job as row %d; it runs once", path.name, row, jobs[identity].row
+            )
+            continue
+        jobs[identity] = Job(
+            identity=identity, name=name, row=row, workflow=workflow, graph=graph, values=values
+        )
+    return list(jobs.values())
+
+
+def read_workflow(path: Path) -> dict[str, dict[str, Any]]:
+    """The graph of an API-format file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file; says how to export one.
+    """
+    how = "in ComfyUI open the workflow and choose Workflow > Export (API)"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path.name} in {path.parent}")
+    try:
+        graph = json.loads(path.read_bytes(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)[:200] or type(error).__name__
+        raise ValueError(f"{path.name} is no JSON ({reason}): {how}") from error
+    if isinstance(graph, dict) and isinstance(graph.get("prompt"), dict):
+        graph = graph["prompt"]  # as a program posts it
+    if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
+        raise ValueError(f"{path.name} is a workflow for ComfyUI's page, expected its API format: {how}")
+    if not isinstance(graph, dict) or not graph or not all(_is_node(node) for node in graph.values()):
+        raise ValueError(
+            f"{path.name} is no workflow in API format (node id -> class_type and inputs): {how}"
+        )
+    return graph
+
+
+def _is_node(node: Any) -> bool:
+    return (
+        isinstance(node, dict)
+        and isinstance(node.get("class_type"), str)
+        and isinstance(node.get("inputs"), dict)
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Problems:
+    """Mistakes of a job file, gathered so that all are said at once."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lines: list[str] = []
+
+    def add(self, row: int, column: str, text: str) -> None:
+        where = f", column {column}" if column else ""
+        self.lines.append(f"{self.path.name}, row {row}{where}: {text}")
+
+    def raise_if_any(self) -> None:
+        if self.lines:
+            raise JobFileError("\n".join(self.lines))
+
+
+def _read_rows(path: Path, problems: _Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Row number and column -> what is written there, of each row that is not empty."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no job file {path.name} in {path.parent.resolve()}")
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".jsonl"):
+        raise JobFileError(f"{path.name}: expected a job file that ends in .csv or .jsonl")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise JobFileError(
+            f"{path.name} is not UTF-8 text (byte {error.start}): save it as 'CSV UTF-8'"
+        ) from None
+    yield from (_csv_rows if kind == ".csv" else _json_rows)(text, problems)
+
+
+def _csv_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict[str, str]]]:
+    header = text.split("\n", 1)[0]
+    separator = max(",;\t", key=header.count)  # a spreadsheet of many countries writes semicolons
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    except csv.Error as error:
+        raise JobFileError(
+            f"{problems.path.name} is no CSV ({error}): save it anew from a spreadsheet"
+        ) from None
+    if not rows:
+        return
+    columns = [column.strip() for column in rows[0]]
+    for column in {column for column in columns if columns.count(column) > 1}:
+        problems.add(1, column or "without a name", "expected each name once, got it twice")
+    for number, cells in enumerate(rows[1:], 2):
+        cells = [cell.strip() for cell in cells]
+        if not any(cells):
+            continue
+        if any(cells[len(columns) :]):
+            problems.add(
+                number,
+                "",
+                f"expected {len(columns)} cells as in the header, got {len(cells)}; a cell with a comma needs quotes",
+            )
+            continue
+        yield number, {column: cell for column, cell in zip(columns, cells, strict=False) if cell}
+
+
+def _json_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            problems.add(
+                number, "", f"expected one JSON object on the line, got {line.strip()[:60]} ({error})"
+            )
+            continue
+        if not isinstance(row, dict):
+            problems.add(number, "", f"expected one JSON object on the line, got {line.strip()[:60]}")
+            continue
+        yield number, {column.strip(): value for column, value in row.items() if value is not None}
+
+
+def _no_constant(name: str):
+    raise ValueError(f"{name} is no number of JSON's")
+
+
+class _RowReader:
+    """Turns rows into jobs; reads each workflow and hashes each file once."""
+
+    def __init__(self, folder: Path, problems: _Problems):
+        self.folder = folder
+        self.problems = problems
+        self.count = 0
+        self._files: dict[Path, str] = {}
+        self._workflows: dict[Path, tuple[dict, str]] = {}
+
+    def multiply(self, row: int, cells: dict[str, Any]) -> list[dict[str, Value]]:
+        """Every combination of a row's values, the last column fastest; none where something is wrong."""
+        if "workflow" not in cells:
+            self.problems.add(
+                row, "workflow", "expected an API-format file or the name of one of ours, got nothing"
+            )
+            return []
+        choices, wrong = {}, False
+        for column, written in cells.items():
+            try:
+                choices[column] = self._expand(column, written)
+            except (ValueError, OSError) as error:
+                self.problems.add(row, column, str(error))
+                wrong = True
+        if wrong:
+            return []
+        combinations = math.prod(len(values) for values in choices.values())
+        self.count += combinations
+        if self.count > MOST_JOBS:
+            self.problems.add(
+                row, "", f"expected at most {MOST_JOBS} jobs in a file, got {self.count} up to here"
+            )
+            return []
+        return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+    def workflow(self, name: str) -> tuple[Path, dict, str]:
+        """Path, graph and SHA-256 of the graph of a workflow, by path or by the name of one of ours.
+
+        Titles of nodes do not count: a workflow with new ones is the same.
+        """
+        path = self.folder / Path(name.replace("\\", "/")).expanduser()
+        if not path.suffix and not path.is_file():
+            path = OUR_WORKFLOWS / f"{name}.json"
+            if not path.is_file():
+                ours = ", ".join(sorted(file.stem for file in OUR_WORKFLOWS.glob("*.json")))
+                raise FileNotFoundError(f"expected an API-format file (.json) or one of {ours}, got {name}")
+        if path not in self._workflows:
+            graph = read_workflow(path)
+            content = {
+                key: {"class_type": n["class_type"], "inputs": n["inputs"]} for key, n in graph.items()
+            }
+            self._workflows[path] = graph, hashlib.sha256(_canonical(content)).hexdigest()
+        return path, *self._workflows[path]
+
+    def _expand(self, column: str, written: Any) -> list[Value]:
+        """What a cell stands for, one value or several.
+
+        A string is taken as in a spreadsheet: ` | ` between values, numbers as `0-9` or `1, 5, 7-9`. In a list of
+        JSON's each element stands for itself.
+        """
+        if isinstance(written, str):
+            parts = [part.strip() for part in re.split(r"\s\|\s", written)]
+            values = [value for part in parts for value in self._read(column, part)]
+        else:
+            values = written if isinstance(written, list) else [written]
+            if not values:
+                raise ValueError("expected at least one value in the list, got none")
+        if column == "workflow":
+            for value in values:
+                self.workflow(str(value))
+            return [str(value) for value in values]
+        expanded: list[Value] = []
+        for value in values:
+            if not isinstance(value, bool | int | float | str):
+                raise ValueError(
+                    f"expected text, a number, true or false, or a list of these, got {value!r:.60}"
+                )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"expected a number, got {value}")
+            expanded += self._files_of(column, value) if isinstance(value, str) else [value]
+        return list(dict.fromkeys(expanded))
+
+    def _read(self, column: str, text: str) -> list[Scalar]:
+        if column in TEXT_COLUMNS or column in FILE_COLUMNS:
+            return [text]
+        numbers: list[Scalar] = []
+        for part in (part.strip() for part in text.split(",")):
+            if span := RANGE.fullmatch(part):
+                first, last = int(span[1]), int(span[2])
+                if last < first or last - first >= MOST_JOBS:
+                    raise ValueError(
+                        f"expected a range from low to high of at most {MOST_JOBS} numbers, got {part}"
+                    )
+                numbers += range(first, last + 1)
+            elif NUMBER.fullmatch(part):
+                number = float(part) if "." in part else int(part)
+                numbers.append(number if str(number) == part or "," in text else part)  # 007 stays what it is
+            else:
+                return [text]
+        return numbers
+
+    def _files_of(self, column: str, text: str) -> list[Value]:
+        """The files that a value names; in a column `node.input`, which takes any text, where there are such."""
+        needed = column in FILE_COLUMNS
+        pattern = str(Path(text.replace("\\", "/")).expanduser()) if text else ""
+        has_suffix = bool(re.search(r"\.\w{1,12}$", pattern)) and "\n" not in pattern and len(pattern) < 1000
+        if column in TEXT_COLUMNS or not (needed or ("." in column and has_suffix)):
+            return [text]
+        if "\0" in pattern:
+            raise ValueError("expected the name of a file, got a zero byte in it")
+        path = self.folder / pattern
+        if path.is_file():
+            return [self._file(path, text)]
+        found = [
+            self.folder / name for name in sorted(glob.glob(pattern, root_dir=self.folder, recursive=True))
+        ]
+        if files := [
+            self._file(path, path.relative_to(self.folder).as_posix()) for path in found if path.is_file()
+        ]:
+            return files
+        if not needed:
+            return [text]
+        if path.is_dir():
+            raise ValueError(
+                f"expected a file, got the folder {text}; write {text.rstrip('/')}/*.png, or the like"
+            )
+        what = "no file matches" if glob.has_magic(pattern) else "there is no file"
+        raise FileNotFoundError(f"{what} {text} (looked in {self.folder.resolve()})")
+
+    def _file(self, path: Path, text: str) -> InputFile:
+        if path not in self._files:
+            self._files[path] = sha256_of(path)
+        return InputFile(path=path, text=text, sha256=self._files[path])
+
+
+def _canonical(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _identity(workflow_digest: str, values: dict[str, Value]) -> str:
+    content = {
+        column: [value.sha256] if isinstance(value, InputFile) else value for column, value in values.items()
+    }
+    return hashlib.sha256(_canonical([workflow_digest, content])).hexdigest()
+
+
+def _names(drafts: list[tuple[int, dict[str, Value]]]) -> list[str]:
+    """A readable name for each job: what the row calls it, and the values in which the jobs differ."""
+    of_row: dict[int, list[dict[str, Value]]] = {}
+    for row, draft in drafts:
+        of_row.setdefault(row, []).append(draft)
+    everywhere = _varying(draft for _, draft in drafts)
+    within = {row: _varying(drafts) for row, drafts in of_row.items()}
+    names = []
+    for row, draft in drafts:
+        varying = within[row] if "name" in draft else everywhere
+        parts = [str(draft["name"])] if "name" in draft else []
+        parts += [_said(c, value) for c, value in draft.items() if c in varying - {"name", "workflow"}]
+        parts += [Path(str(draft["workflow"])).stem] if "workflow" in varying or not parts else []
+        names.append(slug(" ".join(parts)))
+    return names
+
+
+def _varying(drafts: Iterable[dict[str, Value]]) -> set[str]:
+    seen: dict[str, set] = {}
+    count = 0
+    for count, draft in enumerate(drafts, 1):  # noqa: B007
+        for column, value in draft.items():
+            seen.setdefault(column, set()).add(value)
+    return {column for column, values in seen.items() if len(values) > 1} if count > 1 else set()
+
+
+def _said(column: str, value: Value) -> str:
+    if isinstance(value, InputFile):
+        return value.path.stem
+    if isinstance(value, str):
+        return textwrap.shorten(value, 40, placeholder="")
+    return f"{column.rpartition('.')[2]} {value}"
+
+
+def slug(text: str, length: int = 80) -> str:
+    """A text as a name that every file system takes: letters and digits of any language, and hyphens."""
+    words = re.findall(r"[\w.]+", unicodedata.normalize("NFC", text))
+    return "-".join(words)[:length].strip("-.") or "job"

@@ -1,0 +1,304 @@
+"""What came of the jobs: a folder for each, with its files and `job.json`, a table of all, and a contact sheet.
+
+A job is finished when its `job.json`, written last, is there and so are the files that it names. Whoever runs the
+jobs says what came; nothing in here knows who that is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from svimo_core.files import whole_file
+
+from .jobs import InputFile, Job, Scalar, sha256_of, slug
+from .sheet import write_sheet
+
+logger = logging.getLogger(__name__)
+
+RECORD, FAILURE, TABLE, SHEET, LOCK = "job.json", "error.json", "table.csv", "contact_sheet.html", ".lock"
+
+
+class OutputFile(BaseModel):
+    """A file that a job made, in its folder."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Record(BaseModel):
+    """`job.json`: what a finished job was and what it made.
+
+    Attributes:
+        identity, name, row: the job's.
+        workflow: name of its file.
+        values: by column; of a file, what the job file calls it.
+        input_files: column -> SHA-256 of the file.
+        where: which server or worker ran it.
+        versions: of what ran it, such as `comfyui`, `torch`.
+        started: when, in UTC.
+        seconds: how long it took, fetching its files included.
+        tries: how often it was begun.
+        files: what it made.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+    identity: str
+    name: str
+    row: int
+    workflow: str
+    values: dict[str, Scalar]
+    input_files: dict[str, str] = Field(default_factory=dict)
+    where: str
+    versions: dict[str, str] = Field(default_factory=dict)
+    started: datetime
+    seconds: float
+    tries: int = 1
+    files: list[OutputFile]
+
+
+class Failure(BaseModel):
+    """`error.json`: why a job failed the last time.
+
+    Attributes:
+        message: one or few lines, in the words of what ran it.
+        details: such as a traceback.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+    identity: str
+    message: str
+    details: str = ""
+    where: str = ""
+    tries: int = 1
+    when: datetime = Field(default_factory=lambda: datetime.now(timezone.utc))
+
+
+class Outputs:
+    """The folder of a batch. Use it in a `with` block, which keeps a second run out of the folder.
+
+    Args:
+        folder: made when absent.
+        jobs: of the batch, for the table.
+
+    Raises:
+        OSError: the folder cannot be written, or another run is at work in it.
+    """
+
+    def __init__(self, folder: str | os.PathLike, jobs: Sequence[Job]):
+        self.folder = Path(folder).resolve()
+        self.jobs = {job.identity: job for job in jobs}
+        self.records: dict[str, Record] = {}
+        self.failures: dict[str, Failure] = {}
+        self._folders: dict[str, Path] = {}
+        self._lock = FileLock(self.folder / LOCK, timeout=0)
+
+    def __enter__(self) -> Outputs:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except FileExistsError as error:
+            raise OSError(f"expected a folder for the results, got the file {self.folder}") from error
+        except Timeout as error:
+            raise OSError(
+                f"another run is at work in {self.folder}: wait for it, or choose another --out"
+            ) from error
+        for entry in sorted(self.folder.iterdir()):
+            if entry.is_dir():
+                self._read_folder(entry)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._lock.release()
+
+    def is_done(self, job: Job) -> bool:
+        """Whether a finished folder of this very content is there."""
+        return job.identity in self.records
+
+    def begin(self, job: Job) -> JobFolder:
+        """A folder to put the files of a job into."""
+        folder = self._folders.get(job.identity) or self.folder / f"{job.name}-{mark(job)}"
+        folder.mkdir(exist_ok=True)
+        return JobFolder(self, job, folder)
+
+    def fail(self, job: Job, message: str, *, details: str = "", where: str = "", tries: int = 1) -> None:
+        """Keep why a job failed, until it succeeds."""
+        failure = Failure(identity=job.identity, message=message, details=details, where=where, tries=tries)
+        _write_json(self.begin(job).folder / FAILURE, failure)
+        self.failures[job.identity] = failure
+
+    def rows(self) -> list[dict[str, str | float | int]]:
+        """The table: a row for each job, in the order of the job file, then other finished ones in the folder."""
+        others = [identity for identity in self.records if identity not in self.jobs]
+        rows = [self._row(identity) for identity in [*self.jobs, *others]]
+        columns = dict.fromkeys(column for row in rows for column in row)
+        last = ["seconds", "tries", "where", "files", "error"]
+        order = [column for column in columns if column not in last] + last
+        return [{column: row.get(column, "") for column in order} for row in rows]
+
+    def write_table(self) -> Path:
+        """Write `table.csv`, as spreadsheets open it."""
+        rows = self.rows()
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["status"])
+        writer.writeheader()
+        writer.writerows(rows)
+        path = self.folder / TABLE
+        with whole_file(path) as partial:
+            partial.write_bytes(text.getvalue().encode("utf-8-sig", errors="replace"))
+        return path
+
+    def write_sheet(self, title: str) -> Path:
+        """Write the contact sheet, one page that shows the batch."""
+        entries = []
+        for row in self.rows():
+            names = [name for name in str(row["files"]).split("; ") if name]
+            entries.append((row, [self.folder / str(row["folder"]) / name for name in names]))
+        return write_sheet(self.folder / SHEET, title, entries)
+
+    def _row(self, identity: str) -> dict[str, str | float | int]:
+        job, record, failure = (kind.get(identity) for kind in (self.jobs, self.records, self.failures))
+        folder = self._folders.get(identity)
+        row = {
+            "status": "done" if record else "failed" if failure else "waiting",
+            "name": record.name if record else job.name,
+            "row": job.row if job else "",
+            "folder": folder.name if folder else "",
+            "workflow": record.workflow if record else job.workflow.stem,
+        }
+        values = _said(job) if job else record.values
+        # A column may have the name of one of ours.
+        row |= {(f"value {column}" if column in _OWN else column): value for column, value in values.items()}
+        if record:
+            row["seconds"], row["tries"], row["where"] = round(record.seconds, 2), record.tries, record.where
+            row["files"] = "; ".join(file.name for file in record.files)
+        elif failure:
+            row["error"], row["tries"], row["where"] = failure.message, failure.tries, failure.where
+        return row
+
+    def _read_folder(self, folder: Path) -> None:
+        for left in folder.glob(
+            "*.partial"
+        ):  # of a run that was killed; the lock says that no other is at work
+            left.unlink(missing_ok=True)
+        record, failure = _read_json(folder / RECORD, Record), _read_json(folder / FAILURE, Failure)
+        if record and all(_is_there(folder, file) for file in record.files):
+            self.records[record.identity] = record
+            self._folders[record.identity] = folder
+        elif record:
+            logger.warning(
+                "%s: files that %s names are missing or cut; the job runs again", folder.name, RECORD
+            )
+        if failure and failure.identity not in self.records:
+            self.failures[failure.identity] = failure
+            self._folders.setdefault(failure.identity, folder)
+
+
+_OWN = {"status", "name", "row", "folder", "workflow", "seconds", "tries", "where", "files", "error"}
+
+
+class JobFolder:
+    """The folder of a job at work; `finish` makes it a finished one."""
+
+    def __init__(self, outputs: Outputs, job: Job, folder: Path):
+        self.folder = folder
+        self._outputs = outputs
+        self._job = job
+        self._names: list[str] = []
+        outputs._folders[job.identity] = folder
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """A path to write a file to, which appears whole or not at all under a readable name.
+
+        Args:
+            name: as whoever made it calls it; a counter such as `_00001_` and the mark of the job go.
+        """
+        path = self.folder / self._free_name(name)
+        with whole_file(path) as partial:
+            yield partial
+        self._names.append(path.name)
+
+    def finish(
+        self, *, started: datetime, seconds: float, where: str, versions: dict[str, str], tries: int = 1
+    ) -> Record:
+        """Write `job.json` last of all: from now on the job is done."""
+        job = self._job
+        files = [
+            OutputFile(
+                name=name, bytes=(self.folder / name).stat().st_size, sha256=sha256_of(self.folder / name)
+            )
+            for name in self._names
+        ]
+        record = Record(
+            identity=job.identity,
+            name=job.name,
+            row=job.row,
+            workflow=job.workflow.stem,
+            values=_said(job),
+            input_files={c: value.sha256 for c, value in job.values.items() if isinstance(value, InputFile)},
+            where=where,
+            versions=versions,
+            started=started,
+            seconds=round(seconds, 3),
+            tries=tries,
+            files=files,
+        )
+        _write_json(self.folder / RECORD, record)
+        (self.folder / FAILURE).unlink(missing_ok=True)
+        self._outputs.records[job.identity] = record
+        self._outputs.failures.pop(job.identity, None)
+        return record
+
+    def _free_name(self, name: str) -> str:
+        stem, dot, suffix = name.replace("\\", "/").rpartition("/")[2].rpartition(".")
+        stem, suffix = (stem, slug(suffix)) if dot else (suffix, "")
+        stem = re.sub(r"_\d{5}(_?$|(?=_\D))", "", stem.replace(f"_{mark(self._job)}", ""))
+        stem = slug(stem, 80).strip("_") or "file"
+        taken = {RECORD, FAILURE} | {name.lower() for name in self._names}
+        for number in range(1, len(self._names) + 3):
+            numbered = (stem if number == 1 else f"{stem}_{number}") + (f".{suffix}" if suffix else "")
+            if numbered.lower() not in taken:
+                return numbered
+        raise AssertionError("more names taken than there are")
+
+
+def mark(job: Job) -> str:
+    """What tells the files of a job apart in a folder that others write to, such as a server's."""
+    return job.identity[:8]
+
+
+def _said(job: Job) -> dict[str, Scalar]:
+    return {c: value.text if isinstance(value, InputFile) else value for c, value in job.values.items()}
+
+
+def _is_there(folder: Path, file: OutputFile) -> bool:
+    path = folder / Path(file.name).name
+    return path.is_file() and path.stat().st_size == file.bytes
+
+
+def _write_json(path: Path, content: BaseModel) -> None:
+    with whole_file(path) as partial:
+        partial.write_bytes((content.model_dump_json(indent=2) + "\n").encode("utf-8", errors="replace"))
+
+
+def _read_json(path: Path, kind: type[BaseModel]):
+    """The content of a file, or None where there is none or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        logger.warning("%s cannot be read, and the job runs again: %s", path, str(error).splitlines()[0])
+        return None

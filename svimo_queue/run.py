@@ -1,0 +1,315 @@
+"""The scheduler: every server takes the next job when it is free, until each job is done or has failed.
+
+A job that failed, or was lost with its server, goes back to the others, as often as is allowed. A lost server is
+asked again, after pauses that grow; what it still has of ours when it comes back is taken up, or stopped where another
+server has it by now. A run that begins anew finds what an earlier one left in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .display import Display
+from .jobs import Job
+from .outputs import Outputs
+from .server import JobFailed, JobStalled, Server, ServerFull, ServerLost, new_prompt_id
+from .workflow import make_prompt, say_problems
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
+"""Seconds until a lost server is asked again, and how far they grow."""
+SHEET_EVERY = 60.0
+"""Seconds between two contact sheets while jobs run."""
+
+
+class JobsRefused(ValueError):
+    """Jobs that a server cannot run; the message names every problem."""
+
+
+async def check(jobs: Sequence[Job], urls: Sequence[str]) -> None:
+    """Hold all jobs against the definitions of all servers.
+
+    Raises:
+        JobsRefused: something is wrong with a job.
+        ServerLost: a server does not answer.
+    """
+    problems = []
+    for url in urls:
+        async with Server(url, batch=new_prompt_id()) as server:
+            await server.prepare()
+            problems.append(_problems(server, jobs, several=len(urls) > 1))
+    if any(problems):
+        raise JobsRefused("\n".join(filter(None, problems)))
+
+
+def _problems(server: Server, jobs: Sequence[Job], *, several: bool) -> str:
+    said = say_problems((job, make_prompt(job, server.definitions).problems) for job in jobs)
+    return f"on {server.url}:\n{said}" if said and several else said
+
+
+class Run:
+    """One run of a batch.
+
+    Args:
+        jobs: all of the batch; finished ones are left out.
+        outputs: its folder, entered.
+        urls: of the servers.
+        title: of the contact sheet.
+        tries: how often a job may begin.
+        stall: seconds without progress after which a job counts as failed.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        outputs: Outputs,
+        urls: Sequence[str],
+        *,
+        title: str,
+        tries: int,
+        stall: float,
+    ):
+        self.outputs = outputs
+        self.title = title
+        self.tries = tries
+        self.stall = stall
+        self.jobs = jobs
+        self.pending = [job for job in jobs if not outputs.is_done(job)]
+        self.unsettled = len(self.pending)
+        self.failed = 0
+        self._order = {job.identity: place for place, job in enumerate(jobs)}
+        self._begun: Counter[str] = Counter()
+        self._abandoned: set[str] = set()
+        self._models: dict[str, frozenset[str]] = {}
+        self._loaded: dict[str, frozenset[str]] = {}
+        # Prompts are ours by the folder they are for: a run that begins anew has the same.
+        batch = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{platform.node()} {outputs.folder.as_uri()}"))
+        self.servers = [Server(url, batch) for url in dict.fromkeys(urls)]
+        self._changed = asyncio.Condition()
+        self._display: Display
+        self._sheet_at = time.monotonic()
+
+    async def go(self) -> bool:
+        """Run what is not done yet; whether every job is done at the end.
+
+        Raises:
+            JobsRefused: something is wrong with a job; nothing has run.
+            OSError: results cannot be written here.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            if self.unsettled:
+                for server in self.servers:
+                    await stack.enter_async_context(server)
+                await self._check_before()
+            stack.callback(self.outputs.write_sheet, self.title)
+            stack.callback(self.outputs.write_table)
+            self._display = stack.enter_context(Display(self.unsettled, [s.url for s in self.servers]))
+            await _together(self._serve(server) for server in self.servers)
+        return not (self.failed or self.unsettled)
+
+    async def _check_before(self) -> None:
+        """Refuse what any server that answers cannot run."""
+        await asyncio.gather(*(server.prepare() for server in self.servers), return_exceptions=True)
+        answering = [server for server in self.servers if server.definitions]
+        found = [_problems(server, self.pending, several=len(self.servers) > 1) for server in answering]
+        if any(found):
+            raise JobsRefused("\n".join(filter(None, found)))
+
+    async def _serve(self, server: Server) -> None:
+        """Give one server job after job, through all that may happen to it."""
+        pause, said = FIRST_PAUSE, ""
+        while self.unsettled:
+            try:
+                if not server.definitions:
+                    await server.prepare()
+                    todo = [job for job in self.jobs if not self.outputs.is_done(job)]
+                    if problems := _problems(server, todo, several=False):
+                        self._say(f"{server.url} cannot run these jobs and is left out:\n{problems}")
+                        return
+                await self._take_up(server)
+                while job := await self._next(server):
+                    await self._run(server, job)
+                    pause, said = FIRST_PAUSE, ""
+            except ServerLost as error:
+                server.definitions = {}  # it may come back as another
+                if str(error) != said:
+                    said = str(error)
+                    self._say(f"{said}; asked again until it can go on")
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._all_settled(), pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _take_up(self, server: Server) -> None:
+        """Follow what the server has of ours to its end, or stop it where it is no longer wanted."""
+        for found in await server.ours():
+            job = next((job for job in self.pending if job.identity == found.identity), None)
+            if job and found.prompt_id not in self._abandoned:
+                self.pending.remove(job)
+                self._begun[job.identity] = max(self._begun[job.identity], 1)
+                self._say(f"{job.name}: found on {server.url}")
+                await self._run(server, job, found.prompt_id)
+            elif not found.ended:
+                await self._stop(server, found.prompt_id)
+
+    async def _next(self, server: Server) -> Job | None:
+        """The next job for a server, when there is one; None when all are settled."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.pending or not self.unsettled)
+            if not self.unsettled:
+                return None
+            others = {models for url, models in self._loaded.items() if url != server.url}
+
+            def cost(job: Job) -> tuple:
+                # A job that failed waits for those that did not; then what needs no loading, here or elsewhere.
+                models = self._models_of(job, server)
+                return (
+                    self._begun[job.identity],
+                    models != self._loaded.get(server.url),
+                    models in others,
+                    self._order[job.identity],
+                )
+
+            job = min(self.pending, key=cost)
+            self.pending.remove(job)
+            self._loaded[server.url] = self._models_of(job, server)
+            return job
+
+    def _models_of(self, job: Job, server: Server) -> frozenset[str]:
+        if job.identity not in self._models:
+            self._models[job.identity] = make_prompt(job, server.definitions).models
+        return self._models[job.identity]
+
+    async def _run(self, server: Server, job: Job, prompt_id: str | None = None) -> None:
+        """Run a job, or follow one that is queued already, and keep what it made."""
+        give_back = False
+        try:
+            if prompt_id is None:
+                if self._begun[job.identity]:
+                    await server.free()
+                prompt_id = await self._queue(server, job)
+            show = self._shower(server, job)
+            ended = await server.follow(prompt_id, stall=self.stall, on_progress=show)
+            folder = self.outputs.begin(job)
+            for file in ended.files:
+                with folder.file(file["filename"]) as path:
+                    await server.download(file, path)
+            await asyncio.to_thread(
+                folder.finish,
+                started=ended.started,
+                seconds=ended.seconds,
+                where=server.url,
+                versions=server.versions,
+                tries=self._begun[job.identity],
+            )
+            await self._settle(f"{job.name}: done in {ended.seconds:.1f} s")
+        except JobFailed as error:
+            await self._failed(server, job, error)
+            if isinstance(error, JobStalled):
+                await self._stop(server, prompt_id)
+        except ServerFull:
+            self._begun[job.identity] -= 1
+            give_back = True
+            raise
+        except ServerLost as error:
+            if self._begun[job.identity] >= self.tries:
+                lost = JobFailed(f"the server was lost each time that it ran: {error}")
+                await self._failed(server, job, lost)
+            else:
+                give_back = True
+            raise
+        except asyncio.CancelledError:
+            if prompt_id is not None:
+                with contextlib.suppress(ServerLost):
+                    await server.cancel(prompt_id)
+            raise
+        finally:
+            if give_back:
+                await self._give_back(job)
+
+    async def _queue(self, server: Server, job: Job) -> str:
+        prompt = make_prompt(job, server.definitions)
+        if prompt.problems:
+            raise JobFailed("; ".join(prompt.problems))
+        for place, file in prompt.uploads.items():
+            prompt.graph[place.node]["inputs"][place.input] = await server.upload(file)
+        self._begun[job.identity] += 1
+        prompt_id = new_prompt_id()
+        try:
+            await server.queue(prompt.graph, job, prompt_id)
+        except asyncio.CancelledError:  # it may have arrived
+            with contextlib.suppress(ServerLost):
+                await server.cancel(prompt_id)
+            raise
+        return prompt_id
+
+    async def _failed(self, server: Server, job: Job, error: JobFailed) -> None:
+        begun = self._begun[job.identity]
+        if 0 < begun < self.tries:
+            self._say(f"{job.name}: {error}; tried again later")
+            await self._give_back(job)
+            return
+        self.failed += 1
+        self.outputs.fail(job, str(error), details=error.details, where=server.url, tries=begun)
+        await self._settle(f"{job.name}: FAILED: {error}")
+
+    async def _stop(self, server: Server, prompt_id: str) -> None:
+        """Stop a prompt that nobody waits for.
+
+        Raises:
+            ServerLost: it does not stop.
+        """
+        self._abandoned.add(prompt_id)
+        if not await server.cancel(prompt_id):
+            raise ServerLost(f"{server.url} hangs in a job and does not stop it: restart it")
+
+    async def _settle(self, text: str) -> None:
+        self.unsettled -= 1
+        self._say(text)
+        self._display.settled()
+        self.outputs.write_table()
+        if time.monotonic() - self._sheet_at > SHEET_EVERY:
+            self._sheet_at = time.monotonic()
+            await asyncio.to_thread(self.outputs.write_sheet, self.title)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _give_back(self, job: Job) -> None:
+        async with self._changed:
+            self.pending.append(job)
+            self._changed.notify_all()
+
+    async def _all_settled(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self.unsettled)
+
+    def _shower(self, server: Server, job: Job):
+        def show(node: str, value: float, maximum: float) -> None:
+            kind = job.graph.get(node, {}).get("class_type", "")
+            self._display.step(server.url, f"{job.name}  {kind}", value, maximum)
+
+        return show
+
+    def _say(self, text: str) -> None:
+        self._display.say(text)
+
+
+async def _together(coroutines: Iterator) -> None:
+    """Await all; when one fails or this is cancelled, cancel the others and wait until they have ended."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def default_folder(jobs: Path) -> Path:
+    """Where the results of a job file go: beside it, under its name."""
+    return jobs.with_name(f"{jobs.stem}_outputs")

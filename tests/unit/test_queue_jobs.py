@@ -1,0 +1,166 @@
+"""The job file: how rows multiply, what a job's identity is, and what is said about mistakes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from svimo_queue.jobs import InputFile, JobFileError, read_jobs, read_workflow
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = "image_to_video_and_motion"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("b.png", "a.png"):
+        (tmp_path / "images" / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def csv(folder, text: str):
+    (folder / "jobs.csv").write_text(text, encoding="utf-8")
+    return read_jobs(folder / "jobs.csv")
+
+
+def jsonl(folder, *rows: dict):
+    (folder / "jobs.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return read_jobs(folder / "jobs.jsonl")
+
+
+def test_rows_multiply_in_order(folder):
+    jobs = csv(
+        folder,
+        f"workflow,image,prompt,seed,8.cfg\n{OURS},images/*.png,stir | pour 1-2 cups,0-2,1.5\n{OURS},,one,,\n",
+    )
+    assert len(jobs) == 2 * 2 * 3 + 1
+    assert [job.values["seed"] for job in jobs[:4]] == [0, 1, 2, 0]
+    assert [job.values["image"].path.name for job in jobs[:12:6]] == ["a.png", "b.png"]
+    assert [job.values["prompt"] for job in jobs[:6:3]] == ["stir", "pour 1-2 cups"]
+    assert jobs[0].values["8.cfg"] == 1.5
+    assert jobs[-1].values == {"prompt": "one"}
+    assert jobs[-1].row == 3
+    assert (jobs[0].name, jobs[-1].name) == ("a-stir-seed-0", "one")
+
+
+def test_csv_and_jsonl_say_the_same_jobs(folder):
+    lines = csv(folder, f'workflow,image,prompt,seed\n{OURS},images/*.png,"stir, slowly","1, 5, 7-9"\n')
+    row = {"workflow": OURS, "image": ["images/a.png", "images/b.png"], "prompt": "stir, slowly"}
+    assert [job.identity for job in jsonl(folder, row | {"seed": [1, 5, 7, 8, 9]})] == [
+        job.identity for job in lines
+    ]
+    assert [job.values["prompt"] for job in jsonl(folder, row | {"prompt": ["a | b"]})] == ["a | b"] * 2
+
+
+def test_identity_is_content(folder):
+    shutil.copy(ROOT / "workflows" / "api" / f"{OURS}.json", folder / "mine.json")
+    shutil.copy(folder / "images" / "a.png", folder / "copy.png")
+    (one,) = csv(folder, "workflow,image,seed\nmine.json,images/a.png,1\n")
+    (moved,) = csv(folder, "name,workflow,image,seed\nother name,mine.json,copy.png,1\n")
+    assert one.identity == moved.identity
+    (ours,) = csv(folder, f"workflow,image,seed\n{OURS},images/a.png,1\n")
+    assert one.identity == ours.identity
+
+    (folder / "images" / "a.png").write_bytes(b"painted over")
+    (painted,) = csv(folder, "workflow,image,seed\nmine.json,images/a.png,1\n")
+    graph = json.loads((folder / "mine.json").read_text())
+    graph["8"]["inputs"]["steps"] += 1
+    (folder / "mine.json").write_text(json.dumps(graph))
+    (changed,) = csv(folder, "workflow,image,seed\nmine.json,copy.png,1\n")
+    assert len({one.identity, painted.identity, changed.identity}) == 3
+
+
+def test_same_job_twice_runs_once(folder, caplog):
+    jobs = csv(folder, f"workflow,seed\n{OURS},0-2\n{OURS},2-3\n")
+    assert [job.values["seed"] for job in jobs] == [0, 1, 2, 3]
+    assert "row 3 is the same job as row 2" in caplog.text
+
+
+def test_spreadsheets_of_other_countries(folder):
+    (job,) = csv(folder, f"\ufeffworkflow;prompt\r\n{OURS};\u7528\u52fa\u5b50\r\n")
+    assert job.values == {"prompt": "\u7528\u52fa\u5b50"}
+
+
+def test_all_mistakes_are_said_at_once(folder):
+    with pytest.raises(JobFileError) as error:
+        csv(
+            folder,
+            "workflow,image,seed,prompt\n"
+            ",images/a.png,1,x\n"
+            "no_such_one,images/a.png,1,x\n"
+            f"{OURS},images/c.png,9-0,x\n"
+            f"{OURS},images,1,x,y\n"
+            f"{OURS},images,1,x\n"
+            f"{OURS},*.jpg,1,x\n",
+        )
+    expected = [
+        "jobs.csv, row 2, column workflow: expected an API-format file or the name of one of ours, got nothing",
+        f"jobs.csv, row 3, column workflow: expected an API-format file (.json) or one of {OURS}",
+        "jobs.csv, row 4, column image: there is no file images/c.png",
+        "jobs.csv, row 4, column seed: expected a range from low to high",
+        "jobs.csv, row 5: expected 4 cells as in the header, got 5; a cell with a comma needs quotes",
+        "jobs.csv, row 6, column image: expected a file, got the folder images; write images/*.png",
+        "jobs.csv, row 7, column image: no file matches *.jpg",
+    ]
+    said = sorted(str(error.value).splitlines())
+    assert len(said) == len(expected)
+    for line, start in zip(said, expected, strict=True):
+        assert line.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("jobs.csv", b"", "at least one row"),
+        ("jobs.csv", b"workflow,seed\n", "at least one row"),
+        ("jobs.csv", b"workflow,seed,seed\nx,1,2\n", "row 1, column seed: expected each name once"),
+        ("jobs.csv", b"workflow\n\xff\xfe", "not UTF-8 text .*CSV UTF-8"),
+        ("jobs.csv", b'workflow\n"open', "jobs.csv is no CSV"),
+        ("jobs.txt", b"", r"ends in .csv or .jsonl"),
+        ("jobs.jsonl", b'{"workflow": NaN}', "row 1: expected one JSON object"),
+        ("jobs.jsonl", b"[" * 100_000, "row 1: expected one JSON object"),
+        ("jobs.jsonl", b"[1]", "row 1: expected one JSON object"),
+        ("jobs.jsonl", b'{"workflow": "mine.json"}', "row 1, column workflow: there is no file mine.json"),
+        (
+            "jobs.jsonl",
+            b'{"workflow": "image_to_video_and_motion", "seed": {"a": 1}}',
+            "column seed: expected text, a num",
+        ),
+        (
+            "jobs.jsonl",
+            b'{"workflow": "image_to_video_and_motion", "a": "0-9999", "b": "0-9999"}',
+            "at most 100000 jobs",
+        ),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(JobFileError, match=message):
+        read_jobs(tmp_path / name)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no job file jobs.csv"):
+        read_jobs(tmp_path / "jobs.csv")
+
+
+def test_a_workflow_of_the_page_says_how_to_export(tmp_path):
+    shutil.copy(ROOT / "workflows" / f"{OURS}.json", tmp_path / "page.json")
+    with pytest.raises(ValueError, match=r"page.json is a workflow for ComfyUI's page.*Export \(API\)"):
+        read_workflow(tmp_path / "page.json")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"list.json is no workflow in API format"):
+        read_workflow(tmp_path / "list.json")
+
+
+def test_a_node_input_is_a_file_where_there_is_one(folder):
+    jobs = jsonl(
+        folder,
+        {"workflow": OURS, "2.image": "images/*.png", "4.text": "see notes.txt", "3.tool": "what?.really"},
+    )
+    assert [job.values["2.image"].text for job in jobs] == ["images/a.png", "images/b.png"]
+    assert isinstance(jobs[0].values["2.image"], InputFile)
+    assert jobs[0].values["4.text"] == "see notes.txt"
+    assert jobs[0].values["3.tool"] == "what?.really"

@@ -1,0 +1,39 @@
+"""Which server takes which job."""
+
+import asyncio
+import json
+from pathlib import Path
+
+from svimo_queue.jobs import Job
+from svimo_queue.outputs import Outputs
+from svimo_queue.run import Run
+
+DEFINITIONS = json.loads((Path(__file__).parents[1] / "helpers" / "definitions.json").read_text())
+
+
+def job(number: int, model: str) -> Job:
+    graph = {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": model}}}
+    return Job(
+        identity=f"{number:064}",
+        name=str(number),
+        row=2,
+        workflow=Path("w.json"),
+        graph=graph,
+        values={"n": number},
+    )
+
+
+def test_servers_keep_the_models_that_they_have_loaded(tmp_path):
+    jobs = [job(number, "ab"[number % 2] + ".safetensors") for number in range(8)]
+    with Outputs(tmp_path, jobs) as outputs:
+        run = Run(jobs, outputs, ["one", "two", "three"], title="", tries=2, stall=1)
+        one, two, three = run.servers
+        for server in run.servers:
+            server.definitions = DEFINITIONS
+
+        run._begun[jobs[5].identity] = 1  # it failed: after the others, though the model is at hand
+
+        async def take(*servers) -> list[str]:
+            return [(await run._next(server)).name for server in servers]
+
+        assert asyncio.run(take(one, two, one, two, one, two, one, three)) == [*"01234", "7", "6", "5"]
