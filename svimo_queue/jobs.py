@@ -351,11 +351,11 @@ class _RowReader:
         path = self.folder / pattern
         if path.is_file():
             return [self._file(path, text)]
-        found = [
-            self.folder / name for name in sorted(glob.glob(pattern, root_dir=self.folder, recursive=True))
-        ]
+        found = sorted(glob.glob(pattern, root_dir=self.folder, recursive=True))
         if files := [
-            self._file(path, path.relative_to(self.folder).as_posix()) for path in found if path.is_file()
+            self._file(self.folder / name, Path(name).as_posix())
+            for name in found
+            if (self.folder / name).is_file()
         ]:
             return files
         if not needed:

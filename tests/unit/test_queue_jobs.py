@@ -54,6 +54,14 @@ def test_csv_and_jsonl_say_the_same_jobs(folder):
     assert [job.values["prompt"] for job in jsonl(folder, row | {"prompt": ["a | b"]})] == ["a | b"] * 2
 
 
+def test_patterns_may_lie_elsewhere(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("elsewhere")
+    for name in ("a.png", "b.png"):
+        shutil.copy(folder / "images" / name, other)
+    here, there = (csv(folder, f"workflow,image\n{OURS},{x}/*.png\n") for x in ("images", other.as_posix()))
+    assert [job.identity for job in here] == [job.identity for job in there]
+
+
 def test_identity_is_content(folder):
     shutil.copy(ROOT / "workflows" / "api" / f"{OURS}.json", folder / "mine.json")
     shutil.copy(folder / "images" / "a.png", folder / "copy.png")
