@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from svimo_core.config import ClipSize
-from svimo_core.files import whole_file
+from svimo_core.files import plain_arrays, whole_file
 from svimo_core.model.vae import VideoVAE
 from svimo_core.render import render_motion
 from svimo_core.sampling.pipeline import SViMo, encode_image
@@ -76,7 +76,10 @@ class LatentCache:
         """Video and motion latent of one clip, 2 C T h w float32, scaled by the VAE's present factor."""
         path = self._path(index, shape)
         if path.is_file():
-            stored = np.load(path, allow_pickle=False)
+            (stored,) = plain_arrays(path).values()
+            expected = (2, *self.vae.config.latent_shape(shape.frames, shape.height, shape.width))
+            if stored.shape != expected or stored.dtype != np.float16:
+                raise ValueError(f"{path} holds {stored.shape} {stored.dtype} instead of latents: delete it")
         else:
             unscaled = self._make(index, shape).float().cpu() / self.vae.config.scaling_factor
             stored = unscaled.numpy().astype(np.float16)

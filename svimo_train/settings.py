@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from svimo_core.config import PRESETS
+from svimo_core.files import reading
 
 STAGES = ("vae", "interaction", "backbone", "joint", "alignment", "drawing")
 Batch = dict[str, Any]
@@ -268,7 +269,7 @@ class TrainConfig:
             FileNotFoundError: no such file.
             ValueError: not JSON, or unknown, missing or impossible fields.
         """
-        try:
+        with reading(path, "is not a training configuration", "correct it"):
             values = json.loads(Path(path).read_text(encoding="utf-8")) | changes
             values["phases"] = tuple(
                 Phase(steps=phase["steps"], shapes=tuple(Shape(**shape) for shape in phase["shapes"]))
@@ -286,8 +287,6 @@ class TrainConfig:
                 if name in values:
                     values[name] = kind(**_with_tuples(values[name]))
             return cls(**_with_tuples(values))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{Path(path).name} is not a training configuration: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form."""

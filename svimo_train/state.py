@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from svimo_core.files import whole_file
+from svimo_core.files import reading, whole_file
 
 NOTES, PARTIAL = "notes.json", ".partial"
 
@@ -74,15 +74,14 @@ def load_state(
     Raises:
         ValueError: a damaged state, or one of another model.
     """
-    try:
+    with reading(path, "is damaged", f"delete {path} to start this stage anew"):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it to start this stage anew") from error
-    _check_same_weights(path, parameters, {name: tuple(t.shape) for name, t in tensors.items()})
-    _restore(tensors, parameters, ema, optimizer)
-    return int(metadata["step"]), json.loads(metadata["notes"])
+        step, notes = int(metadata["step"]), dict(json.loads(metadata["notes"]))
+        _check_same_weights(path, parameters, {name: tuple(t.shape) for name, t in tensors.items()})
+        _restore(tensors, parameters, ema, optimizer)
+    return step, notes
 
 
 def sharded_state(output: Path) -> Path | None:
@@ -131,7 +130,7 @@ def load_sharded_state(
 ) -> tuple[int, dict[str, Any]]:
     """As :func:`load_state`, on any number of processes."""
     reader = HuggingFaceStorageReader(str(folder))
-    try:
+    with reading(folder, "is damaged", f"delete {folder} to start this stage anew"):
         told = json.loads((folder / NOTES).read_text(encoding="utf-8"))
         files = len(list(folder.glob("*.safetensors")))
         if files != told["processes"]:
@@ -139,19 +138,17 @@ def load_sharded_state(
                 f"it has {files} of the {told['processes']} files that as many processes wrote, to one disk for all"
             )
         found = reader.read_metadata().state_dict_metadata
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{folder} is damaged ({error}): delete it to start this stage anew") from error
-    stored = {name: tuple(tensor.size) for name, tensor in found.items()}
-    _check_same_weights(folder, parameters, stored)
-    tensors, like = {}, list(parameters.values())
-    for name, shape in stored.items():
-        kind, _, inner = name.partition(".")
-        parameter = like[int(inner.split(".")[0])] if kind == "optimizer" else parameters[inner]
-        same = tuple(parameter.shape) == shape  # all but Adam's count of steps
-        tensors[name] = torch.empty_like(parameter.detach()) if same else torch.empty(shape)
-    dcp.load(tensors, storage_reader=reader)
-    _restore(tensors, parameters, ema, optimizer)
-    return told["step"], told["notes"]
+        stored = {name: tuple(tensor.size) for name, tensor in found.items()}
+        _check_same_weights(folder, parameters, stored)
+        tensors, like = {}, list(parameters.values())
+        for name, shape in stored.items():
+            kind, _, inner = name.partition(".")
+            parameter = like[int(inner.split(".")[0])] if kind == "optimizer" else parameters[inner]
+            same = tuple(parameter.shape) == shape  # all but Adam's count of steps
+            tensors[name] = torch.empty_like(parameter.detach()) if same else torch.empty(shape)
+        dcp.load(tensors, storage_reader=reader)
+        _restore(tensors, parameters, ema, optimizer)
+        return int(told["step"]), dict(told["notes"])
 
 
 def _tensors(
@@ -168,8 +165,14 @@ def _tensors(
 def _check_same_weights(
     path: Path, parameters: dict[str, nn.Parameter], stored: dict[str, tuple[int, ...]]
 ) -> None:
-    expected = {f"weights.{name}": tuple(p.shape) for name, p in parameters.items()}
-    found = {name: shape for name, shape in stored.items() if name.startswith("weights.")}
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    expected = {f"{kind}.{name}": shape for kind in ("weights", "ema") for name, shape in shapes.items()}
+    found = {name: shape for name, shape in stored.items() if not name.startswith("optimizer.")}
+    like = list(shapes.values())
+    for name in stored.keys() - found.keys():
+        shape = like[int(name.split(".")[1])]
+        if stored[name] not in ((), shape):  # all but Adam's count of steps
+            expected[name], found[name] = shape, stored[name]
     if expected != found:
         odd = sorted(set(expected.items()) ^ set(found.items()))[0]
         raise ValueError(
