@@ -294,15 +294,16 @@ def load_part(
         ValueError: the file does not hold this part, or its tensors do not match its own configuration.
     """
     header.check_has(part)
-    with reading(header.path, f"has a configuration that makes no {part}", "get it again"):
-        with torch.device(
-            "meta"
-        ):  # no memory and no initialisation for weights that are about to be replaced
-            plain = _build(header.config, part)
-            module = plain if build is None else build(header.config)
-        expected = {name: tuple(weight.shape) for name, weight in plain.state_dict().items()}
-        source = f"{header.path.name}: {part}"
-        fill(module, header.part_tensors(part), source, dtype, SHARED_WEIGHTS, expected)
+    # Neither memory nor initialisation for weights that are about to be replaced.
+    with (
+        reading(header.path, f"has a configuration that makes no {part}", "get it again"),
+        torch.device("meta"),
+    ):
+        plain = _build(header.config, part)
+        module = plain if build is None else build(header.config)
+    expected = {name: tuple(weight.shape) for name, weight in plain.state_dict().items()}
+    source = f"{header.path.name}: {part}"
+    fill(module, header.part_tensors(part), source, dtype, SHARED_WEIGHTS, expected)
     if part == "text_encoder":
         module.encoder.embed_tokens = module.shared
     return module.eval().requires_grad_(False)

@@ -49,7 +49,8 @@ class DamagedFile(ValueError):
 def reading(path: str | os.PathLike, what: str, advice: str = "copy it again") -> Iterator[None]:
     """Make whatever a reader stumbles over in a damaged or hostile file one error that names the file.
 
-    Errors that name it already, or that came of reading another file, go on as they are; so do missing libraries.
+    Errors that name it already, or that came of reading another file, go on as they are; so do missing files and
+    libraries.
 
     Args:
         path: the file or folder.
@@ -63,7 +64,7 @@ def reading(path: str | os.PathLike, what: str, advice: str = "copy it again") -
     name = Path(path).name
     try:
         yield
-    except (DamagedFile, ImportError):
+    except (DamagedFile, FileNotFoundError, ImportError):
         raise
     except Exception as error:  # a damaged file can fail in any way; it is one error to the user
         if isinstance(error, (ValueError, OSError)) and name in str(error):

@@ -168,17 +168,17 @@ def _check_same_weights(
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     expected = {f"{kind}.{name}": shape for kind in ("weights", "ema") for name, shape in shapes.items()}
     found = {name: shape for name, shape in stored.items() if not name.startswith("optimizer.")}
-    like = list(shapes.values())
-    for name in stored.keys() - found.keys():
-        shape = like[int(name.split(".")[1])]
-        if stored[name] not in ((), shape):  # all but Adam's count of steps
-            expected[name], found[name] = shape, stored[name]
     if expected != found:
         odd = sorted(set(expected.items()) ^ set(found.items()))[0]
         raise ValueError(
             f"{path} was written by a run that trained other weights (such as {odd[0]} {odd[1]}): "
             "choose another output folder or delete it"
         )
+    like = list(shapes.values())
+    for name in stored.keys() - found.keys():
+        shape = like[int(name.split(".")[1])]
+        if stored[name] not in ((), shape):  # Adam's count of steps, and its moments
+            raise ValueError(f"{name} is {stored[name]}, expected {shape}")
 
 
 def _restore(

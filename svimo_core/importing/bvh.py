@@ -226,12 +226,16 @@ def _number(word: str) -> float:
 def _motion(name: str, text: str, width: int) -> tuple[np.ndarray, float | None, list[str]]:
     """Channels, N x width, the frame rate, and what was decided."""
     notes = []
-    lines = [line for line in reversed(text.split("\n")) if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     header = {}
-    while lines and (match := re.match(r"\s*(frames|frame\s*time)\s*:?(.*)", lines[-1], re.IGNORECASE)):
+    for i, line in enumerate(lines):
+        match = re.match(r"\s*(frames|frame\s*time)\s*:?(.*)", line, re.IGNORECASE)
+        if match is None:
+            lines = lines[i:]
+            break
         header["".join(match[1].lower().split())] = match[2].strip()
-        lines.pop()
-    lines.reverse()
+    else:
+        lines = []
 
     # 1. Frame rate
     try:
