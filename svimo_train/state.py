@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +113,8 @@ def save_sharded_state(
     if not alone:
         dist.barrier()  # or a file of this save may be taken for one that was left
     writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-    try:
+    with _of_all_processes():
         dcp.save(_tensors(parameters, ema, optimizer), storage_writer=writer)
-    except CheckpointException as error:
-        causes = [f"process {rank}: {cause}" for rank, (cause, _) in error.failures.items()]
-        raise OSError("; ".join(causes)) from error
     if main:
         told = {"step": step, "processes": processes, "notes": notes}
         (partial / NOTES).write_text(json.dumps(told), encoding="utf-8")
@@ -146,9 +145,24 @@ def load_sharded_state(
             parameter = like[int(inner.split(".")[0])] if kind == "optimizer" else parameters[inner]
             same = tuple(parameter.shape) == shape  # all but Adam's count of steps
             tensors[name] = torch.empty_like(parameter.detach()) if same else torch.empty(shape)
-        dcp.load(tensors, storage_reader=reader)
+        with _of_all_processes():
+            dcp.load(tensors, storage_reader=reader)
         _restore(tensors, parameters, ema, optimizer)
         return int(told["step"]), dict(told["notes"])
+
+
+@contextmanager
+def _of_all_processes() -> Iterator[None]:
+    """What failed in any of the processes that read or write together, as an ordinary error.
+
+    Raises:
+        OSError: it says which process met what.
+    """
+    try:
+        yield
+    except CheckpointException as error:  # a BaseException
+        causes = [f"process {rank}: {cause}" for rank, (cause, _) in error.failures.items()]
+        raise OSError("; ".join(causes)) from error
 
 
 def _tensors(

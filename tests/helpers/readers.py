@@ -33,7 +33,14 @@ from svimo_train.data.taco.layout import Sequence, read_hand, read_object, read_
 from svimo_train.data.taco.video import read_frames, video_size
 from svimo_train.judges import SHIPPED, Judges
 from svimo_train.settings import TrainConfig
-from svimo_train.state import EMA, load_state, save_state
+from svimo_train.state import (
+    EMA,
+    load_sharded_state,
+    load_state,
+    save_sharded_state,
+    save_state,
+    sharded_state,
+)
 
 FRAMES = 5
 OPTIONS = ImportOptions(fps=8, unit="metres", sides="keep")
@@ -203,7 +210,18 @@ def training_files(folder: Path, motion: HandObjectMotion) -> dict[str, Readable
         parameters = dict(fresh.named_parameters())
         load_state(state, parameters, EMA(parameters, 0.9), torch.optim.AdamW(fresh.parameters()))
 
+    save_sharded_state(folder, 1, parameters, EMA(parameters, 0.9), optimizer, {"loss": 1.0})
+    sharded = sharded_state(folder)
+    (shard,) = sharded.glob("*.safetensors")
+
+    def read_sharded():
+        fresh = nn.Linear(3, 2)
+        parameters = dict(fresh.named_parameters())
+        load_sharded_state(sharded, parameters, EMA(parameters, 0.9), torch.optim.AdamW(fresh.parameters()))
+
     made = {
+        "sharded state": Readable(shard, read_sharded, sharded.name),
+        "sharded notes": Readable(sharded / "notes.json", read_sharded, sharded.name),
         "clip.npy": Readable(clips / "clip.npy", clip, "clip"),
         "clip.npz": Readable(clips / "clip.npz", clip, "clip"),
         "settings.json": Readable(
