@@ -133,14 +133,15 @@ def _shards(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if any(Path(name).name != name or len(name) > LONGEST_NAME for name in names):
             raise ValueError("it names files outside its own folder, or with names that are too long")
-    return _existing(index.parent, names)
+    return _existing(index.parent, names, f", says {index.name}")
 
 
-def _existing(folder: Path, names: list[str]) -> list[Path]:
+def _existing(folder: Path, names: list[str], said: str = "") -> list[Path]:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{folder.name} lacks {', '.join(missing[:3])}: the model is in {len(names)} files, download them all"
+            f"{folder.name} lacks {', '.join(missing[:3])}: the model is in {len(names)} files{said}; "
+            "download them all"
         )
     return [folder / name for name in names]
 
@@ -155,7 +156,7 @@ def _read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             raise ValueError(f"{path.name} is {_not_safetensors(start, size)}")
         with reading(path, UNREADABLE, AGAIN):
             header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
+            metadata = header.pop("__metadata__", None) or {}
             tensors = {
                 name: StoredTensor(entry["dtype"], tuple(entry["shape"]), path, name)
                 for name, entry in header.items()

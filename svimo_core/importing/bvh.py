@@ -36,8 +36,8 @@ NOT_BVH = {
 """What other files begin with, and what to do about them."""
 MOST_JOINTS = 2000
 """Of a skeleton: faces and muscles of the largest rigs have a few hundred."""
-LISTED = 24
-"""Joints that an error lists at most."""
+LISTED, LONGEST = 24, 60
+"""Joints that an error lists at most, and letters of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -583,6 +583,6 @@ def _starts_in_palm(bvh: Bvh, said: list[JointName], bones: list[int | None], th
 
 def _listed(bvh: Bvh, joints: Iterable[int]) -> str:
     """Names of joints in one sentence, not too many, without end sites."""
-    names = [bvh.names[joint] for joint in joints if joint not in bvh.end_sites]
+    names = [bvh.names[joint][:LONGEST] for joint in joints if joint not in bvh.end_sites]
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
