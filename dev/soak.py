@@ -264,6 +264,12 @@ class Soak:
             lines.append(f"| {sort} | {ends} |")
         return "\n".join([*lines, "", *(f"- {problem}" for problem in self.problems)]).rstrip() + "\n"
 
+    def write(self) -> None:
+        """The report, and every prompt's numbers."""
+        (OUTPUT / "report.md").write_text(self.report(), encoding="utf-8")
+        with (OUTPUT / "prompts.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("server", "prompt", "ended", *Usage._fields), *self.rows])
+
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when every prompt came to its end and nothing grew."""
@@ -289,11 +295,8 @@ def main(arguments: list[str] | None = None) -> int:
             unfinished = soak.live(
                 args.prompts // args.servers, "killed" if killed else "stopped", unfinished
             )
-    report = soak.report()
-    (OUTPUT / "report.md").write_text(report, encoding="utf-8")
-    with (OUTPUT / "prompts.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("server", "prompt", "ended", *Usage._fields), *soak.rows])
-    print(report)
+            soak.write()  # after each, so that a soak that is stopped has told what it knows
+    print(soak.report())
     grown = [life.growth("memory") for life in soak.lives]
     kept = all(after <= before * (1 + MOST_GROWTH) for before, after in grown)
     return 0 if kept and not soak.problems else 1
