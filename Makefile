@@ -3,6 +3,7 @@
 #   make demo     image + prompt -> video + 3D motion through a real ComfyUI, results in output/demo/
 #   make serve    ComfyUI with the pack, the page open on the workflow, until Ctrl-C
 #   make test     every test        make lint    every static check        make format    ruff, in place
+#   make soak     a thousand prompts through a real ComfyUI and ten thousand damaged files: about an hour
 #   make test-pythons    unit and parity tests on Python 3.10, 3.12 and 3.13, each in an environment of its own
 #
 # PYTHON picks the interpreter (3.10 to 3.13). COMFYUI_PATH picks a ComfyUI checkout instead of the installed 0.3.75.
@@ -22,13 +23,17 @@ endif
 # One stamp for each ComfyUI, since each brings its own requirements.
 STAMP := $(VENV)/installed$(subst /,-,$(COMFYUI_PATH))
 
-.PHONY: demo serve test test-core test-pythons lint format clean
+.PHONY: demo serve soak test test-core test-pythons lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python -m dev.demo
 
 serve: $(STAMP)
 	$(BIN)/python -m dev.serve
+
+soak: $(STAMP)
+	SVIMO_FUZZ=10000 $(BIN)/pytest -s tests/unit/test_fuzz.py
+	$(BIN)/python -m dev.soak
 
 # A process for each core, up to four: each has a ComfyUI of its own, and one thread of PyTorch's.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile

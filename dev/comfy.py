@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import requests
@@ -64,6 +65,16 @@ def find_comfyui() -> Path:
 def api_workflow(name: str) -> dict:
     """The API-format workflow `workflows/api/<name>.json`: node id -> {class_type, inputs}."""
     return json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+class Usage(NamedTuple):
+    """What a process holds."""
+
+    memory: int
+    """Bytes of main memory (resident set)."""
+    files: int
+    """Open file descriptors; handles on Windows."""
+    threads: int
 
 
 class ComfyServer:
@@ -120,6 +131,17 @@ class ComfyServer:
             return int(fields["VmHWM"].split()[0]) * 1024
         memory = self._process.memory_info()
         return getattr(memory, "peak_wset", memory.rss)
+
+    def usage(self) -> Usage:
+        """What ComfyUI holds now."""
+        with self._process.oneshot():
+            files = getattr(self._process, "num_fds", getattr(self._process, "num_handles", None))
+            return Usage(self._process.memory_info().rss, files(), self._process.num_threads())
+
+    def kill(self) -> None:
+        """Ends ComfyUI at once and without a word to it, as a crash would."""
+        self._process.kill()
+        self._process.wait()
 
     def wait(self) -> None:
         """Blocks until ComfyUI ends by itself."""
@@ -274,7 +296,7 @@ class ComfyClient:
         body = reply.json()
         if reply.status_code == 400 or body["node_errors"]:
             if "prompt_id" in body:
-                self._post("/queue", json={"delete": [body["prompt_id"]]})
+                self.delete(body["prompt_id"])
                 self.interrupt(body["prompt_id"])
             raise WorkflowRefused(_describe_refusal(body), body["node_errors"])
         self._results[body["prompt_id"]] = Result(prompt_id=body["prompt_id"])
@@ -324,6 +346,16 @@ class ComfyClient:
     def interrupt(self, prompt_id: str) -> None:
         """Asks ComfyUI to stop this workflow; does nothing when it is not running."""
         self._post("/interrupt", json={"prompt_id": prompt_id})
+
+    def delete(self, prompt_id: str) -> None:
+        """Takes a workflow out of the queue; does nothing when it has begun."""
+        self._post("/queue", json={"delete": [prompt_id]})
+
+    def knows(self, prompt_id: str) -> bool:
+        """Whether a workflow is running, waits in the queue, or has come to an end."""
+        queue = self._get("/queue")
+        queued = [entry[1] for entry in (*queue["queue_running"], *queue["queue_pending"])]
+        return prompt_id in queued or prompt_id in self._get(f"/history/{prompt_id}")
 
     def free(self) -> None:
         """Asks ComfyUI to unload all models and forget all results before the next workflow."""

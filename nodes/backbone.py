@@ -417,8 +417,8 @@ def guard_run(
         model = executor.class_obj.model_patcher.model
         raise ValueError(
             f"the sampled latents are not finite (NaN or infinity); the model computes in {model.compute_dtype} with "
-            f"weights in {model.get_dtype()}: load it with weight_dtype bf16 or fp32, and look for a broken LoRA or "
-            "reference image"
+            f"weights in {model.get_dtype()}: load it with weight_dtype bf16 or fp32, and look for a "
+            "damaged model file, a broken LoRA or reference image"
         )
     if denoise_mask is not None and denoise_mask.shape == made.shape:
         made = torch.where(denoise_mask.to(made.device) == 0, latent_image.to(made), made)

@@ -26,6 +26,7 @@ from ..svimo_core.checkpoint import (
 )
 from ..svimo_core.cogvideox import lora_key_map
 from ..svimo_core.config import SViMoConfig
+from ..svimo_core.files import reading
 from ..svimo_core.model.drawing import DrawingEncoder
 from ..svimo_core.model.interaction import InteractionModel
 from ..svimo_core.weights import weight_files
@@ -339,8 +340,10 @@ class SViMoLoraLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, lora_name: str, strength: float) -> io.NodeOutput:
         names = [name for name, _ in backbone_of(model).diffusion_model.named_parameters()]
-        lora = comfy.utils.load_torch_file(find_file(lora_name, "loras"), safe_load=True)
-        patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(lora), lora_key_map(names))
+        path = find_file(lora_name, "loras")
+        with reading(path, "is not a LoRA that can be read", "download it again"):
+            lora = comfy.utils.load_torch_file(path, safe_load=True)
+            patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(lora), lora_key_map(names))
         if not patches:
             raise ValueError(
                 f"{lora_name} fits no layer of this model: it needs a LoRA trained for CogVideoX-5b-I2V"

@@ -29,9 +29,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .cogvideox import TABLE_GRID_5B, is_pipeline, open_cogvideox
+from .cogvideox import TABLE_GRID_5B, CogVideoXFiles, is_pipeline, open_cogvideox
 from .config import COGVIDEOX_5B_I2V, SViMoConfig
-from .files import whole_file
+from .files import reading, whole_file
 from .model.alignment import start_without_corrections
 from .model.drawing import DrawingEncoder
 from .model.interaction import InteractionModel
@@ -46,6 +46,7 @@ FORMAT_VERSION = 1
 PARTS = ("backbone", "interaction", "vae", "text_encoder", "drawing_encoder")
 SAVED_HEADER = "svimo_header"
 """Where the metadata lies in files that nodes of ComfyUI's write: bytes of JSON beside the weights."""
+DAMAGED = "has damaged SViMo metadata"
 SHARED_WEIGHTS = {"encoder.embed_tokens.weight": "shared.weight"}
 """T5's second name for its embedding table, which safetensors cannot store twice."""
 
@@ -187,26 +188,26 @@ def read_header(path: str | os.PathLike) -> CheckpointHeader:
         tensors, metadata = _saved_by_comfyui(tensors)
     if metadata.get("format") != FORMAT:
         return _cogvideox_header(path)
-    if not metadata.get("version", "").isdecimal():
-        raise ValueError(f"{path.name} has damaged SViMo metadata: it does not say its version. Get it again")
-    if int(metadata["version"]) > FORMAT_VERSION:
-        raise ValueError(
-            f"{path.name} has checkpoint format {metadata['version']}; this version of the pack reads up to "
-            f"{FORMAT_VERSION}: update the pack"
-        )
-    try:
+    with reading(path, DAMAGED, "get it again"):
+        if not metadata.get("version", "").isdecimal():
+            raise ValueError("it does not say its version")
+        if int(metadata["version"]) > FORMAT_VERSION:
+            raise ValueError(
+                f"{path.name} has checkpoint format {metadata['version']}; this version of the pack reads up to "
+                f"{FORMAT_VERSION}: update the pack"
+            )
         statistics, preview = json.loads(metadata["statistics"]), json.loads(metadata["preview"])
+        if preview is not None and (preview := torch.tensor(preview, dtype=torch.float32)).shape[1:] != (3,):
+            raise ValueError(f"its preview must be channels + 1 x 3, got {tuple(preview.shape)}")
         return CheckpointHeader(
             path=path,
             kind="SViMo checkpoint",
             config=SViMoConfig.from_dict(json.loads(metadata["config"])),
             normalizer=MotionNormalizer.from_dict(statistics) if statistics is not None else None,
-            preview=torch.tensor(preview) if preview is not None else None,
-            provenance=json.loads(metadata["provenance"]),
+            preview=preview,
+            provenance=dict(json.loads(metadata["provenance"])),
             tensors=tensors,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path.name} has damaged SViMo metadata: {error}") from error
 
 
 def _saved_by_comfyui(
@@ -218,12 +219,8 @@ def _saved_by_comfyui(
         ValueError: its header is not one.
     """
     stored = tensors[SAVED_HEADER]
-    with safe_open(stored.file, framework="np") as opened:
-        encoded = opened.get_tensor(stored.name).tobytes()
-    try:
-        metadata = json.loads(encoded)
-    except ValueError as error:
-        raise ValueError(f"{stored.file.name} has damaged SViMo metadata: {error}") from error
+    with reading(stored.file, DAMAGED, "get it again"), safe_open(stored.file, framework="np") as opened:
+        metadata = dict(json.loads(opened.get_tensor(stored.name).tobytes()))
     prefix = "model.diffusion_model."
     parts = {
         f"backbone.{name.removeprefix(prefix)}": tensor
@@ -236,6 +233,11 @@ def _saved_by_comfyui(
 def _cogvideox_header(path: Path) -> CheckpointHeader:
     """CogVideoX files as a video-only checkpoint, at the size that the transformer was made for."""
     found = open_cogvideox(path)
+    with reading(path, "is no CogVideoX model of a possible size", "download it again"):
+        return _as_header(path, found)
+
+
+def _as_header(path: Path, found: CogVideoXFiles) -> CheckpointHeader:
     backbone = found.backbone or replace(COGVIDEOX_5B_I2V.backbone, motion=False, image_padding="zero")
     vae = found.vae or COGVIDEOX_5B_I2V.vae
     frames, height, width = found.grid
@@ -292,7 +294,11 @@ def load_part(
         ValueError: the file does not hold this part, or its tensors do not match its own configuration.
     """
     header.check_has(part)
-    with torch.device("meta"):  # no memory and no initialisation for weights that are about to be replaced
+    # Neither memory nor initialisation for weights that are about to be replaced.
+    with (
+        reading(header.path, f"has a configuration that makes no {part}", "get it again"),
+        torch.device("meta"),
+    ):
         plain = _build(header.config, part)
         module = plain if build is None else build(header.config)
     expected = {name: tuple(weight.shape) for name, weight in plain.state_dict().items()}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import BackboneConfig, ScheduleConfig, VAEConfig
+from .files import reading
 from .weights import DTYPES, SHARD, StoredTensor, open_weights
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,11 @@ def open_cogvideox(path: Path) -> CogVideoXFiles:
         FileNotFoundError: no such file, or a part of it is missing.
         ValueError: anything else; the message says what it is and what to do.
     """
+    with reading(path, "is no CogVideoX model that can be read", "download it again"):
+        return _open(path)
+
+
+def _open(path: Path) -> CogVideoXFiles:
     folders = [path]
     if is_pipeline(path):
         folders = [path / part for part in ("transformer", "vae") if (path / part).is_dir()]
@@ -269,7 +275,7 @@ def _backbone_config(
     # 2. its sizes
     blocks = {int(match[1]) for name in tensors if (match := re.match(r"transformer_blocks\.(\d+)\.", name))}
     num_layers = declared.get("num_layers", SIZE_5B[1] if dim == SIZE_5B[0] else len(blocks))
-    if blocks != set(range(num_layers)):
+    if len(blocks) != num_layers or blocks != set(range(len(blocks))):
         raise ValueError(
             f"{source} holds {len(blocks)} transformer blocks of {num_layers}: download it again"
         )
@@ -348,7 +354,7 @@ def _schedule_config(folder: Path) -> ScheduleConfig:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return ScheduleConfig()
-    declared = json.loads(file.read_text(encoding="utf-8"))
+    declared = _read_config(file)
     wrong = [
         f"{key} is {declared.get(key)!r}"
         for key, value in SCHEDULER_SWITCHES.items()
@@ -369,7 +375,12 @@ def _declared_config(path: Path) -> dict[str, Any]:
             return {}
         path = path.parent
     file = path / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return _read_config(file) if file.is_file() else {}
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    with reading(file, "is no configuration of a model", "download it again"):
+        return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _what(tensors: dict[str, StoredTensor]) -> str:

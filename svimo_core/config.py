@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+MOST_LAYERS, LARGEST = 100, 2**20
+"""What no configuration goes beyond: layers of one network, and any other number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
@@ -249,12 +252,27 @@ class SViMoConfig:
     """None: there is no drawing encoder, and the VAE encodes drawings."""
 
     def __post_init__(self):
+        for section, values in dataclasses.asdict(self).items():
+            self._check_size(section, values)
         if self.drawing is not None and self.vae.spatial_compression % self.drawing.pixel:
             raise ValueError(
                 f"drawing.pixel must divide the VAE's {self.vae.spatial_compression} pixels of a latent cell, got "
                 f"{self.drawing.pixel}"
             )
         self.check_clip(self.frames, self.height, self.width)
+
+    def _check_size(self, name: str, value: Any) -> None:
+        """Refuse what would take a builder forever, or all memory, before it has built anything to compare."""
+        if isinstance(value, dict):
+            for part, inner in value.items():
+                self._check_size(f"{name}.{part}", inner)
+        elif isinstance(value, tuple):
+            for inner in value:
+                self._check_size(name, inner)
+        elif isinstance(value, (int, float)):
+            most = MOST_LAYERS if name.endswith(("num_layers", "layers_per_block", "blocks")) else LARGEST
+            if not abs(value) <= most:
+                raise ValueError(f"{name} is {value:g}, and no model has more than {most}")
 
     @property
     def motion_schedule(self) -> ScheduleConfig:

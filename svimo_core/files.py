@@ -1,12 +1,14 @@
-"""Files that appear whole or not at all, and arrays that are read without running anything."""
+"""Files that appear whole or not at all, and are read without running anything; a damaged one is one clear error."""
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -39,40 +41,97 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def plain_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+class DamagedFile(ValueError):
+    """A file that cannot be read; the message names it."""
+
+
+@contextmanager
+def reading(path: str | os.PathLike, what: str, advice: str = "copy it again") -> Iterator[None]:
+    """Make whatever a reader stumbles over in a damaged or hostile file one error that names the file.
+
+    Errors that name it already, or that came of reading another file, go on as they are; so do missing files and
+    libraries.
+
+    Args:
+        path: the file or folder.
+        what: is wrong with it, to stand after its name: "is a damaged SViMo motion".
+        advice: what to do, to stand after the reason.
+
+    Raises:
+        OSError: it is missing, locked or the like, as the block raised it.
+        ValueError: anything else; "NAME is a damaged SViMo motion: it lacks 'hands'; copy it again".
+    """
+    name = Path(path).name
+    try:
+        yield
+    except (DamagedFile, FileNotFoundError, ImportError):
+        raise
+    except Exception as error:  # a damaged file can fail in any way; it is one error to the user
+        if isinstance(error, (ValueError, OSError)) and name in str(error):
+            raise
+        raise DamagedFile(f"{name} {what}: {reason(error)}; {advice}") from error
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    words = " ".join(str(error).split())[:300]
+    if isinstance(error, KeyError):
+        return f"it lacks {words}"
+    return words or type(error).__name__
+
+
+def plain_arrays(path: str | os.PathLike, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """The arrays of an .npz by name, or of an .npy by the file's; pickled ones are refused, never run.
+
+    Args:
+        path: the file.
+        names: of the arrays to read; None for all.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, or with anything in it that is no plain array.
+        ValueError: damaged, with anything in it that is no plain array, or small and yet of gigabytes.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path.name} in {path.parent}")
-    if path.suffix.lower() == ".npz" and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path.name} is not a complete .npz archive (it may be truncated): copy it again")
-    try:
-        if zipfile.is_zipfile(path):
-            _check_unpacked(path)
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return {path.stem: content}
-        with content:
-            return {name: content[name] for name in content.files}
-    except Exception as error:  # a hostile or damaged file can fail in any way; it is one error to the user
-        reason = str(error)[:200] or type(error).__name__
-        raise ValueError(
-            f"{path.name} cannot be read as plain arrays ({reason}): copy it again, or save it anew with numpy"
-        ) from error
+    with reading(path, "cannot be read as plain arrays", "copy it again, or save it anew with numpy"):
+        size = path.stat().st_size
+        left = max(LARGE, DENSEST * size)
+        if path.suffix.lower() != ".npz" and not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                return {path.stem: _plain_array(path.stem, file, size, left)}
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is not a complete archive (it may be truncated)")
+        arrays = {}
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                name, ending = os.path.splitext(entry.filename)
+                if ending == ".npy" and (names is None or name in names):
+                    with archive.open(entry) as file:
+                        arrays[name] = _plain_array(name, file, entry.file_size, left)
+                    left -= _bytes(arrays[name].shape, arrays[name].dtype)
+        return arrays
 
 
-def _check_unpacked(path: Path) -> None:
-    """Refuse a small archive that unpacks to something huge."""
-    with zipfile.ZipFile(path) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    if size > LARGE and size > DENSEST * path.stat().st_size:
-        raise ValueError(f"it would unpack to {size / 2**30:.1f} GB")
+def _plain_array(name: str, file: BinaryIO, length: int, left: int) -> np.ndarray:
+    """The array in a file of so many bytes, if it takes no more than is left; what its header says is checked first."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds pickled objects")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > length - file.tell():
+        raise ValueError(f"{name} announces an array of {shape}, which it does not hold")
+    if _bytes(shape, dtype) > left:
+        raise ValueError(f"{name} would unpack to {_bytes(shape, dtype) / 2**30:.1f} GB")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
-LARGE, DENSEST = 2**28, 50
-"""Bytes from which an archive is looked at, and how many of them may come out of one."""
+def _bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """What an array takes; numbers are computed with as float64."""
+    return math.prod(shape) * max(dtype.itemsize, 8)
+
+
+LARGE, DENSEST = 2**26, 50
+"""Bytes that a file's arrays may take in any case, and how many for each of its own."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import plain_arrays, whole_file
+from .files import plain_arrays, reading, whole_file
 
 HAND_NAMES = ("left", "right")
 JOINTS_PER_HAND = 21
@@ -207,15 +207,15 @@ class HandObjectMotion:
             raise ValueError(
                 f"{path.name} is not a SViMo motion: it lacks {sorted(missing) or 'the format mark'}"
             )
-        version = str(arrays["version"])
-        if not version.isdigit():
-            raise ValueError(f"{path.name} is a damaged SViMo motion: its version is {version!r}")
-        if int(version) > NPZ_VERSION:
-            raise ValueError(
-                f"{path.name} has motion format {version}; "
-                f"this version reads up to {NPZ_VERSION}: update the pack"
-            )
-        try:
+        with reading(path, "is a damaged SViMo motion"):
+            version = str(arrays["version"])
+            if not version.isdecimal():
+                raise ValueError(f"its version is {version!r}")
+            if int(version) > NPZ_VERSION:
+                raise ValueError(
+                    f"{path.name} has motion format {version}; "
+                    f"this version reads up to {NPZ_VERSION}: update the pack"
+                )
             fx, fy, cx, cy = (float(value) for value in arrays["intrinsics"])
             width, height = (int(value) for value in arrays["image_size"])
             keys, values = arrays.get("metadata_keys", ()), arrays.get("metadata_values", ())
@@ -227,5 +227,3 @@ class HandObjectMotion:
                 prompt=str(arrays.get("prompt", "")),
                 metadata={str(key): str(value) for key, value in zip(keys, values, strict=True)},
             )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{path.name} is a damaged SViMo motion: {error}") from error

@@ -19,7 +19,11 @@ NEAR = 0.05
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MotionNormalizer:
-    """Mean and spread of training motion per joint and per object, and the camera that motion was seen through."""
+    """Mean and spread of training motion per joint and per object, and the camera that motion was seen through.
+
+    Raises:
+        ValueError: other shapes, or numbers that are not finite.
+    """
 
     hands_mean: Tensor
     """42 x 3, metres."""
@@ -32,6 +36,14 @@ class MotionNormalizer:
     """fx and cx over the image width, fy and cy over its height: generated motion is drawn through this camera."""
 
     def __post_init__(self):
+        hands, objects = (NUM_JOINTS, 3), (len(self.object_names), 3)
+        shapes = {"hands_mean": hands, "hands_std": hands, "objects_mean": objects, "objects_std": objects}
+        for name, shape in shapes.items():
+            values = getattr(self, name)
+            if values.shape != shape or not torch.isfinite(values).all():
+                raise ValueError(f"{name} must be {shape} finite numbers, got {tuple(values.shape)}")
+        if len(self.camera) != 4 or not np.isfinite(self.camera).all() or min(self.camera[:2]) <= 0:
+            raise ValueError(f"a camera has two focal lengths above 0 and a middle, got {self.camera}")
         object.__setattr__(self, "_on", OnceForEach(self._statistics_on))
 
     def _statistics_on(self, points: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

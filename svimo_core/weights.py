@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .files import whole_file
+from .files import reading, whole_file
 
 DTYPES = {
     "F64": torch.float64,
@@ -32,7 +32,9 @@ DTYPES = {
 """safetensors' names of the types that weights are stored in."""
 
 INDEX_SUFFIX = ".safetensors.index.json"
+UNREADABLE, AGAIN = "has a safetensors header that cannot be read", "download or copy it again"
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
+LONGEST_NAME = 255
 PAGES_HELD = 2**30
 """Bytes read through one memory map when nothing keeps the map: what was read is let go after as many."""
 
@@ -49,9 +51,23 @@ class StoredTensor(NamedTuple):
     """fp8 files: the stored values are multiplied by it, one factor for all or one for each row."""
 
     @property
+    def stored_dtype(self) -> torch.dtype:
+        """Type of the values in the file.
+
+        Raises:
+            ValueError: one that no weights have.
+        """
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"{self.file.name} stores {self.name} as {self.dtype}, and weights are one of {', '.join(DTYPES)}: "
+                "get the file again, or another form of the same model"
+            )
+        return DTYPES[self.dtype]
+
+    @property
     def loaded_dtype(self) -> torch.dtype:
         """Type it has once read: its own, or bfloat16 where a scale has to be multiplied in."""
-        return DTYPES[self.dtype] if self.scale is None else torch.bfloat16
+        return self.stored_dtype if self.scale is None else torch.bfloat16
 
     @property
     def numel(self) -> int:
@@ -113,22 +129,19 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
+    with reading(index, "is not an index of shards", "download it again"):
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index.name} is not an index of shards ({error}): download it again") from error
-    if any(Path(name).name != name for name in names):
-        raise ValueError(
-            f"{index.name} names files outside its own folder: download it from its author again"
-        )
-    return _existing(index.parent, names)
+        if any(Path(name).name != name or len(name) > LONGEST_NAME for name in names):
+            raise ValueError("it names files outside its own folder, or with names that are too long")
+    return _existing(index.parent, names, f", says {index.name}")
 
 
-def _existing(folder: Path, names: list[str]) -> list[Path]:
+def _existing(folder: Path, names: list[str], said: str = "") -> list[Path]:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{folder.name} lacks {', '.join(missing)}: the model is in {len(names)} files, download them all"
+            f"{folder.name} lacks {', '.join(missing[:3])}: the model is in {len(names)} files{said}; "
+            "download them all"
         )
     return [folder / name for name in names]
 
@@ -141,24 +154,21 @@ def _read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > size - 8:
             raise ValueError(f"{path.name} is {_not_safetensors(start, size)}")
-        try:
+        with reading(path, UNREADABLE, AGAIN):
             header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
+            metadata = header.pop("__metadata__", None) or {}
             tensors = {
                 name: StoredTensor(entry["dtype"], tuple(entry["shape"]), path, name)
                 for name, entry in header.items()
             }
             end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{path.name} is not a safetensors file: its header cannot be read ({error})"
-            ) from error
     if size != 8 + length + end:
         raise ValueError(
-            f"{path.name} is damaged: its header announces {8 + length + end} bytes, the file has {size}. "
-            "Download or copy it again"
+            f"{path.name} is damaged: its header announces {8 + length + end} bytes, the file has {size}; {AGAIN}"
         )
-    return tensors, metadata
+    # All else that a header may say wrongly, such as where a tensor lies, safetensors' own reader refuses on opening.
+    with reading(path, UNREADABLE, AGAIN), safe_open(path, framework="pt"):
+        return tensors, metadata
 
 
 def _not_safetensors(start: bytes, size: int) -> str:
@@ -213,7 +223,7 @@ def _batches(keys: list[str], tensors: dict[str, StoredTensor]) -> Iterator[list
     batch, size = [], 0
     for key in keys:
         batch.append(key)
-        size += tensors[key].numel * DTYPES[tensors[key].dtype].itemsize
+        size += tensors[key].numel * tensors[key].stored_dtype.itemsize
         if size >= PAGES_HELD:
             yield batch
             batch, size = [], 0

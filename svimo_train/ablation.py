@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from svimo_core.files import whole_file
+from svimo_core.files import reading, whole_file
 from svimo_core.sampling.guidance import FeedbackOptions
 from svimo_core.sampling.pipeline import SViMo
 
@@ -78,7 +78,8 @@ def run_variant(config: TrainConfig, name: str, seed: int, folder: Path, count: 
         )
         with whole_file(found) as partial:
             partial.write_text(json.dumps(scores, indent=1) + "\n")
-    return json.loads(found.read_text())
+    with reading(found, "is damaged", "delete it to measure anew"):
+        return dict(json.loads(found.read_text()))
 
 
 def table(results: dict[str, dict[str, dict]]) -> str:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from svimo_core.clean import trim
 from svimo_core.config import PRESETS
-from svimo_core.files import whole_file
+from svimo_core.files import reading, whole_file
 from svimo_core.motion import HandObjectMotion
 
 from .data.synthetic import generate_clip, generate_motion
@@ -77,12 +77,10 @@ class ClipFolder:
             ValueError: it cannot be read; the message names the file.
         """
         path = self.folder / f"{self.names[index]}.npy"
-        try:
+        with reading(
+            path, "cannot be read as a clip's video", f"delete {path} and its .npz, or write them again"
+        ):
             video = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"clip {path} cannot be read ({error}): delete it and its .npz, or write it again"
-            ) from error
         if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
             raise ValueError(f"clip {path} must hold N x H x W x 3 uint8, got {video.shape} {video.dtype}")
         return video

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from svimo_core.files import whole_file
+from svimo_core.files import plain_arrays, reading, whole_file
 from svimo_core.model.vae import VideoVAE
 from svimo_core.motion import HandObjectMotion
 from svimo_core.rasterize import NUM_JOINTS, Rasterizer
@@ -78,7 +77,8 @@ class DrawingPool:
         path = self.root / size / f"{split}-{index:06d}.npz"
         expected = self.vae.config.latent_shape(shape.frames, shape.height, shape.width)
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with reading(path, "is damaged"):
+                stored = plain_arrays(path)
                 metres, latent = (torch.from_numpy(stored[name]).float() for name in ("metres", "latent"))
             if (
                 latent.shape == expected
@@ -90,7 +90,7 @@ class DrawingPool:
             log.warning("%s holds something else: made anew", path)
         except FileNotFoundError:
             pass
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError) as error:
             log.warning("%s is damaged (%s): made anew", path, error)
         motion = self.motion(index, shape, split)
         metres = through_camera(motion, CAMERA)

@@ -22,6 +22,7 @@ from torch.nn import (
     Linear,
 )  # judges never run inside ComfyUI, whose layers they need not take
 
+from svimo_core.files import reading
 from svimo_core.motion import HAND_NAMES, JOINTS_PER_HAND, HandObjectMotion
 from svimo_core.weights import fill, open_weights, write_weights
 
@@ -191,9 +192,10 @@ class Judges:
             raise ValueError(
                 f"{Path(path).name} does not hold motion judges; make some: python -m svimo_train.judge_training"
             )
-        with torch.device("meta"):
-            judges = cls.new(json.loads(metadata["actions"]))
-        fill(judges._modules(), tensors, Path(path).name, torch.float32).eval()
+        with reading(path, "does not hold sound motion judges", "get it again"):
+            with torch.device("meta"):
+                judges = cls.new(json.loads(metadata["actions"]))
+            fill(judges._modules(), tensors, Path(path).name, torch.float32).eval()
         return judges
 
     def _modules(self) -> nn.ModuleDict:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from svimo_core.config import PRESETS, ClipSize
+from svimo_core.files import reading
 
 Batch = dict[str, Any]
 Count = Annotated[int, Field(ge=0)]
@@ -322,15 +323,15 @@ class TrainConfig(Checked):
             FileNotFoundError: no such file.
             ValueError: not JSON, or unknown, missing or impossible fields.
         """
-        name = Path(path).name
-        try:
+        with reading(path, "is not a training configuration", "correct it"):
             values = json.loads(Path(path).read_text(encoding="utf-8")) | changes
-            return TypeAdapter(cls).validate_json(json.dumps(values, default=str))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{name} is not a training configuration: {error}") from error
+            text = json.dumps(values, default=str)
+        try:
+            return TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
             mistakes = dict.fromkeys(_mistake(each) for each in error.errors())
-            raise ValueError(f"{name} is not a training configuration:\n" + "\n".join(mistakes)) from error
+            told = "; ".join(mistakes)
+            raise ValueError(f"{Path(path).name} is not a training configuration: {told}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form."""

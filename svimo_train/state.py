@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from svimo_core.files import whole_file
+from svimo_core.files import reading, whole_file
 
 NOTES, PARTIAL = "notes.json", ".partial"
 
@@ -74,15 +76,14 @@ def load_state(
     Raises:
         ValueError: a damaged state, or one of another model.
     """
-    try:
+    with reading(path, "is damaged", f"delete {path} to start this stage anew"):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it to start this stage anew") from error
-    _check_same_weights(path, parameters, {name: tuple(t.shape) for name, t in tensors.items()})
-    _restore(tensors, parameters, ema, optimizer)
-    return int(metadata["step"]), json.loads(metadata["notes"])
+        step, notes = int(metadata["step"]), dict(json.loads(metadata["notes"]))
+        _check_same_weights(path, parameters, {name: tuple(t.shape) for name, t in tensors.items()})
+        _restore(tensors, parameters, ema, optimizer)
+    return step, notes
 
 
 def sharded_state(output: Path) -> Path | None:
@@ -112,11 +113,8 @@ def save_sharded_state(
     if not alone:
         dist.barrier()  # or a file of this save may be taken for one that was left
     writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-    try:
+    with _of_all_processes():
         dcp.save(_tensors(parameters, ema, optimizer), storage_writer=writer)
-    except CheckpointException as error:
-        causes = [f"process {rank}: {cause}" for rank, (cause, _) in error.failures.items()]
-        raise OSError("; ".join(causes)) from error
     if main:
         told = {"step": step, "processes": processes, "notes": notes}
         (partial / NOTES).write_text(json.dumps(told), encoding="utf-8")
@@ -131,7 +129,7 @@ def load_sharded_state(
 ) -> tuple[int, dict[str, Any]]:
     """As :func:`load_state`, on any number of processes."""
     reader = HuggingFaceStorageReader(str(folder))
-    try:
+    with reading(folder, "is damaged", f"delete {folder} to start this stage anew"):
         told = json.loads((folder / NOTES).read_text(encoding="utf-8"))
         files = len(list(folder.glob("*.safetensors")))
         if files != told["processes"]:
@@ -139,19 +137,32 @@ def load_sharded_state(
                 f"it has {files} of the {told['processes']} files that as many processes wrote, to one disk for all"
             )
         found = reader.read_metadata().state_dict_metadata
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{folder} is damaged ({error}): delete it to start this stage anew") from error
-    stored = {name: tuple(tensor.size) for name, tensor in found.items()}
-    _check_same_weights(folder, parameters, stored)
-    tensors, like = {}, list(parameters.values())
-    for name, shape in stored.items():
-        kind, _, inner = name.partition(".")
-        parameter = like[int(inner.split(".")[0])] if kind == "optimizer" else parameters[inner]
-        same = tuple(parameter.shape) == shape  # all but Adam's count of steps
-        tensors[name] = torch.empty_like(parameter.detach()) if same else torch.empty(shape)
-    dcp.load(tensors, storage_reader=reader)
-    _restore(tensors, parameters, ema, optimizer)
-    return told["step"], told["notes"]
+        stored = {name: tuple(tensor.size) for name, tensor in found.items()}
+        _check_same_weights(folder, parameters, stored)
+        tensors, like = {}, list(parameters.values())
+        for name, shape in stored.items():
+            kind, _, inner = name.partition(".")
+            parameter = like[int(inner.split(".")[0])] if kind == "optimizer" else parameters[inner]
+            same = tuple(parameter.shape) == shape  # all but Adam's count of steps
+            tensors[name] = torch.empty_like(parameter.detach()) if same else torch.empty(shape)
+        with _of_all_processes():
+            dcp.load(tensors, storage_reader=reader)
+        _restore(tensors, parameters, ema, optimizer)
+        return int(told["step"]), dict(told["notes"])
+
+
+@contextmanager
+def _of_all_processes() -> Iterator[None]:
+    """What failed in any of the processes that read or write together, as an ordinary error.
+
+    Raises:
+        OSError: it says which process met what.
+    """
+    try:
+        yield
+    except CheckpointException as error:  # a BaseException
+        causes = [f"process {rank}: {cause}" for rank, (cause, _) in error.failures.items()]
+        raise OSError("; ".join(causes)) from error
 
 
 def _tensors(
@@ -168,14 +179,20 @@ def _tensors(
 def _check_same_weights(
     path: Path, parameters: dict[str, nn.Parameter], stored: dict[str, tuple[int, ...]]
 ) -> None:
-    expected = {f"weights.{name}": tuple(p.shape) for name, p in parameters.items()}
-    found = {name: shape for name, shape in stored.items() if name.startswith("weights.")}
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    expected = {f"{kind}.{name}": shape for kind in ("weights", "ema") for name, shape in shapes.items()}
+    found = {name: shape for name, shape in stored.items() if not name.startswith("optimizer.")}
     if expected != found:
         odd = sorted(set(expected.items()) ^ set(found.items()))[0]
         raise ValueError(
             f"{path} was written by a run that trained other weights (such as {odd[0]} {odd[1]}): "
             "choose another output folder or delete it"
         )
+    like = list(shapes.values())
+    for name in stored.keys() - found.keys():
+        shape = like[int(name.split(".")[1])]
+        if stored[name] not in ((), shape):  # Adam's count of steps, and its moments
+            raise ValueError(f"{name} is {stored[name]}, expected {shape}")
 
 
 def _restore(

@@ -36,6 +36,7 @@ from svimo_core.checkpoint import (
     stored_tensors,
 )
 from svimo_core.config import PRESETS, SViMoConfig
+from svimo_core.files import reading
 from svimo_core.model.alignment import ImageAlignment, start_without_corrections
 from svimo_core.model.mmdit import split_streams, start_from_nothing
 from svimo_core.normalization import MotionNormalizer
@@ -371,8 +372,9 @@ class _Run:
                 )
             return 0
         load = load_sharded_state if self.config.sharded else load_state
-        step, notes = load(path, self.parameters, self.ema, self.optimizer)
-        self.saved, self.seconds, self.samples = step, notes["seconds"], notes["samples"]
+        with reading(path, "is damaged", f"delete {path} to start this stage anew"):
+            step, notes = load(path, self.parameters, self.ema, self.optimizer)
+            self.saved, self.seconds, self.samples = step, float(notes["seconds"]), int(notes["samples"])
         log.info("going on after step %d", step)
         return step
 

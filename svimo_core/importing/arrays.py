@@ -233,6 +233,8 @@ def _detections(source: Arrays, camera: Camera | None) -> tuple[np.ndarray, np.n
             f"{name}: frame must count in whole numbers, at most {MAX_FRAMES:,} of them; {EXPECTED}"
         )
     count = source.single("frame_count")
+    if count and count > MAX_FRAMES:
+        raise ValueError(f"{name}: frame_count is {count:g}, and at most {MAX_FRAMES:,} are read")
     first = 0 if count else int(frame.min())
     if first:
         notes.append(f"Frames are numbered from {first}, where the motion starts.")

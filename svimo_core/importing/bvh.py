@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import reading
 from ..hand_rig import FINGER_BASES
 from ..motion import HAND_NAMES, JOINT_NAMES, JOINTS_PER_HAND
 from .found import FoundMotion
@@ -33,8 +34,10 @@ NOT_BVH = {
     b"<": "it is a web page or XML: download the file itself",
 }
 """What other files begin with, and what to do about them."""
-LISTED = 24
-"""Joints that an error lists at most."""
+MOST_JOINTS = 2000
+"""Of a skeleton: faces and muscles of the largest rigs have a few hundred."""
+LISTED, LONGEST = 24, 60
+"""Joints that an error lists at most, and letters of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +133,10 @@ def read_bvh(path: str | os.PathLike) -> Bvh:
         raise FileNotFoundError(f"no BVH file at {path}")
     text = _text(path)
     parts = re.split(r"^[ \t]*MOTION[ \t]*$", text, maxsplit=1, flags=re.MULTILINE | re.IGNORECASE)
-    try:
+    with reading(path, "is not a BVH file this version understands", "export or copy it again"):
         names, parents, rests, channels, end_sites = _hierarchy(parts[0])
         if len(parts) < 2:
-            raise ValueError("it ends early, before the line MOTION: export or copy it again")
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not a BVH file this version understands: {error}") from error
+            raise ValueError("it ends early, before the line MOTION")
     offsets, width = np.array(rests), sum(map(len, channels))
     notes = []
     if any(channel.endswith("scale") for own in channels for channel in own):
@@ -201,7 +202,7 @@ def _hierarchy(text: str) -> tuple[list[str], list[int], list[list[float]], list
             else:
                 raise ValueError(f"unexpected {word!r} in the hierarchy")
     except StopIteration:
-        raise ValueError("it ends early, within the hierarchy: export or copy it again") from None
+        raise ValueError("it ends early, within the hierarchy") from None
     except IndexError:
         raise ValueError(f"{word!r} stands outside of any joint in the hierarchy") from None
     unknown = next(
@@ -211,6 +212,8 @@ def _hierarchy(text: str) -> tuple[list[str], list[int], list[list[float]], list
         raise ValueError(f"unknown channel {unknown!r}: expected positions and rotations about x, y and z")
     if not names:
         raise ValueError("it has no joints")
+    if len(names) > MOST_JOINTS:
+        raise ValueError(f"it has {len(names)} joints, and no skeleton has more than {MOST_JOINTS}")
     if not np.isfinite(offsets).all():
         raise ValueError("an OFFSET is not finite")
     return names, parents, offsets, channels, end_sites
@@ -225,9 +228,14 @@ def _motion(name: str, text: str, width: int) -> tuple[np.ndarray, float | None,
     notes = []
     lines = [line for line in text.split("\n") if line.strip()]
     header = {}
-    while lines and (match := re.match(r"\s*(frames|frame\s*time)\s*:?(.*)", lines[0], re.IGNORECASE)):
+    for i, line in enumerate(lines):
+        match = re.match(r"\s*(frames|frame\s*time)\s*:?(.*)", line, re.IGNORECASE)
+        if match is None:
+            lines = lines[i:]
+            break
         header["".join(match[1].lower().split())] = match[2].strip()
-        lines.pop(0)
+    else:
+        lines = []
 
     # 1. Frame rate
     try:
@@ -575,6 +583,6 @@ def _starts_in_palm(bvh: Bvh, said: list[JointName], bones: list[int | None], th
 
 def _listed(bvh: Bvh, joints: Iterable[int]) -> str:
     """Names of joints in one sentence, not too many, without end sites."""
-    names = [bvh.names[joint] for joint in joints if joint not in bvh.end_sites]
+    names = [bvh.names[joint][:LONGEST] for joint in joints if joint not in bvh.end_sites]
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import reading
 from ..motion import HAND_NAMES, JOINTS_PER_HAND, NPZ_FORMAT, NPZ_VERSION, Camera, HandObjectMotion
 
 MEDIAPIPE_FRAMES = ("frames", "results")
@@ -17,6 +18,7 @@ MEDIAPIPE_WORLD = (
     *("multiHandWorldLandmarks", "multi_hand_world_landmarks"),
 )
 MEDIAPIPE_SIDES = ("handedness", "handednesses", "multiHandedness", "multi_handedness")
+EXPECTED = "expected a SViMo motion, MediaPipe's world landmarks, or lists of numbers of one shape"
 LABELS = ("categoryName", "category_name", "label", "classification")
 
 
@@ -33,21 +35,12 @@ def read_json(path: str | os.PathLike) -> HandObjectMotion | dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path.name} in {path.parent}")
-    try:
+    with reading(path, "is not a SViMo motion", "export or copy it again"):
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(content, dict) and "format" in content:
             return _own(content)
-    except KeyError as error:
-        raise ValueError(f"{path.name} is not a SViMo motion: it lacks {error}") from error
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not a SViMo motion: {error}") from error
-    try:
+    with reading(path, "is no JSON that is known", EXPECTED):
         return _arrays(content)
-    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path.name} is no JSON that is known: expected a SViMo motion, MediaPipe's world landmarks, or lists of "
-            f"numbers of one shape ({error})"
-        ) from error
 
 
 def _own(content: dict[str, Any]) -> HandObjectMotion:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ..clean import resample
-from ..files import plain_arrays
+from ..files import plain_arrays, reading
 from ..motion import HandObjectMotion
 from ..rigged import ObjectMesh
 from ..tracks import align, extent
@@ -223,12 +223,12 @@ def read_mesh(path: str | os.PathLike, *, metres_per_unit: float = 1.0) -> tuple
         raise ImportError(
             f"{path.name}: meshes are read by trimesh, which is missing: pip install trimesh"
         ) from error
-    try:
+    with reading(path, "cannot be read as a mesh", "export it again"):
         mesh = trimesh.load(path, force="mesh", process=False, skip_materials=True)
-        vertices = np.asarray(mesh.vertices, np.float64)
+        vertices = np.asarray(mesh.vertices, np.float64).reshape(-1, 3)
         faces = np.asarray(getattr(mesh, "faces", ()), np.int64)  # older trimesh gives points alone as such
-    except Exception as error:  # trimesh lets through whatever its parsers stumble over
-        raise ValueError(f"{path.name} cannot be read as a mesh ({error}): export it again") from error
+        if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
+            raise ValueError(f"its triangles have corners beyond its {len(vertices)} vertices")
     if not len(faces):
         raise ValueError(
             f"{path.name} has no triangles: expected a mesh, not a point cloud or an empty scene"
@@ -478,11 +478,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _read_csv(path: Path) -> np.ndarray:
     """A table of numbers, N x 3 K, NaN for empty cells; without its titles and its column of frames or times."""
     _require_file(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path.name} is no table in UTF-8 ({error}): save it as CSV UTF-8") from error
+    with (
+        reading(path, "is no table in UTF-8", "save it as CSV UTF-8"),
+        path.open(newline="", encoding="utf-8-sig") as file,
+    ):
+        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
     titles = [cell.strip().lower() for cell in rows[0]] if rows and _is_titles(rows[0]) else []
     rows = rows[1:] if titles else rows
     if not rows or len({len(row) for row in rows}) != 1 or (titles and len(titles) != len(rows[0])):

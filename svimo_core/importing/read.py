@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..clean import MISSING_HANDS, add_missing_hands, distance_to_see, place_in_view, trim_to_hands
-from ..files import plain_arrays
+from ..files import plain_arrays, reading, reason
 from ..mano import ManoModel
 from ..motion import HAND_NAMES, Camera, HandObjectMotion
 from ..render import check_in_view
@@ -66,21 +66,18 @@ def import_motion(
         ValueError: a file that is none of these, or that can only be misread with these options.
     """
     paths = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
-    name = paths[0].name if paths else "no file"
-    try:
-        found = _find(paths, options, mano)
-        if isinstance(found, HandObjectMotion):
-            return _own(name, found, options)
-        return _import(found, options)
-    except ValueError as error:
-        if name in str(error):
-            raise
-        raise ValueError(f"{name}: {error}") from error
-    except (TypeError, LookupError, ArithmeticError) as error:
-        # Whatever stands under a name that is known, in whatever shape: it is one error to the user.
-        raise ValueError(
-            f"{name} has arrays that are not what they are called ({error}); {EXPECTED}"
-        ) from error
+    names = [path.name for path in paths] or ["no file"]
+    # Whatever stands under a name that is known, in whatever shape: it is one error to the user.
+    with reading(names[0], "has arrays that are not what they are called", EXPECTED):
+        try:
+            found = _find(paths, options, mano)
+            if isinstance(found, HandObjectMotion):
+                return _own(names[0], found, options)
+            return _import(found, options)
+        except ValueError as error:
+            if any(name in str(error) for name in names):
+                raise
+            raise ValueError(f"{names[0]}: {reason(error)}") from error
 
 
 def _import(found: FoundMotion, options: ImportOptions) -> Imported:
@@ -227,8 +224,7 @@ def fill_gaps(hands: np.ndarray, max_gap: int) -> tuple[np.ndarray, int]:
 
 def _names(path: Path) -> set[str]:
     """Arrays in an .npz, or none if it is no such file."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return {name.removesuffix(".npy") for name in file.namelist()}
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
+    if not zipfile.is_zipfile(path):
         return set()
+    with reading(path, "is no complete archive"), zipfile.ZipFile(path) as file:
+        return {name.removesuffix(".npy") for name in file.namelist()}

@@ -208,6 +208,10 @@ def test_trouble_with_foreign_files(client, files):
     sampler["model"] = ["lora", 0]
     with pytest.raises(ComfyError, match=r"foreign\.safetensors fits no layer"):
         client.run(workflow)
+    torn = (files / "loras" / "peft.safetensors").read_bytes()[:-7]
+    (files / "loras" / "foreign.safetensors").write_bytes(torn)
+    with pytest.raises(ComfyError, match=r"foreign\.safetensors is not a LoRA that can be read"):
+        client.run(workflow)
 
     text_to_video = tiny_transformer(in_channels=16, use_learned_positional_embeddings=False)
     save_file_of(files / "diffusion_models" / "t2v.safetensors", text_to_video.state_dict())

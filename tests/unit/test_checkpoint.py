@@ -86,7 +86,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, checkpoint_file):
         ),
         (file("stub.safetensors", good[:20]), "not a complete safetensors file"),
         (file("empty.safetensors", b""), "not a complete safetensors file"),
-        (file("junk.safetensors", struct.pack("<Q", 4) + b"{]{]"), "header cannot be read"),
+        (file("junk.safetensors", struct.pack("<Q", 4) + b"{]{]"), "header that cannot be read"),
         (rewrite(checkpoint_file, tmp_path / "new.safetensors", {"version": "99"}), "update the pack"),
         (
             rewrite(checkpoint_file, tmp_path / "odd.safetensors", {"version": "one"}),

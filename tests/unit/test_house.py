@@ -12,6 +12,7 @@ CORE = ROOT / "svimo_core"
 ORDER = [
     "config",
     "files",
+    "pickles",
     "once",
     "motion",
     "render",

@@ -906,5 +906,5 @@ def test_configuration_mistakes_are_named(tmp_path, settings, change, says):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(settings.to_dict()))
     assert TrainConfig.load(path) == settings
-    with pytest.raises(ValueError, match=rf"config\.json is not a training configuration:\n[^$]*{says}"):
+    with pytest.raises(ValueError, match=rf"config\.json is not a training configuration: .*{says}"):
         TrainConfig.load(path, **change)

@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from svimo_core.files import plain_arrays
+from svimo_core.files import plain_arrays, reading
 from svimo_core.importing.objects import read_poses
 from svimo_core.motion import Camera
 
@@ -38,6 +38,7 @@ MARKERS = {
 }
 """Which allocentric videos to take: with the motion capture's markers painted over, or as filmed."""
 METRES_PER_MESH_UNIT = 0.01
+NO_CAMERA = "holds no camera"
 
 _LINE = re.compile(r"\(([^,()]+), ([^,()]+), ([^,()]+)\)[ /](\S+)")
 
@@ -90,7 +91,8 @@ def read_sequences(path: str | os.PathLike) -> list[Sequence]:
         OSError: no such file.
         ValueError: a line that is no sequence.
     """
-    return [parse_sequence(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    with reading(path, "is no list of TACO's sequences"):
+        return [parse_sequence(line) for line in Path(path).read_text().splitlines() if line.strip()]
 
 
 def find_sequences(source: Path) -> list[Sequence]:
@@ -133,22 +135,27 @@ def read_hand(source: Path, sequence: Sequence, side: str) -> HandParameters:
     folder = source / "Hand_Poses" / sequence.folder
     each = sorted((folder / f"{side}_hand").glob("*.pkl"))
     if each:
-        frames = [read_pickle(path) for path in each]
+        frames = [_numbers(path, read_pickle(path), hand_pose=48, hand_trans=3) for path in each]
     else:
-        content = read_pickle(folder / f"{side}_hand.pkl")
-        frames = [content[key] for key in sorted(content)]
-    shape = read_pickle(folder / f"{side}_hand_shape.pkl")
-    try:
-        hand = HandParameters(
-            pose=np.stack([np.reshape(frame["hand_pose"], 48) for frame in frames]).astype(np.float64),
-            wrist=np.stack([np.reshape(frame["hand_trans"], 3) for frame in frames]).astype(np.float64),
-            shape=np.reshape(shape["hand_shape"], 10).astype(np.float64),
-        )
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"the {side} hand lacks hand_pose, hand_trans or hand_shape ({error!r})") from error
-    if not all(np.isfinite(values).all() for values in hand):
-        raise ValueError(f"the {side} hand has values that are not finite")
-    return hand
+        path = folder / f"{side}_hand.pkl"
+        with reading(path, "holds no poses of a hand by frame"):
+            content = read_pickle(path)
+            frames = [_numbers(path, content[key], hand_pose=48, hand_trans=3) for key in sorted(content)]
+            if not frames:
+                raise ValueError("it is empty")
+    path = folder / f"{side}_hand_shape.pkl"
+    (shape,) = _numbers(path, read_pickle(path), hand_shape=10)
+    pose, wrist = (np.stack(values) for values in zip(*frames, strict=True))
+    return HandParameters(pose=pose, wrist=wrist, shape=shape)
+
+
+def _numbers(path: Path, content: Any, **sizes: int) -> list[np.ndarray]:
+    """Arrays of these names, of so many numbers each, float64."""
+    with reading(path, f"lacks numbers of a hand ({', '.join(sizes)})"):
+        arrays = [np.reshape(content[name], size).astype(np.float64) for name, size in sizes.items()]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ValueError("some of them are not finite")
+        return arrays
 
 
 # Objects
@@ -193,7 +200,7 @@ class View:
     """A camera that may move; F frames, or 1 if it stands still.
 
     Raises:
-        ValueError: matrices or a principal point that no camera has.
+        ValueError: matrices that no camera has.
     """
 
     camera: Camera
@@ -207,8 +214,6 @@ class View:
         square = np.abs(turns @ turns.swapaxes(1, 2) - np.eye(3)).max()
         if not (np.isfinite(self.world_to_camera).all() and square < 0.01 and np.linalg.det(turns).min() > 0):
             raise ValueError("its extrinsics are no rotation and translation")
-        if not (0 <= self.camera.cx <= self.camera.width and 0 <= self.camera.cy <= self.camera.height):
-            raise ValueError("its principal point lies outside of the image")
 
     def look(self, points: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """World (N x P x 3, metres) to camera space in the frames of these numbers (N)."""
@@ -225,24 +230,32 @@ def read_view(source: Path, sequence: Sequence, view: str) -> View:
     """
     if view == EGOCENTRIC:
         folder = source / "Egocentric_Camera_Parameters" / sequence.folder
-        intrinsics = np.loadtxt(folder / "egocentric_intrinsic.txt")
-        (matrices,) = plain_arrays(folder / "egocentric_frame_extrinsic.npy").values()
-        size = EGOCENTRIC_SIZE
-    else:
-        path = source / "Allocentric_Camera_Parameters" / sequence.folder / "calibration.json"
+        path, poses = folder / "egocentric_intrinsic.txt", folder / "egocentric_frame_extrinsic.npy"
+        with reading(path, NO_CAMERA):
+            camera = _camera(np.loadtxt(path), *EGOCENTRIC_SIZE)
+        with reading(poses, NO_CAMERA):
+            (matrices,) = plain_arrays(poses).values()
+            return View(camera=camera, world_to_camera=matrices.astype(np.float64))
+    path = source / "Allocentric_Camera_Parameters" / sequence.folder / "calibration.json"
+    with reading(path, NO_CAMERA):
         content = json.loads(path.read_text())
         if view not in content:
             raise FileNotFoundError(f"{path.name} has no camera {view}")
         found = content[view]
-        intrinsics, size = np.array(found["K"], dtype=float), found["imgSize"]
         matrices = np.eye(4)[None]
         matrices[0, :3, :3] = np.reshape(found["R"], (3, 3))
         matrices[0, :3, 3] = np.reshape(found["T"], 3)
+        width, height = (int(value) for value in found["imgSize"])
+        camera = _camera(np.array(found["K"], dtype=float), width, height)
+        return View(camera=camera, world_to_camera=matrices)
+
+
+def _camera(intrinsics: np.ndarray, width: int, height: int) -> Camera:
     (fx, _, cx), (_, fy, cy), _ = np.reshape(intrinsics, (3, 3)).tolist()
-    width, height = (int(value) for value in size)
+    if not (0 <= cx + 0.5 <= width and 0 <= cy + 0.5 <= height):
+        raise ValueError("its principal point lies outside of the image")
     # A calibration counts from the middle of the first pixel, a Camera from its corner.
-    camera = Camera(fx=fx, fy=fy, cx=cx + 0.5, cy=cy + 0.5, width=width, height=height)
-    return View(camera=camera, world_to_camera=matrices.astype(np.float64))
+    return Camera(fx=fx, fy=fy, cx=cx + 0.5, cy=cy + 0.5, width=width, height=height)
 
 
 def find_video(source: Path, sequence: Sequence, view: str, markers: str = "removed-first") -> Path:

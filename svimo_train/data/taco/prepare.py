@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from svimo_core.files import whole_file
+from svimo_core.files import reading, whole_file
 from svimo_train.clips import Clip, write_clip
 
 from .clips import film_clips, plan_clip
@@ -139,7 +139,10 @@ def _keep_settings(path: Path, settings: Settings) -> None:
     ours = json.loads(json.dumps(asdict(settings)))
     if not path.is_file():
         _write_json(path, ours)
-    elif (theirs := json.loads(path.read_text())) != ours:
+        return
+    with reading(path, "holds no settings", "choose another folder"):
+        theirs = dict(json.loads(path.read_text()))
+    if theirs != ours:
         other = ", ".join(f"{key} {theirs.get(key)}" for key in ours if theirs.get(key) != ours[key])
         raise ValueError(
             f"{path.parent} was filled with {other}: choose another folder, or the same settings"
@@ -192,8 +195,10 @@ def run_job(job: Job) -> dict[str, Any]:
         ImportError: PyAV or trimesh is missing.
     """
     if job.record.is_file():
-        record = json.loads(job.record.read_text())
-        if not record["left_out"] and all(map(job.has, record["clips"])):
+        with reading(job.record, "is no record of a view", f"delete {job.record}"):
+            record = dict(json.loads(job.record.read_text()))
+            done = not record["left_out"] and all(map(job.has, record["clips"]))
+        if done:
             return record
     planned, left_out = {}, []
     try:

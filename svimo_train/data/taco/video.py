@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from svimo_core.files import reading
+
 
 class VideoSize(NamedTuple):
     """What a video file holds."""
@@ -59,10 +61,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         raise ImportError(
             f"{path.name}: videos are read by PyAV, which is missing: pip install av"
         ) from error
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path.name} has no video in it")
-            yield container, container.streams.video[0]
-    except av.FFmpegError as error:
-        raise ValueError(f"{path.name} cannot be read as a video ({error}): copy it again") from error
+    with reading(path, "cannot be read as a video"), av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path.name} has no video in it")
+        yield container, container.streams.video[0]
