@@ -263,9 +263,12 @@ def fast() -> Graph:
     return graph
 
 
+ANY_TO_ANY = "svimo-tiny-any.safetensors"
+
+
 def motion_to_video() -> Graph:
     """A motion that exists already becomes a video."""
-    graph = image_to_video_and_motion()
+    graph = changed(image_to_video_and_motion(), "checkpoint", ckpt_name=ANY_TO_ANY)
     graph |= {
         "load_motion": Node("SViMoLoadMotion", (2, 2), {"motion": "stir_cup_short.npz [example]"}),
         "conditions": Node(
@@ -301,7 +304,7 @@ def motion_to_video() -> Graph:
 
 def video_to_motion() -> Graph:
     """The motion of hands and objects in a video, to skinned hands in a GLB."""
-    graph = image_to_video_and_motion()
+    graph = changed(image_to_video_and_motion(), "checkpoint", ckpt_name=ANY_TO_ANY)
     for name in ("image", "frames", "video", "save_video", "motion_video", "save_motion_video"):
         del graph[name]
     graph |= {
@@ -344,7 +347,7 @@ def video_to_motion() -> Graph:
 
         Words help: say what is held and what it does. The camera is taken to stand still.
 
-        *svimo-tiny* knows clips of its synthetic world (`assets/stir_cup.mp4`, into ComfyUI's input folder). Of a real
+        *svimo-tiny-any* knows clips of its synthetic world (`assets/stir_cup.mp4`, into ComfyUI's input folder). Of a real
         video it makes what it can, which is little: it shows how this works until a large one is trained.
         """,
         400,
@@ -354,7 +357,7 @@ def video_to_motion() -> Graph:
 
 def extended() -> Graph:
     """A clip that goes on three times."""
-    graph = image_to_video_and_motion()
+    graph = changed(image_to_video_and_motion(), "checkpoint", ckpt_name=ANY_TO_ANY)
     for name in (
         "video",
         "save_video",

@@ -391,7 +391,7 @@ def able(model: ModelPatcher) -> SViMoConfig:
     if not config.backbone.any_to_any:
         raise ValueError(
             f"this model ({config.name}) knows one direction only, image and text to video and motion: it was not trained with "
-            "given streams and frames. Load one that was, such as the svimo-tiny of this version"
+            "given streams and frames. Load one that was, such as svimo-tiny-any, which comes with the pack"
         )
     return config
 
