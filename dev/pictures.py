@@ -35,7 +35,9 @@ CAPTIONS = {
     "image_to_video_and_motion_fast": "EasyCache + TorchCompile",
     "image_to_video_and_motion_with_core_sampler": "SamplerCustomAdvanced",
     "image_to_video_and_motion_without_feedback": "feedback off",
-    "motion_to_video": "the given motion guides",
+    "image_to_video_and_motion_extended": "goes on three times",
+    "motion_to_video": "a given motion",
+    "video_to_motion": "out of a video",
     "retarget_and_export": "GLB  BVH  JSON",
     "video_from_cogvideox": "CogVideoX-5b-I2V, your weights",
     "svimo_from_converted_checkpoint": "converted from CogVideoX, your weights",
@@ -151,8 +153,10 @@ def thumbnail(page: ComfyPage, client: ComfyClient, name: str) -> None:
 def frames_of(client: ComfyClient, name: str) -> list[list[Image.Image]]:
     """First, middle and last frame of what a workflow decodes or draws, without loss."""
     workflow = api_workflow(name)
-    shows = {"SViMoDecodeVideo": (0, 1), "SViMoPreviewMotion": (0,)}
+    shows = {"SViMoDecodeVideo": (0, 1), "SViMoPreviewMotion": (0,), "SViMoVideoToMotion": (3,)}
     sources = [(node, i) for node, content in workflow.items() for i in shows.get(content["class_type"], ())]
+    if joined := [node for node, content in workflow.items() if "images_before" in content["inputs"]]:
+        sources = [(joined[-1], 1)]
     for i, source in enumerate(sources):
         workflow[f"frames{i}"] = {"class_type": "PreviewImage", "inputs": {"images": list(source)}}
     result = client.run(workflow, timeout=1200)
