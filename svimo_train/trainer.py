@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, send_to_device
+from accelerate.utils import DistributedType, release_memory, send_to_device
 from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
@@ -53,18 +53,55 @@ from .loader import (
     training_data,
 )
 from .parallel import clip_gradients, micro_batch, precision, shard, whole
+from .recipe import Stages
 from .settings import TrainConfig
 from .sheets import shown, write_sheet
 from .stages import STAGE_MODULES, VAEStage
-from .state import EMA, load_sharded_state, load_state, save_sharded_state, save_state, sharded_state
+from .state import (
+    CHECKPOINT,
+    EMA,
+    STATE,
+    load_sharded_state,
+    load_state,
+    save_sharded_state,
+    save_state,
+    sharded_state,
+    steps_done,
+)
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, STATE, LOG = "model.safetensors", "state.safetensors", "log.jsonl"
+LOG = "log.jsonl"
 
 
 class TrainingStopped(RuntimeError):
     """Training cannot go on; the message says why and where the last good checkpoint is."""
+
+
+def train_stages(stages: Stages) -> Path:
+    """Run one stage after the other, but for those that are finished; the last one's checkpoint.
+
+    Raises:
+        As :func:`train`.
+    """
+    to_do = {name: config for name, config in stages.items() if not finished(config)}
+    for config in to_do.values():
+        if config.stage != "drawing":
+            require_clips(config)  # before days go into the stages before
+    for name, config in stages.items():
+        if name not in to_do:
+            log.info("%s: its %d steps are done", name, config.steps)
+            continue
+        log.info("%s: %d steps into %s", name, config.steps, config.output)
+        train(config)
+        release_memory()
+    return config.output / CHECKPOINT
+
+
+def finished(config: TrainConfig) -> bool:
+    """Whether a stage has made all its steps and its checkpoint is there."""
+    done = steps_done(config.output, config.sharded)
+    return done >= config.steps and (config.output / CHECKPOINT).is_file()
 
 
 def train(config: TrainConfig) -> Path:
@@ -155,7 +192,9 @@ def train(config: TrainConfig) -> Path:
             run.after_step(step, metrics, time.perf_counter() - began, stopping)
             if stopping:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; run the same command to go on")
-        return run.save(config.steps)  # a signal by now does not cut it short
+        path = run.save(config.steps)  # a signal by now does not cut it short
+    accelerator.wait_for_everyone()  # one process writes, and the next stage of all reads
+    return path
 
 
 def trained_parameters(model: SimpleNamespace, stage: nn.Module) -> dict[str, nn.Parameter]:

@@ -55,6 +55,7 @@ LAB_ORDER = [
     "evaluate",
     "settings",
     "state",
+    "recipe",
     "objectives",
     "clips",
     "shards",
