@@ -242,6 +242,9 @@ class TrainConfig(Checked):
     """Processes that read clips ahead, for each that trains; 0 reads them in between. What is learned is the same."""
 
     log_every: Number = 10
+    tracker: Literal["tensorboard"] | None = None
+    """"tensorboard": what the log says also goes to a folder `tensorboard` beside it, for which that package has to be
+    there."""
     save_every: Number = 500
     sheet_every: Count = 500
     """Also after the last step; 0 draws none."""

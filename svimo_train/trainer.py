@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, release_memory, send_to_device
+from accelerate.utils import DistributedType, is_tensorboard_available, release_memory, send_to_device
 from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
@@ -115,7 +115,13 @@ def train(config: TrainConfig) -> Path:
         TrainingStopped: a loss that is not finite, or a disk that cannot be written; the last checkpoint is usable.
         KeyboardInterrupt: stopped by the user (Ctrl-C or SIGTERM), after the state was saved.
     """
-    accelerator = Accelerator(mixed_precision=precision(config.precision))
+    if config.tracker is not None and not is_tensorboard_available():
+        raise ValueError(
+            'tracker "tensorboard" needs a package that is not there: pip install tensorboard, or set tracker to null'
+        )
+    accelerator = Accelerator(
+        mixed_precision=precision(config.precision), log_with=config.tracker, project_dir=config.output
+    )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
             "this trainer shards weights itself: set sharded to true in the training configuration, and choose an "
@@ -149,6 +155,8 @@ def train(config: TrainConfig) -> Path:
     sheets = shown(config, data, model, accelerator)
     run = _Run(config, accelerator, data.clips, sheets, model, stage, parameters, ema, optimizer)
     first = run.resume()
+    if config.tracker is not None:
+        accelerator.init_trackers(config.tracker)
 
     # 3. steps
     bar = tqdm(
@@ -444,6 +452,7 @@ class _Run:
                 line = {"step": step, **metrics, "lr": config.learning_rate_at(step), "seconds": seconds}
                 with (config.output / LOG).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
+                self.accelerator.log({**metrics, "lr": line["lr"], "seconds": seconds}, step=step)
             if config.sheet_every and (done % config.sheet_every == 0 or done == config.steps):
                 with self.averaged_weights():
                     write_sheet(

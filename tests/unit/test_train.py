@@ -829,6 +829,21 @@ def test_ablation_trains_evaluates_and_goes_on(settings, tmp_path, capsys):
     assert not (out / "full-loop-0" / CHECKPOINT).exists()
 
 
+def test_tensorboard_has_what_the_log_has(settings, monkeypatch):
+    run = replace(settings, tracker="tensorboard", phases=(phase(2),))
+    with monkeypatch.context() as without:
+        without.setattr("svimo_train.trainer.is_tensorboard_available", lambda: False)
+        with pytest.raises(ValueError, match="pip install tensorboard"):
+            train(run)
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(run)
+    train(replace(run, phases=(phase(3),)))
+    found = events.EventAccumulator(str(run.output / "tensorboard")).Reload()
+    for name in ("loss", "hands", "gradient_norm", "lr"):
+        assert [event.step for event in found.Scalars(name)] == [0, 1, 2]
+        assert [event.value for event in found.Scalars(name)] == pytest.approx(logged(run, name))
+
+
 def test_two_resolutions(settings):
     low = Phase(steps=1, shapes=(Shape(frames=5, height=16, width=32, batch_size=2),))
     config = replace(settings, phases=(low, phase(1)), gradient_checkpointing=True, gradient_accumulation=2)
