@@ -52,6 +52,7 @@ LAB_ORDER = [
     "judges",
     "scores",
     "tasks",
+    "vbench",
     "evaluate",
     "settings",
     "state",
