@@ -1,5 +1,7 @@
-"""`python -m svimo_train --config FILE`: train one stage of a model, or go on with it; `plan` says what it needs, and
-`encode` makes its clips ready to be read."""
+"""`python -m svimo_train --config FILE`: train the stages of a model, or go on with them.
+
+`plan` says what they need, and `encode` makes their clips ready to be read.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,15 @@ import logging
 import sys
 
 from . import encode, plan
-from .settings import add_config_arguments, named_config
-from .trainer import TrainingStopped, train
+from .recipe import add_config_arguments, named_stages
+from .trainer import TrainingStopped, train_stages
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when the stage is complete; 1 with a message on stderr when it cannot go on."""
     parser = argparse.ArgumentParser(
         prog="python -m svimo_train",
-        description="Train one stage of a model. Run the same command again to go on after a stop.",
+        description="Train the stages of a model that a file names. Run the same command again to go on after a stop.",
     )
     add_config_arguments(parser)
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -27,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        path = train(named_config(args))
+        path = train_stages(named_stages(args))
     except (OSError, ValueError, TrainingStopped, KeyboardInterrupt) as error:
         sys.stderr.write(f"{error}\n")
         return 1

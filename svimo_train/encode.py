@@ -18,6 +18,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +48,8 @@ from .encoded import (
     write_manifest,
 )
 from .parallel import precision
-from .settings import TrainConfig, add_config_arguments, named_config
+from .recipe import Stages, add_config_arguments, named_stages
+from .settings import TrainConfig
 from .shards import SUFFIX, Record, Shard, write_shard
 from .text import prompt_encoder, t5_features, t5_fingerprint
 
@@ -364,22 +366,41 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        config = named_config(args)
-        if config.stage in ("vae", "drawing"):
-            raise ValueError(
-                f"the {config.stage} stage learns from clips as they are: nothing is encoded for it"
-            )
-        if args.out is not None and len(config.sources) != 1:
+        stages = encoded_stages(named_stages(args))
+        if args.out is not None and any(len(config.sources) != 1 for config in stages):
             raise ValueError("--out takes the clips of one folder: encode them folder by folder")
-        accelerator = Accelerator(mixed_precision=precision(config.precision))
-        clips = encoded_clips(config, _encoders(config), accelerator, args.out)
+        accelerator = Accelerator(mixed_precision=precision(stages[0].precision))
+        folders = {}
+        for config in stages:
+            clips = encoded_clips(config, _encoders(config), accelerator, args.out)
+            folders |= {folder.folder: None for folder in clips.folders}
     except (OSError, ValueError, KeyboardInterrupt) as error:
         sys.stderr.write(f"{error or 'stopped'}\n")
         return 1
     if accelerator.is_main_process:
-        for folder in clips.folders:
-            sys.stdout.write(f"{folder.folder}\n")
+        for folder in folders:
+            sys.stdout.write(f"{folder}\n")
     return 0
+
+
+def encoded_stages(stages: Stages) -> list[TrainConfig]:
+    """Those that learn from encoded clips, each with an `init` that is there before the stages before it have run.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found, start = [], None
+    for config in stages.values():
+        if config.init is not None and (start is None or config.init.exists()):
+            start = config.init
+        if config.stage == "vae":
+            start = None  # it makes another VAE
+        elif config.stage != "drawing":
+            found.append(replace(config, init=start or config.init))
+    if not found:
+        names = " and ".join(stages)
+        raise ValueError(f"{names} learns from clips as they are: nothing is encoded for it")
+    return found
 
 
 def _encoders(config: TrainConfig) -> SimpleNamespace:

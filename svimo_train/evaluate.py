@@ -31,12 +31,13 @@ import torch
 from tqdm import tqdm
 
 from svimo_core.config import SViMoConfig
-from svimo_core.files import whole_file
+from svimo_core.files import reading, whole_file
 from svimo_core.motion import HandObjectMotion
 from svimo_core.render import render_motion
 from svimo_core.sampling.guidance import FeedbackOptions
 from svimo_core.sampling.pipeline import Generation, SViMo, generate, to_uint8
 
+from . import vbench
 from .data.synthetic import Clip, generate_clip, generate_motion
 from .data.words import HELD_OUT, SPLITS, Triplet, triplet_weights
 from .judges import Judges
@@ -225,6 +226,8 @@ def table(scores: dict[str, Any]) -> str:
     rows = [("model", scores), *((name, scores[name]) for name in names)]
     lines = [" " * 24 + "".join(f"{heading:>12}" for heading in COLUMNS.values())]
     for name, row in rows:
+        if row.keys().isdisjoint(COLUMNS) and row is not scores:
+            continue
         cells = (f"{row[key]:12.3f}" if row.get(key) is not None else " " * 12 for key in COLUMNS)
         lines.append(f"{name:24}" + "".join(cells))
     for name, gain in scores.items():
@@ -285,10 +288,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores here")
+    parser.add_argument(
+        "--export-vbench", type=Path, metavar="FOLDER", help="also write the videos and prompts for VBench"
+    )
+    parser.add_argument(
+        "--vbench-results",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="generate nothing; show what VBench found of exported videos, beside the scores in --json, which get it",
+    )
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw the first eight clips")
     args = parser.parse_args(arguments)
+    if args.vbench_results is not None:
+        return _add_vbench(args.vbench_results, args.json)
     began = time.perf_counter()
     try:
+        if args.export_vbench is not None:
+            vbench.place_for_videos(args.export_vbench)  # before hours go into what cannot be written there
         model = SViMo.load(args.checkpoint, args.device)
         frames = model.config.frames
         if args.task == "continue":
@@ -314,9 +331,31 @@ def main(arguments: list[str] | None = None) -> int:
         scores = {**run, "seconds": round(time.perf_counter() - began, 1), **scores}
         if args.json is not None:
             _write(args.json, json.dumps(scores, indent=2).encode())
+        if args.export_vbench is not None:
+            names = [str(clip.seed - FIRST_CLIP) for clip in clips]
+            prompts = [clip.triplet.prompt for clip in clips]
+            videos = [to_uint8(generation.video) for generation in made]
+            vbench.export(args.export_vbench, names, prompts, videos, model.config.fps)
         if args.sheet is not None:
             sheet = contact_sheet(clips[:8], made[:8])
             _write(args.sheet, cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{table(scores)}\n")
+    return 0
+
+
+def _add_vbench(results: Sequence[Path], file: Path | None) -> int:
+    """Show VBench's answer, and add it to an evaluation's scores."""
+    try:
+        scores: dict[str, Any] = {}
+        if file is not None:
+            with reading(file, "does not hold the scores of an evaluation", "give what --json wrote"):
+                scores = dict(json.loads(file.read_text(encoding="utf-8")))
+        scores["vbench"] = vbench.read_results(results)
+        if file is not None:
+            _write(file, json.dumps(scores, indent=2).encode())
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

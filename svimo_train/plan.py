@@ -1,16 +1,17 @@
-"""What a run of the MM-DiT needs on each card, before a card is paid for.
+"""What each stage of a run needs on each card, before a card is paid for.
 
-    python -m svimo_train plan --config svimo_train/configs/cogvideox-5b-i2v-joint.json --cards 8 --memory 80
+    python -m svimo_train plan --config svimo_train/configs/cogvideox-5b-i2v.json --cards 8 --memory 80
 
 Weights and their companions are counted from the model's shapes; activations by one forward and backward pass of the
-MM-DiT on the meta device, where nothing is computed. What PyTorch's allocator and CUDA's libraries keep for themselves
-is not counted: leave a tenth of a card free.
+trained networks on the meta device, where nothing is computed. What PyTorch's allocator and CUDA's libraries keep for
+themselves is not counted: leave a tenth of a card free. Nor is what the VAE takes to encode, which is before that pass.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -25,9 +26,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from svimo_core.checkpoint import init_part, read_header
 from svimo_core.config import COGVIDEOX_5B_I2V, PRESETS, SViMoConfig
+from svimo_core.model.interaction import InteractionModel
 from svimo_core.model.mmdit import MMDiT
+from svimo_core.motion import NUM_JOINTS
+from svimo_core.rasterize import Rasterizer
 
-from .settings import Shape, TrainConfig, add_config_arguments, named_config
+from .data.wild import MOST_OBJECTS
+from .drawing import CAMERA
+from .recipe import add_config_arguments, named_stages
+from .settings import Shape, TrainConfig
 from .stages import checkpoint_blocks
 
 GB = 1e9
@@ -41,16 +48,20 @@ class PeakMemory(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = ()):
         super().__init__()
         self.known = WeakIdKeyDictionary({tensor.untyped_storage(): True for tensor in known})
-        self.storages = WeakIdKeyDictionary()
-        self.peak = 0
+        self.held = self.peak = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self.known:
-                self.storages[tensor.untyped_storage()] = tensor.untyped_storage().nbytes()
-        self.peak = max(self.peak, sum(self.storages.values()))
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.known:
+                self.known[storage] = True
+                self.held += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self.held)
         return result
+
+    def _freed(self, size: int) -> None:
+        self.held -= size
 
 
 class FusedAttention(torch.autograd.Function):
@@ -58,7 +69,7 @@ class FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty_like(v)
+        out = torch.empty_like(q)
         context.save_for_backward(q, k, v, out)
         return out
 
@@ -72,26 +83,59 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, **_options: Any) -> Tensor:
     return rearrange(FusedAttention.apply(q, k, v), "b heads n d -> b n (heads d)")
 
 
-@cache
-def activation_bytes(model: SViMoConfig, shape: Shape, dtype: torch.dtype, checkpointed: bool) -> int:
-    """Peak of one forward and backward pass of the MM-DiT, weights and their gradients left out."""
-    with torch.device("meta"):
-        network = MMDiT(model.backbone, attention=fused_attention).to(dtype)
-        latent = shape.batch_size, *model.latent_shape(shape.frames, shape.height, shape.width)
-        video, image, drawing, guidance = (torch.empty(latent, dtype=dtype) for _ in range(4))
-        text = torch.empty(shape.batch_size, model.backbone.text_length, model.backbone.text_dim, dtype=dtype)
-        timestep = torch.zeros(shape.batch_size, dtype=torch.long)
-    for parameter in network.parameters():
-        parameter.grad = torch.empty_like(parameter)  # there before, so that it is not counted
+TRAINED = {
+    "drawing": ("drawing_encoder",),
+    "interaction": ("interaction",),
+    "backbone": ("backbone",),
+    "joint": ("backbone", "interaction"),
+}
+"""What each stage that can be planned trains."""
 
-    if checkpointed:
-        checkpoint_blocks(network)
-    known = [tensor for p in network.parameters() for tensor in (p, p.grad)]
-    with PeakMemory(known) as memory:
-        v_video, v_drawing = network(video, image, text, timestep, drawing, guidance)
-        (v_video.float().sum() + v_drawing.float().sum()).backward()
+
+@cache
+def activation_bytes(
+    model: SViMoConfig, stage: str, shape: Shape, dtype: torch.dtype, checkpointed: bool
+) -> int:
+    """Peak of one forward and backward pass of what a stage trains, weights and their gradients left out."""
+    count, frames, vid = shape.batch_size, shape.frames, model.interaction
+    networks = {part: on_meta(model, part).to(dtype) for part in TRAINED[stage]}
+    with torch.device("meta"):
+        latent = count, *model.latent_shape(frames, shape.height, shape.width)
+        video, image, drawing, guidance = (torch.empty(latent, dtype=dtype) for _ in range(4))
+        text = torch.empty(count, model.backbone.text_length, model.backbone.text_dim, dtype=dtype)
+        timestep = torch.zeros(count, dtype=torch.long)
+        hands, points = (torch.empty(count, frames, n, 3, dtype=dtype) for n in (NUM_JOINTS, vid.num_points))
+        metres = torch.empty(count, frames, NUM_JOINTS + MOST_OBJECTS * vid.points_per_object, 3)
+    weights = [weight for network in networks.values() for weight in network.parameters()]
+    for weight in weights:
+        weight.requires_grad_(True).grad = torch.empty_like(weight)  # there before, so that it is not counted
+
+    if checkpointed and "backbone" in networks:
+        checkpoint_blocks(networks["backbone"])
+    with PeakMemory([tensor for weight in weights for tensor in (weight, weight.grad)]) as memory:
+        outputs = []
+        if "backbone" in networks:
+            video, drawing = networks["backbone"](video, image, text, timestep, drawing, guidance)
+            outputs += [video, drawing]
+        if "interaction" in networks:
+            outputs += networks["interaction"](hands, points, video, drawing, timestep)
+        if "drawing_encoder" in networks:
+            network = networks["drawing_encoder"]
+            draw = Rasterizer(CAMERA, (shape.height, shape.width), network.config.pixel)
+            outputs.append(network(draw(metres, (vid.points_per_object,) * MOST_OBJECTS).to(dtype)))
+        torch.stack([output.float().sum() for output in outputs]).sum().backward()
     # gradients are made beside those that are there and added: weights' own size, which is no activation
     return memory.peak
+
+
+def on_meta(model: SViMoConfig, part: str) -> nn.Module:
+    """A part without its numbers, whose attention takes no more memory than a fused kernel's."""
+    with torch.device("meta"):
+        if part == "backbone":
+            return MMDiT(model.backbone, attention=fused_attention)
+        if part == "interaction":
+            return InteractionModel(model.interaction, attention=fused_attention)
+        return init_part(model, part, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,18 +159,16 @@ class Plan:
 
 
 def plan(config: TrainConfig, model: SViMoConfig, cards: int, *, sharded: bool, bf16: bool = True) -> Plan:
-    """What one of so many cards holds while the MM-DiT and, in the joint stage, VID are trained.
+    """What one of so many cards holds during a stage.
 
     Raises:
-        ValueError: a stage that trains no MM-DiT.
+        ValueError: a stage that cannot be planned.
     """
-    if config.stage not in ("backbone", "joint"):
-        raise ValueError(
-            f"the plan is for stages that train the MM-DiT (backbone, joint), got {config.stage}"
-        )
-    with torch.device("meta"):
-        sizes = {part: numel(init_part(model, part, 0)) for part in ("backbone", "interaction", "vae")}
-    trained = sizes["backbone"] + (sizes["interaction"] if config.stage == "joint" else 0)
+    if config.stage not in TRAINED:
+        raise ValueError(f"the plan is for the stages {', '.join(TRAINED)}, got {config.stage}")
+    parts = {"vae", "drawing_encoder"} if config.stage == "drawing" else {"vae", "backbone", "interaction"}
+    sizes = {part: numel(on_meta(model, part)) for part in parts}
+    trained = sum(sizes[part] for part in TRAINED[config.stage])
     frozen = sum(sizes.values()) - trained
     spread = cards if sharded else 1
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -138,7 +180,7 @@ def plan(config: TrainConfig, model: SViMoConfig, cards: int, *, sharded: bool, 
         copies=trained * dtype.itemsize,
         frozen=frozen * 4,
         activations={
-            name: activation_bytes(model, shape, dtype, config.gradient_checkpointing)
+            name: activation_bytes(model, config.stage, shape, dtype, config.gradient_checkpointing)
             for name, shape in shapes.items()
         },
     )
@@ -161,20 +203,59 @@ def advice(found: Plan, config: TrainConfig, memory: float, sharded: bool) -> st
         return f"It fits: {found.total / GB:.0f} of {memory / GB:.0f} GB, {KEPT_FREE:.0%} of them kept free."
     largest = max(found.activations, key=found.activations.__getitem__)
     ways = []
-    if not config.gradient_checkpointing:
+    if not config.gradient_checkpointing and "backbone" in TRAINED[config.stage]:
         ways.append("set gradient_checkpointing")
     if max(shape.batch_size for phase in config.phases for shape in phase.shapes) > 1:
         ways.append(f"lower the batch of {largest}")
-    ways.append("take more cards" if sharded else "spread the weights over the cards")
+    if not sharded:
+        ways.append("spread the weights over the cards")
+    elif config.gradient_accumulation > 1:
+        ways.append("set gradient_accumulation to 1, with which gradients are spread")
+    if sharded:
+        ways.append("take more cards")
     return (
         f"It does not fit: {found.total / GB:.0f} of {memory / GB:.0f} GB. To change that: {'; '.join(ways)}."
     )
 
 
+def report(
+    config: TrainConfig, title: str, model: SViMoConfig, cards: int, memory: float
+) -> tuple[str, bool]:
+    """A table and advice, and whether the stage fits as it is configured.
+
+    Args:
+        memory: of a card, bytes.
+    """
+    ways = {"whole on every card": False}
+    if config.stage != "drawing":
+        ways["spread over the cards"] = True
+    plans = {name: plan(config, model, cards, sharded=sharded) for name, sharded in ways.items()}
+    rows = {
+        "weights, averages, moments (float32)": lambda p: p.states,
+        "gradients (float32)": lambda p: p.gradients,
+        "weights to compute with (bfloat16)": lambda p: p.copies,
+        "frozen networks (float32)": lambda p: p.frozen,
+        **{
+            f"activations, {name}": lambda p, name=name: p.activations[name]
+            for name in next(iter(plans.values())).activations
+        },
+        "**together**, at the largest clip": lambda p: p.total,
+    }
+    lines = [title, "", f"| | {' | '.join(plans)} |", "|---" * (1 + len(plans)) + "|"]
+    for name, bytes_of in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{bytes_of(p) / GB:.1f}" for p in plans.values()) + " |")
+    lines.append("")
+    for (name, sharded), found in zip(ways.items(), plans.values(), strict=True):
+        chosen = " (as configured)" if sharded == config.sharded else ""
+        lines.append(f"{name.capitalize()}{chosen}: {advice(found, config, memory, sharded)}")
+    fits = {sharded: plans[name].total <= memory * (1 - KEPT_FREE) for name, sharded in ways.items()}
+    return "\n".join(lines) + "\n", fits[config.sharded]
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """0 when the run fits on its cards, 1 when it does not or cannot be planned."""
+    """0 when every stage fits on its cards, 1 when one does not or cannot be planned."""
     parser = argparse.ArgumentParser(
-        prog="python -m svimo_train plan", description="What a run needs on each card."
+        prog="python -m svimo_train plan", description="What each stage of a run needs on each card."
     )
     add_config_arguments(parser)
     parser.add_argument(
@@ -186,36 +267,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cards", type=int, default=8)
     parser.add_argument("--memory", type=float, default=80, help="of a card, GB")
     args = parser.parse_args(arguments)
+    model, source, fit = PRESETS[args.preset], None, []
     try:
-        config = named_config(args)
-        found_file = config.init is not None and config.init.is_file()
-        model = read_header(config.init).config if found_file else PRESETS[args.preset]
-        plans = {sharded: plan(config, model, args.cards, sharded=sharded) for sharded in (False, True)}
+        for name, config in named_stages(args).items():
+            if config.init is not None and config.init.exists():
+                model, source = read_header(config.init).config, config.init
+            whose = f"{model.name}, {f'as in {source}' if source else 'the preset'}"
+            title = f"## {name}\n\n{config.stage} stage, {whose}; bfloat16 compute; GB on each of {args.cards} cards"
+            text, fits = report(config, title, model, args.cards, args.memory * GB)
+            sys.stdout.write(f"{text}\n")
+            fit.append(fits)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    whose = f"{config.init}" if found_file else f"{model.name}, as {config.init} is not there yet"
-    sys.stdout.write(
-        f"{config.stage} stage of {whose}; bfloat16 compute; GB on each of {args.cards} cards\n\n"
-    )
-    sys.stdout.write("| | whole on every card | spread over the cards |\n|---|---|---|\n")
-    rows = {
-        "weights, averages, moments (float32)": lambda p: p.states,
-        "gradients (float32)": lambda p: p.gradients,
-        "weights to compute with (bfloat16)": lambda p: p.copies,
-        "frozen networks (float32)": lambda p: p.frozen,
-        **{
-            f"activations, {name}": lambda p, name=name: p.activations[name]
-            for name in plans[True].activations
-        },
-        "**together**, at the largest clip": lambda p: p.total,
-    }
-    for name, bytes_of in rows.items():
-        sys.stdout.write(
-            f"| {name} | " + " | ".join(f"{bytes_of(p) / GB:.1f}" for p in plans.values()) + " |\n"
-        )
-    sys.stdout.write("\n")
-    for sharded, found in plans.items():
-        title = "Spread over the cards" if sharded else "Whole on every card"
-        sys.stdout.write(f"{title}: {advice(found, config, args.memory * GB, sharded)}\n")
-    return 0 if plans[True].total <= args.memory * GB * (1 - KEPT_FREE) else 1
+    return 0 if all(fit) else 1

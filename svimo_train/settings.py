@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import json
@@ -243,6 +242,9 @@ class TrainConfig(Checked):
     """Processes that read clips ahead, for each that trains; 0 reads them in between. What is learned is the same."""
 
     log_every: Number = 10
+    tracker: Literal["tensorboard"] | None = None
+    """"tensorboard": what the log says also goes to a folder `tensorboard` beside it, for which that package has to be
+    there."""
     save_every: Number = 500
     sheet_every: Count = 500
     """Also after the last step; 0 draws none."""
@@ -323,19 +325,39 @@ class TrainConfig(Checked):
             FileNotFoundError: no such file.
             ValueError: not JSON, or unknown, missing or impossible fields.
         """
-        with reading(path, "is not a training configuration", "correct it"):
-            values = json.loads(Path(path).read_text(encoding="utf-8")) | changes
-            text = json.dumps(values, default=str)
+        return cls.from_values(read_json(path) | changes, Path(path).name)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], name: str) -> TrainConfig:
+        """What a JSON file says.
+
+        Args:
+            name: of the file, for messages.
+
+        Raises:
+            ValueError: unknown, missing or impossible fields.
+        """
         try:
-            return TypeAdapter(cls).validate_json(text)
+            return TypeAdapter(cls).validate_json(json.dumps(values, default=str))
         except ValidationError as error:
             mistakes = dict.fromkeys(_mistake(each) for each in error.errors())
             told = "; ".join(mistakes)
-            raise ValueError(f"{Path(path).name} is not a training configuration: {told}") from error
+            raise ValueError(f"{name} is not a training configuration: {told}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The fields of a configuration file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not a JSON object.
+    """
+    with reading(path, "is not a training configuration", "correct it"):
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def _mistake(error: dict[str, Any]) -> str:
@@ -352,25 +374,3 @@ def _mistake(error: dict[str, Any]) -> str:
         return str(error["ctx"]["error"])
     should = error["msg"].partition(" should ")[2]
     return f"{field} should {should}, got {json.dumps(given)}"
-
-
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """What names a configuration on a command line."""
-    parser.add_argument("--config", type=Path, required=True, help="JSON file; see svimo_train/configs")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=JSON", help="change a field of the file"
-    )
-
-
-def named_config(args: argparse.Namespace) -> TrainConfig:
-    """The configuration that these arguments name; see :meth:`TrainConfig.load`."""
-    changes = {name: _value(text) for name, _, text in (item.partition("=") for item in args.set)}
-    return TrainConfig.load(args.config, **changes)
-
-
-def _value(text: str) -> Any:
-    """JSON, or the text itself where it is none, such as a path."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

@@ -24,6 +24,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from svimo_core.files import reading, whole_file
 
+CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
+"""What a run leaves in its folder: for others, and for itself."""
 NOTES, PARTIAL = "notes.json", ".partial"
 
 
@@ -84,6 +86,22 @@ def load_state(
         _check_same_weights(path, parameters, {name: tuple(t.shape) for name, t in tensors.items()})
         _restore(tensors, parameters, ema, optimizer)
     return step, notes
+
+
+def steps_done(output: Path, sharded: bool) -> int:
+    """How many steps the run in a folder has behind it, by its last state; 0 without one.
+
+    Raises:
+        ValueError: a damaged state.
+    """
+    path = sharded_state(output) if sharded else output / STATE
+    if path is None or not path.exists():
+        return 0
+    with reading(path, "is damaged", f"delete {path} to start this stage anew"):
+        if sharded:
+            return int(json.loads((path / NOTES).read_text(encoding="utf-8"))["step"])
+        with safe_open(path, framework="pt") as file:
+            return int(file.metadata()["step"])
 
 
 def sharded_state(output: Path) -> Path | None:

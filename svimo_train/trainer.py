@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, send_to_device
+from accelerate.utils import DistributedType, is_tensorboard_available, release_memory, send_to_device
 from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
@@ -53,18 +53,55 @@ from .loader import (
     training_data,
 )
 from .parallel import clip_gradients, micro_batch, precision, shard, whole
+from .recipe import Stages
 from .settings import TrainConfig
 from .sheets import shown, write_sheet
 from .stages import STAGE_MODULES, VAEStage
-from .state import EMA, load_sharded_state, load_state, save_sharded_state, save_state, sharded_state
+from .state import (
+    CHECKPOINT,
+    EMA,
+    STATE,
+    load_sharded_state,
+    load_state,
+    save_sharded_state,
+    save_state,
+    sharded_state,
+    steps_done,
+)
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, STATE, LOG = "model.safetensors", "state.safetensors", "log.jsonl"
+LOG = "log.jsonl"
 
 
 class TrainingStopped(RuntimeError):
     """Training cannot go on; the message says why and where the last good checkpoint is."""
+
+
+def train_stages(stages: Stages) -> Path:
+    """Run one stage after the other, but for those that are finished; the last one's checkpoint.
+
+    Raises:
+        As :func:`train`.
+    """
+    to_do = {name: config for name, config in stages.items() if not finished(config)}
+    for config in to_do.values():
+        if config.stage != "drawing":
+            require_clips(config)  # before days go into the stages before
+    for name, config in stages.items():
+        if name not in to_do:
+            log.info("%s: its %d steps are done", name, config.steps)
+            continue
+        log.info("%s: %d steps into %s", name, config.steps, config.output)
+        train(config)
+        release_memory()
+    return config.output / CHECKPOINT
+
+
+def finished(config: TrainConfig) -> bool:
+    """Whether a stage has made all its steps and its checkpoint is there."""
+    done = steps_done(config.output, config.sharded)
+    return done >= config.steps and (config.output / CHECKPOINT).is_file()
 
 
 def train(config: TrainConfig) -> Path:
@@ -78,7 +115,13 @@ def train(config: TrainConfig) -> Path:
         TrainingStopped: a loss that is not finite, or a disk that cannot be written; the last checkpoint is usable.
         KeyboardInterrupt: stopped by the user (Ctrl-C or SIGTERM), after the state was saved.
     """
-    accelerator = Accelerator(mixed_precision=precision(config.precision))
+    if config.tracker is not None and not is_tensorboard_available():
+        raise ValueError(
+            'tracker "tensorboard" needs a package that is not there: pip install tensorboard, or set tracker to null'
+        )
+    accelerator = Accelerator(
+        mixed_precision=precision(config.precision), log_with=config.tracker, project_dir=config.output
+    )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
             "this trainer shards weights itself: set sharded to true in the training configuration, and choose an "
@@ -112,6 +155,8 @@ def train(config: TrainConfig) -> Path:
     sheets = shown(config, data, model, accelerator)
     run = _Run(config, accelerator, data.clips, sheets, model, stage, parameters, ema, optimizer)
     first = run.resume()
+    if config.tracker is not None:
+        accelerator.init_trackers(config.tracker)
 
     # 3. steps
     bar = tqdm(
@@ -155,7 +200,9 @@ def train(config: TrainConfig) -> Path:
             run.after_step(step, metrics, time.perf_counter() - began, stopping)
             if stopping:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; run the same command to go on")
-        return run.save(config.steps)  # a signal by now does not cut it short
+        path = run.save(config.steps)  # a signal by now does not cut it short
+    accelerator.wait_for_everyone()  # one process writes, and the next stage of all reads
+    return path
 
 
 def trained_parameters(model: SimpleNamespace, stage: nn.Module) -> dict[str, nn.Parameter]:
@@ -405,6 +452,7 @@ class _Run:
                 line = {"step": step, **metrics, "lr": config.learning_rate_at(step), "seconds": seconds}
                 with (config.output / LOG).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
+                self.accelerator.log({**metrics, "lr": line["lr"], "seconds": seconds}, step=step)
             if config.sheet_every and (done % config.sheet_every == 0 or done == config.steps):
                 with self.averaged_weights():
                     write_sheet(

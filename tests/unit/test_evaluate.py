@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from svimo_core.checkpoint import save_checkpoint
 from svimo_core.sampling.pipeline import to_uint8
+from svimo_train import vbench
 from svimo_train.data.synthetic import generate_motion
 from svimo_train.data.words import Triplet
 from svimo_train.evaluate import COLUMNS, FIRST_CLIP, evaluate, evaluation_clips, main, mean_motion, table
@@ -157,3 +159,67 @@ def test_a_model_without_a_part_is_refused(config, parts, normalizer, tmp_path, 
     save_checkpoint(path, replace(config, text=None), {"vae": parts["vae"]}, normalizer)
     assert main(["--checkpoint", str(path), "--count", "1"]) == 1
     assert "backbone" in capsys.readouterr().err
+
+
+PAPER = dict(zip(vbench.DIMENSIONS, (0.9500, 0.9533, 0.9898, 0.9801), strict=True))
+"""Of SViMo (its table 1), and 0.8785 for their product."""
+
+
+def vbench_says(file: Path, scores: dict[str, float], names: list[str]) -> str:
+    """A results file in VBench's form (vbench/__init__.py, evaluate)."""
+    videos = [{"video_path": f"somewhere/videos/{name}", "video_results": 1.0} for name in names]
+    file.write_text(json.dumps({dimension: [score, videos] for dimension, score in scores.items()}))
+    return str(file)
+
+
+def test_vbench_measures_what_is_exported(checkpoint_file, clips, tmp_path, capsys):
+    """Its custom input: a folder of videos, and prompts by their files' names; its answer joins the scores."""
+    out, scores = tmp_path / "vbench", tmp_path / "scores.json"
+    command = ["--checkpoint", str(checkpoint_file), "--count", "2", "--steps", "1", "--compare", "drawing"]
+    command += ["--json", str(scores), "--export-vbench", str(out)]
+    assert main(command) == 0
+    prompts = json.loads((out / "prompts.json").read_text())
+    assert prompts == {f"{number}.mp4": clips[number].triplet.prompt for number in (0, 1)}
+    assert {path.name for path in (out / "videos").iterdir()} == set(prompts)
+    video = cv2.VideoCapture(str(out / "videos" / "0.mp4"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == len(clips[0].video)
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(clips[0].motion.fps)
+    assert main(command) == 1
+    assert "videos is not empty" in capsys.readouterr().err
+
+    before = json.loads(scores.read_text())
+    two = dict(list(PAPER.items())[:2])
+    first = vbench_says(tmp_path / "a.json", two, list(prompts))
+    assert main(["--json", str(scores), "--vbench-results", first]) == 1
+    assert "a.json has nothing on motion_smoothness, dynamic_degree" in capsys.readouterr().err
+    rest = {name: score for name, score in PAPER.items() if name not in two}
+    second = vbench_says(tmp_path / "b.json", rest, list(prompts))
+    assert main(["--json", str(scores), "--vbench-results", first, second]) == 0
+    after = json.loads(scores.read_text())
+    assert after.pop("vbench") == pytest.approx({**PAPER, "overall": 0.8785, "videos": 2}, abs=2e-4)
+    assert after == before
+    assert "subject_consistency 0.950" in capsys.readouterr().out
+
+
+def test_exported_video_is_the_generated_one(clips, tmp_path):
+    vbench.export(tmp_path, ["clip"], [""], [clips[0].video], 8)
+    read = cv2.VideoCapture(str(tmp_path / "videos" / "clip.mp4"))
+    for frame in clips[0].video:
+        difference = read.read()[1][..., ::-1].astype(float) - frame
+        assert np.abs(difference).mean() < 4  # of 255: colours have half the resolution
+
+
+@pytest.mark.parametrize(
+    ("scores", "names", "says"),
+    [
+        ({**PAPER, "dynamic_degree": 98.0}, ["0.mp4"], "dynamic_degree should be between 0 and 1, got 98"),
+        ({**PAPER, "dynamic_degree": float("nan")}, ["0.mp4"], "got nan"),
+        (PAPER, [], "measures other videos in one dimension"),
+    ],
+)
+def test_results_that_are_not_vbenchs_are_refused(scores, names, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        vbench.read_results([vbench_says(tmp_path / "a.json", scores, names)])
+    (tmp_path / "b.json").write_text('{"mpjpe_mm": 3}')
+    with pytest.raises(ValueError, match=r"b\.json is not what VBench writes"):
+        vbench.read_results([tmp_path / "b.json"])

@@ -1,5 +1,7 @@
 """What a run needs on each card, held against what a run on the CPU really holds."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,17 +46,33 @@ def test_states_are_those_of_a_step(joint):
 
 def test_activations_grow_with_the_clip_and_shrink_by_checkpointing():
     large = replace(SHAPE, batch_size=4)
-    kept, kept_large = (activation_bytes(TINY, shape, torch.bfloat16, False) for shape in (SHAPE, large))
-    again = activation_bytes(TINY, SHAPE, torch.bfloat16, True)
+    kept, kept_large = (
+        activation_bytes(TINY, "joint", shape, torch.bfloat16, False) for shape in (SHAPE, large)
+    )
+    again = activation_bytes(TINY, "joint", SHAPE, torch.bfloat16, True)
     assert kept_large == pytest.approx(2 * kept, rel=0.1)
     assert again < 0.6 * kept
 
 
-def test_command_says_whether_it_fits(capsys):
-    config = ["plan", "--config", str(CONFIGS / "tiny-joint.json"), "--cards", "2", "--preset", "tiny"]
-    assert main([*config, "--memory", "80"]) == 0
-    assert "Spread over the cards: It fits" in capsys.readouterr().out
-    assert main([*config, "--memory", "0.1"]) == 1
-    assert "It does not fit" in capsys.readouterr().out
+def test_command_says_what_each_stage_needs(capsys, tmp_path):
+    """And fails where one that is configured so does not fit."""
+    phases = [{"steps": 1, "shapes": [{"frames": 9, "height": 64, "width": 96, "batch_size": 2}]}]
+    stages = {stage: {"stage": stage} for stage in ("drawing", "interaction", "joint")}
+    recipe = {"clips": "clips", "output": "out", "sheet_every": 0, "phases": phases, "stages": stages}
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe))
+    command = ["plan", "--config", str(file), "--cards", "2", "--preset", "tiny"]
+    assert main([*command, "--memory", "80"]) == 0
+    told = capsys.readouterr().out
+    assert [line for line in told.splitlines() if line.startswith("## ")] == [f"## {name}" for name in stages]
+    assert told.count("Whole on every card (as configured): It fits") == 3
+    joint = told.partition("## joint")[2]
+    whole, spread = (
+        float(value) for value in re.search(r"together\*\*.*\| ([\d.]+) \| ([\d.]+) \|", joint).groups()
+    )
+    between = str((whole + spread) / 2 / 0.9)
+    assert main([*command, "--memory", between]) == 1
+    assert "Whole on every card (as configured): It does not fit" in capsys.readouterr().out
+    assert main([*command, "--memory", between, "--set", "stages.joint.sharded=true"]) == 0
     assert main(["plan", "--config", str(CONFIGS / "tiny-vae.json")]) == 1
-    assert "stages that train the MM-DiT" in capsys.readouterr().err
+    assert "plan is for the stages drawing, interaction, backbone, joint, got vae" in capsys.readouterr().err

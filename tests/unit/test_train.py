@@ -43,6 +43,7 @@ from svimo_train.objectives import (
     distances,
     interaction_loss,
 )
+from svimo_train.recipe import load_stages
 from svimo_train.settings import Batch, InteractionObjective, JointObjective, Phase, Shape, TrainConfig
 from svimo_train.shards import Record, Shard, write_shard
 from svimo_train.stages import AlignmentStage, InteractionStage, JointStage, ReadingLoss, draw_timesteps
@@ -828,6 +829,21 @@ def test_ablation_trains_evaluates_and_goes_on(settings, tmp_path, capsys):
     assert not (out / "full-loop-0" / CHECKPOINT).exists()
 
 
+def test_tensorboard_has_what_the_log_has(settings, monkeypatch):
+    run = replace(settings, tracker="tensorboard", phases=(phase(2),))
+    with monkeypatch.context() as without:
+        without.setattr("svimo_train.trainer.is_tensorboard_available", lambda: False)
+        with pytest.raises(ValueError, match="pip install tensorboard"):
+            train(run)
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(run)
+    train(replace(run, phases=(phase(3),)))
+    found = events.EventAccumulator(str(run.output / "tensorboard")).Reload()
+    for name in ("loss", "hands", "gradient_norm", "lr"):
+        assert [event.step for event in found.Scalars(name)] == [0, 1, 2]
+        assert [event.value for event in found.Scalars(name)] == pytest.approx(logged(run, name))
+
+
 def test_two_resolutions(settings):
     low = Phase(steps=1, shapes=(Shape(frames=5, height=16, width=32, batch_size=2),))
     config = replace(settings, phases=(low, phase(1)), gradient_checkpointing=True, gradient_accumulation=2)
@@ -872,9 +888,9 @@ def test_committed_configurations_are_complete():
     files = sorted((Path(__file__).parents[2] / "svimo_train" / "configs").glob("*.json"))
     assert files
     for file in files:
-        config = TrainConfig.load(file)
-        assert config.steps > 0
-        assert config.learning_rate_at(0) > 0
+        for config in load_stages(file).values():
+            assert config.steps > 0
+            assert config.learning_rate_at(0) > 0
 
 
 @pytest.mark.parametrize(
