@@ -1,4 +1,7 @@
-"""`python -m svimo_queue run JOBS --server URL`: run a table of jobs on ComfyUI servers; `check` only looks at it."""
+"""`python -m svimo_queue run JOBS --server URL`: run a table of jobs on ComfyUI servers; `check` only looks at it.
+
+With `--ray ADDRESS` in place of servers the jobs run without ComfyUI, as actors of Ray.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .jobs import read_jobs
-from .outputs import SHEET, Outputs
-from .run import Run, check, default_folder
+from .outputs import SHEET, Outputs, default_folder
+from .run import Run, check
 from .server import ServerLost
 
 
@@ -22,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     """0 when every job is done, or sound; 1 with a message on stderr otherwise; 130 when stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m svimo_queue",
-        description="Run a table of jobs on ComfyUI servers. The same command again goes on after any stop.",
+        description="Run a table of jobs on ComfyUI servers, or on Ray without ComfyUI. "
+        "The same command again goes on after any stop.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -37,7 +42,18 @@ def main(arguments: list[str] | None = None) -> int:
             metavar="URL",
             help="of a ComfyUI, several times for several (http://127.0.0.1:8188)",
         )
+        command.add_argument(
+            "--ray",
+            metavar="ADDRESS",
+            help="of a Ray cluster, or local: run the jobs there, without ComfyUI",
+        )
+        command.add_argument("--checkpoint", help="with --ray: the model file, where the workers find it")
     run = commands.choices["run"]
+    run.add_argument("--workers", type=int, help="with --ray: how many (as many as there is room for)")
+    run.add_argument(
+        "--gpus", type=float, default=0, help="with --ray: for each worker, 0.25 for a quarter (%(default)s)"
+    )
+    run.add_argument("--cpus", type=float, default=1, help="with --ray: cores for each worker (%(default)s)")
     run.add_argument("--out", type=Path, help="folder for the results (JOBS_outputs beside the job file)")
     run.add_argument("--tries", type=int, default=2, help="how often a job may begin (%(default)s)")
     run.add_argument(
@@ -50,6 +66,12 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.command == "run" and (args.tries < 1 or args.stall <= 0):
         parser.error("--tries and --stall expect a number above zero")
+    if args.ray and (args.server or not args.checkpoint):
+        parser.error("--ray expects --checkpoint, and no --server")
+    if not args.ray and (
+        args.checkpoint or (args.command == "run" and (args.workers or args.gpus or args.cpus != 1))
+    ):
+        parser.error("--checkpoint, --workers, --gpus and --cpus are for --ray")
     args.server = args.server or ["http://127.0.0.1:8188"]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -65,7 +87,11 @@ def main(arguments: list[str] | None = None) -> int:
 async def _run(args: argparse.Namespace) -> int:
     jobs = read_jobs(args.jobs)
     with Outputs(args.out or default_folder(args.jobs), jobs) as outputs:
-        run = Run(jobs, outputs, args.server, title=args.jobs.stem, tries=args.tries, stall=args.stall)
+        settings = dict(title=args.jobs.stem, tries=args.tries, stall=args.stall)
+        if args.ray:
+            run = _ray_engine().RayRun(jobs, outputs, _cluster(args), **settings)
+        else:
+            run = Run(jobs, outputs, args.server, **settings)
         done = len(jobs) - run.unsettled
         sys.stderr.write(f"{len(jobs)} jobs, {done} done already, {run.unsettled} to run\n")
         complete = await run.go()
@@ -77,9 +103,34 @@ async def _run(args: argparse.Namespace) -> int:
 
 async def _check(args: argparse.Namespace) -> int:
     jobs = read_jobs(args.jobs)
-    await check(jobs, args.server)
+    if args.ray:
+        _ray_engine().check(jobs, _cluster(args))
+    else:
+        await check(jobs, args.server)
     sys.stdout.write(f"{len(jobs)} jobs, nothing wrong\n")
     return 0
+
+
+def _ray_engine() -> ModuleType:
+    """The engine on Ray, which only those have who want it.
+
+    Raises:
+        OSError: Ray is not installed.
+    """
+    try:
+        from . import cluster
+    except ImportError as error:
+        raise OSError(f'--ray needs Ray ({error}): pip install "ray>=2.40", the extra queue-ray') from error
+    return cluster
+
+
+def _cluster(args: argparse.Namespace) -> Any:
+    path = Path(args.checkpoint)
+    checkpoint = (
+        str(path.resolve()) if path.is_file() else args.checkpoint
+    )  # it may be on other machines only
+    shares = {name: getattr(args, name) for name in ("workers", "gpus", "cpus") if hasattr(args, name)}
+    return _ray_engine().Cluster(address=args.ray, checkpoint=checkpoint, **shares)
 
 
 async def _stoppable(work: Coroutine[Any, Any, int]) -> int:

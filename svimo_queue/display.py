@@ -9,15 +9,15 @@ from tqdm import tqdm
 
 
 class Display:
-    """One bar for the batch and one for each server. Use it in a `with` block."""
+    """One bar for the batch and one for each server or worker. Use it in a `with` block."""
 
-    def __init__(self, total: int, servers: list[str]):
+    def __init__(self, total: int, names: list[str]):
         shown = sys.stderr.isatty()
         style = dict(file=sys.stderr, dynamic_ncols=True, disable=not shown)
         self._all = tqdm(total=total, position=0, unit="job", **style)
         self._bars = {
-            url: tqdm(total=1, position=row, bar_format="  {desc} {bar:20} {n_fmt}/{total_fmt}", **style)
-            for row, url in enumerate(servers, 1)
+            name: tqdm(total=1, position=row, bar_format="  {desc} {bar:20} {n_fmt}/{total_fmt}", **style)
+            for row, name in enumerate(names, 1)
         }
 
     def __enter__(self) -> Display:
@@ -32,11 +32,11 @@ class Display:
         """A line that stays."""
         tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr)
 
-    def step(self, server: str, text: str, value: float, maximum: float) -> None:
-        """How far a server is with its job."""
-        bar = self._bars[server]
+    def step(self, name: str, text: str, value: float, maximum: float) -> None:
+        """How far a server or worker is with its job."""
+        bar = self._bars[name]
         bar.total, bar.n = maximum or 1, value
-        bar.set_description_str(f"{server.partition('://')[2]}  {text[:50]}", refresh=False)
+        bar.set_description_str(f"{name.rpartition('://')[2]}  {text[:50]}", refresh=False)
         bar.refresh()
 
     def settled(self) -> None:

@@ -39,6 +39,18 @@ class JobFileError(ValueError):
     """A job file with mistakes; the message has one line for each of them."""
 
 
+class JobFailed(Exception):
+    """A job did not succeed; `details` has more than the message, such as a traceback."""
+
+    def __init__(self, message: str, details: str = ""):
+        super().__init__(message)
+        self.details = details
+
+
+class JobStalled(JobFailed):
+    """A running job made no progress for too long; it is still running."""
+
+
 class InputFile(BaseModel):
     """A file that a job takes.
 

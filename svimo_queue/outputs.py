@@ -274,6 +274,11 @@ class JobFolder:
         raise AssertionError("more names taken than there are")
 
 
+def default_folder(jobs: Path) -> Path:
+    """Where the results of a job file go: beside it, under its name."""
+    return jobs.with_name(f"{jobs.stem}_outputs")
+
+
 def mark(job: Job) -> str:
     """What tells the files of a job apart in a folder that others write to, such as a server's."""
     return job.identity[:8]

@@ -10,26 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import platform
-import time
 import uuid
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from .display import Display
-from .jobs import Job
+from .batch import Batch, JobsRefused, together
+from .jobs import Job, JobFailed, JobStalled
 from .outputs import Outputs
-from .server import JobFailed, JobStalled, Server, ServerFull, ServerLost, new_prompt_id
+from .server import Server, ServerFull, ServerLost, new_prompt_id
 from .workflow import make_prompt, say_problems
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
 """Seconds until a lost server is asked again, and how far they grow."""
-SHEET_EVERY = 60.0
-"""Seconds between two contact sheets while jobs run."""
-
-
-class JobsRefused(ValueError):
-    """Jobs that a server cannot run; the message names every problem."""
 
 
 async def check(jobs: Sequence[Job], urls: Sequence[str]) -> None:
@@ -53,16 +44,11 @@ def _problems(server: Server, jobs: Sequence[Job], *, several: bool) -> str:
     return f"on {server.url}:\n{said}" if said and several else said
 
 
-class Run:
-    """One run of a batch.
+class Run(Batch):
+    """One run of a batch on servers; see :class:`Batch`.
 
     Args:
-        jobs: all of the batch; finished ones are left out.
-        outputs: its folder, entered.
         urls: of the servers.
-        title: of the contact sheet.
-        tries: how often a job may begin.
-        stall: seconds without progress after which a job counts as failed.
     """
 
     def __init__(
@@ -75,25 +61,13 @@ class Run:
         tries: int,
         stall: float,
     ):
-        self.outputs = outputs
-        self.title = title
-        self.tries = tries
-        self.stall = stall
-        self.jobs = jobs
-        self.pending = [job for job in jobs if not outputs.is_done(job)]
-        self.unsettled = len(self.pending)
-        self.failed = 0
-        self._order = {job.identity: place for place, job in enumerate(jobs)}
-        self._begun: Counter[str] = Counter()
+        super().__init__(jobs, outputs, title=title, tries=tries, stall=stall)
         self._abandoned: set[str] = set()
         self._models: dict[str, frozenset[str]] = {}
         self._loaded: dict[str, frozenset[str]] = {}
         # Prompts are ours by the folder they are for: a run that begins anew has the same.
         batch = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{platform.node()} {outputs.folder.as_uri()}"))
         self.servers = [Server(url, batch) for url in dict.fromkeys(urls)]
-        self._changed = asyncio.Condition()
-        self._display: Display
-        self._sheet_at = time.monotonic()
 
     async def go(self) -> bool:
         """Run what is not done yet; whether every job is done at the end.
@@ -107,10 +81,8 @@ class Run:
                 for server in self.servers:
                     await stack.enter_async_context(server)
                 await self._check_before()
-            stack.callback(self.outputs.write_sheet, self.title)
-            stack.callback(self.outputs.write_table)
-            self._display = stack.enter_context(Display(self.unsettled, [s.url for s in self.servers]))
-            await _together(self._serve(server) for server in self.servers)
+            stack.enter_context(self.shown([server.url for server in self.servers]))
+            await together(self._serve(server) for server in self.servers)
         return not (self.failed or self.unsettled)
 
     async def _check_before(self) -> None:
@@ -130,7 +102,7 @@ class Run:
                     await server.prepare()
                     todo = [job for job in self.jobs if not self.outputs.is_done(job)]
                     if problems := _problems(server, todo, several=False):
-                        self._say(f"{server.url} cannot run these jobs and is left out:\n{problems}")
+                        self.say(f"{server.url} cannot run these jobs and is left out:\n{problems}")
                         return
                 await self._take_up(server)
                 while job := await self._next(server):
@@ -140,9 +112,9 @@ class Run:
                 server.definitions = {}  # it may come back as another
                 if str(error) != said:
                     said = str(error)
-                    self._say(f"{said}; asked again until it can go on")
+                    self.say(f"{said}; asked again until it can go on")
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._all_settled(), pause)
+                    await asyncio.wait_for(self.all_settled(), pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _take_up(self, server: Server) -> None:
@@ -151,34 +123,24 @@ class Run:
             job = next((job for job in self.pending if job.identity == found.identity), None)
             if job and found.prompt_id not in self._abandoned:
                 self.pending.remove(job)
-                self._begun[job.identity] = max(self._begun[job.identity], 1)
-                self._say(f"{job.name}: found on {server.url}")
+                self.begun[job.identity] = max(self.begun[job.identity], 1)
+                self.say(f"{job.name}: found on {server.url}")
                 await self._run(server, job, found.prompt_id)
             elif not found.ended:
                 await self._stop(server, found.prompt_id)
 
     async def _next(self, server: Server) -> Job | None:
         """The next job for a server, when there is one; None when all are settled."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.pending or not self.unsettled)
-            if not self.unsettled:
-                return None
+
+        def cost(job: Job) -> tuple:  # what needs no loading, here or elsewhere
             others = {models for url, models in self._loaded.items() if url != server.url}
+            models = self._models_of(job, server)
+            return models != self._loaded.get(server.url), models in others
 
-            def cost(job: Job) -> tuple:
-                # A job that failed waits for those that did not; then what needs no loading, here or elsewhere.
-                models = self._models_of(job, server)
-                return (
-                    self._begun[job.identity],
-                    models != self._loaded.get(server.url),
-                    models in others,
-                    self._order[job.identity],
-                )
-
-            job = min(self.pending, key=cost)
-            self.pending.remove(job)
+        job = await self.next_job(cost)
+        if job is not None:
             self._loaded[server.url] = self._models_of(job, server)
-            return job
+        return job
 
     def _models_of(self, job: Job, server: Server) -> frozenset[str]:
         if job.identity not in self._models:
@@ -190,10 +152,10 @@ class Run:
         give_back = False
         try:
             if prompt_id is None:
-                if self._begun[job.identity]:
+                if self.begun[job.identity]:
                     await server.free()
                 prompt_id = await self._queue(server, job)
-            show = self._shower(server, job)
+            show = self.shower(server.url, job)
             ended = await server.follow(prompt_id, stall=self.stall, on_progress=show)
             folder = self.outputs.begin(job)
             for file in ended.files:
@@ -205,21 +167,21 @@ class Run:
                 seconds=ended.seconds,
                 where=server.url,
                 versions=server.versions,
-                tries=self._begun[job.identity],
+                tries=self.begun[job.identity],
             )
-            await self._settle(f"{job.name}: done in {ended.seconds:.1f} s")
+            await self.settle(f"{job.name}: done in {ended.seconds:.1f} s")
         except JobFailed as error:
-            await self._failed(server, job, error)
+            await self.job_failed(job, server.url, error)
             if isinstance(error, JobStalled):
                 await self._stop(server, prompt_id)
         except ServerFull:
-            self._begun[job.identity] -= 1
+            self.begun[job.identity] -= 1
             give_back = True
             raise
         except ServerLost as error:
-            if self._begun[job.identity] >= self.tries:
+            if self.begun[job.identity] >= self.tries:
                 lost = JobFailed(f"the server was lost each time that it ran: {error}")
-                await self._failed(server, job, lost)
+                await self.job_failed(job, server.url, lost)
             else:
                 give_back = True
             raise
@@ -230,7 +192,7 @@ class Run:
             raise
         finally:
             if give_back:
-                await self._give_back(job)
+                await self.give_back(job)
 
     async def _queue(self, server: Server, job: Job) -> str:
         prompt = make_prompt(job, server.definitions)
@@ -238,7 +200,7 @@ class Run:
             raise JobFailed("; ".join(prompt.problems))
         for place, file in prompt.uploads.items():
             prompt.graph[place.node]["inputs"][place.input] = await server.upload(file)
-        self._begun[job.identity] += 1
+        self.begun[job.identity] += 1
         prompt_id = new_prompt_id()
         try:
             await server.queue(prompt.graph, job, prompt_id)
@@ -247,16 +209,6 @@ class Run:
                 await server.cancel(prompt_id)
             raise
         return prompt_id
-
-    async def _failed(self, server: Server, job: Job, error: JobFailed) -> None:
-        begun = self._begun[job.identity]
-        if 0 < begun < self.tries:
-            self._say(f"{job.name}: {error}; tried again later")
-            await self._give_back(job)
-            return
-        self.failed += 1
-        self.outputs.fail(job, str(error), details=error.details, where=server.url, tries=begun)
-        await self._settle(f"{job.name}: FAILED: {error}")
 
     async def _stop(self, server: Server, prompt_id: str) -> None:
         """Stop a prompt that nobody waits for.
@@ -267,49 +219,3 @@ class Run:
         self._abandoned.add(prompt_id)
         if not await server.cancel(prompt_id):
             raise ServerLost(f"{server.url} hangs in a job and does not stop it: restart it")
-
-    async def _settle(self, text: str) -> None:
-        self.unsettled -= 1
-        self._say(text)
-        self._display.settled()
-        self.outputs.write_table()
-        if time.monotonic() - self._sheet_at > SHEET_EVERY:
-            self._sheet_at = time.monotonic()
-            await asyncio.to_thread(self.outputs.write_sheet, self.title)
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def _give_back(self, job: Job) -> None:
-        async with self._changed:
-            self.pending.append(job)
-            self._changed.notify_all()
-
-    async def _all_settled(self) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self.unsettled)
-
-    def _shower(self, server: Server, job: Job):
-        def show(node: str, value: float, maximum: float) -> None:
-            kind = job.graph.get(node, {}).get("class_type", "")
-            self._display.step(server.url, f"{job.name}  {kind}", value, maximum)
-
-        return show
-
-    def _say(self, text: str) -> None:
-        self._display.say(text)
-
-
-async def _together(coroutines: Iterator) -> None:
-    """Await all; when one fails or this is cancelled, cancel the others and wait until they have ended."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def default_folder(jobs: Path) -> Path:
-    """Where the results of a job file go: beside it, under its name."""
-    return jobs.with_name(f"{jobs.stem}_outputs")

@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 
-from .jobs import InputFile, Job, sha256_of, slug
+from .jobs import InputFile, Job, JobFailed, JobStalled, sha256_of, slug
 from .workflow import Definitions
 
 Progress = Callable[[str, float, float], None]
@@ -28,18 +28,6 @@ POLL = 10.0
 PATIENCE = 60.0
 """Seconds that a request may take: a server at work can be slow to answer."""
 NO_SPACE = ("No space left on device", "[Errno 28]", "not enough space on the disk", "Disk quota exceeded")
-
-
-class JobFailed(Exception):
-    """A job did not succeed; `details` has more than the message, such as a traceback."""
-
-    def __init__(self, message: str, details: str = ""):
-        super().__init__(message)
-        self.details = details
-
-
-class JobStalled(JobFailed):
-    """A running job made no progress for too long; it is still running."""
 
 
 class ServerLost(Exception):

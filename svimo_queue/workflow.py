@@ -102,6 +102,14 @@ def say_problems(found: Iterable[tuple[Job, list[str]]]) -> str:
     return "\n".join(lines)
 
 
+def title_of(graph: dict[str, dict[str, Any]], place: Place) -> str:
+    """How to name an input without doubt, such as `8.seed (SViMoSampler)`."""
+    node = graph[place.node]
+    title = node.get("_meta", {}).get("title") if isinstance(node.get("_meta"), dict) else None
+    name = node["class_type"] if title in (None, node["class_type"]) else f'{node["class_type"]} "{title}"'
+    return f"{place.node}.{place.input} ({name})"
+
+
 class _Workflow:
     """A graph beside the definitions of its nodes."""
 
@@ -120,13 +128,7 @@ class _Workflow:
         ]
 
     def title(self, place: Place) -> str:
-        """How to name an input without doubt, such as `8.seed (SViMoSampler)`."""
-        node = self.graph[place.node]
-        title = node.get("_meta", {}).get("title") if isinstance(node.get("_meta"), dict) else None
-        name = (
-            node["class_type"] if title in (None, node["class_type"]) else f'{node["class_type"]} "{title}"'
-        )
-        return f"{place.node}.{place.input} ({name})"
+        return title_of(self.graph, place)
 
     def inputs_of(self, key: str) -> dict[str, list]:
         """Input -> its definition, [type, options], of all inputs that a node's class has."""
@@ -157,7 +159,7 @@ class _Workflow:
             Place(key, name)
             for key in self.graph
             for name, definition in self.inputs_of(key).items()
-            if _kind(definition) in WIDGETS
+            if kind_of(definition) in WIDGETS
         ]
 
     def _by_node(self, name: str) -> list[Place]:
@@ -192,7 +194,7 @@ class _Workflow:
                 return named or marked
         names = {"seed": ("seed", "noise_seed")}.get(name, (name,))
         places = [place for place in places if place.input in names]
-        literal = [p for p in places if not _is_link(self.graph[p.node]["inputs"].get(p.input))]
+        literal = [p for p in places if not is_link(self.graph[p.node]["inputs"].get(p.input))]
         return literal or places
 
     def _makes(self, key: str) -> str:
@@ -201,13 +203,13 @@ class _Workflow:
 
     def _texts(self, side: str) -> list[Place]:
         """The texts behind the inputs named `positive` (or `negative`), or behind all conditioning where none is."""
-        links = [(node, side) for node in self.graph.values() if _is_link(node["inputs"].get(side))]
+        links = [(node, side) for node in self.graph.values() if is_link(node["inputs"].get(side))]
         if not links and side == "positive":
             links = [
                 (node, name)
                 for key, node in self.graph.items()
                 for name, definition in self.inputs_of(key).items()
-                if _kind(definition) == "CONDITIONING" and _is_link(node["inputs"].get(name))
+                if kind_of(definition) == "CONDITIONING" and is_link(node["inputs"].get(name))
             ]
         found: dict[Place, None] = {}
         seen = set()
@@ -218,7 +220,7 @@ class _Workflow:
                 continue
             seen.add((key, slot))
             inputs, node = self.inputs_of(key), self.graph[key]["inputs"]
-            behind = [n for n, d in inputs.items() if _kind(d) == "CONDITIONING" and _is_link(node.get(n))]
+            behind = [n for n, d in inputs.items() if kind_of(d) == "CONDITIONING" and is_link(node.get(n))]
             if {"positive", "negative"} <= set(behind):  # such as ControlNet: the sides stay apart in it
                 names = self.definitions[self.graph[key]["class_type"]].get("output_name") or []
                 out = str(names[slot]).lower() if slot < len(names) else ""
@@ -226,7 +228,7 @@ class _Workflow:
             waiting += [tuple(node[name]) for name in behind]
             if not behind:
                 found |= {
-                    Place(key, n): None for n, d in inputs.items() if _kind(d) == "STRING" and n in node
+                    Place(key, n): None for n, d in inputs.items() if kind_of(d) == "STRING" and n in node
                 }
         return list(found)
 
@@ -243,7 +245,7 @@ class _Workflow:
         definition = self.inputs_of(place.node).get(place.input)
         if definition is None:  # parts of dynamic inputs, which only the server knows
             return value.text if isinstance(value, InputFile) else value
-        kind, options, where = _kind(definition), self._options(place), self.title(place)
+        kind, options, where = kind_of(definition), self._options(place), self.title(place)
         if isinstance(value, InputFile):
             choices = _choices(definition)
             takes_upload = any(options.get(flag) for flag in {*UPLOADS.values(), "file_upload"})
@@ -277,16 +279,16 @@ class _Workflow:
                 if place in given:
                     continue
                 if not there:
-                    if name in required and not _kind(definition).startswith("COMFY_"):
+                    if name in required and not kind_of(definition).startswith("COMFY_"):
                         problems.append(f"{self.title(place)} is missing in the workflow; export it anew")
                     continue
                 written = node["inputs"][name]
-                if _is_link(written):
+                if is_link(written):
                     if str(written[0]) not in self.graph:
                         problems.append(
                             f"{self.title(place)} comes from node {written[0]}, which is not there"
                         )
-                elif isinstance(written, bool | int | float | str) and _kind(definition) in WIDGETS:
+                elif isinstance(written, bool | int | float | str) and kind_of(definition) in WIDGETS:
                     try:
                         self.value(place, written)
                     except ValueError as error:
@@ -296,11 +298,12 @@ class _Workflow:
         return problems
 
 
-def _is_link(value: Any) -> bool:
+def is_link(value: Any) -> bool:
+    """Whether an input comes from another node, as [id, output]."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
 
 
-def _kind(definition: list) -> str:
+def kind_of(definition: list) -> str:
     """INT, FLOAT, STRING, BOOLEAN, COMBO, or the type of a connection."""
     kind = definition[0] if definition else "*"
     return kind if isinstance(kind, str) else "COMBO"

@@ -86,8 +86,20 @@ LAB_ORDER = [
 ]
 """svimo_train, which stands beside svimo_core and upon it."""
 QUEUE = ROOT / "svimo_queue"
-QUEUE_ORDER = ["jobs", "sheet", "outputs", "workflow", "server", "display", "run"]
-"""svimo_queue: the first three know nothing of what runs the jobs."""
+QUEUE_ORDER = [
+    "jobs",
+    "sheet",
+    "outputs",
+    "display",
+    "batch",
+    "workflow",
+    "server",
+    "run",
+    "definitions",
+    "engine",
+    "cluster",
+]
+"""svimo_queue: the first five know nothing of what runs the jobs."""
 
 
 def modules(house: Path) -> dict[str, Path]:

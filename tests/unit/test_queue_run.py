@@ -31,7 +31,7 @@ def test_servers_keep_the_models_that_they_have_loaded(tmp_path):
         for server in run.servers:
             server.definitions = DEFINITIONS
 
-        run._begun[jobs[5].identity] = 1  # it failed: after the others, though the model is at hand
+        run.begun[jobs[5].identity] = 1  # it failed: after the others, though the model is at hand
 
         async def take(*servers) -> list[str]:
             return [(await run._next(server)).name for server in servers]

@@ -1,0 +1,135 @@
+"""A batch at work, whoever runs its jobs: which of them wait, which failed and may try again, and what is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from .display import Display
+from .jobs import Job, JobFailed
+from .outputs import Outputs
+
+SHEET_EVERY = 60.0
+"""Seconds between two contact sheets while jobs run."""
+
+
+class JobsRefused(ValueError):
+    """Jobs that cannot run; the message names every problem."""
+
+
+class Batch:
+    """The jobs of one run and how they stand; an engine takes them and says what came of them.
+
+    Args:
+        jobs: all of the batch; finished ones are left out.
+        outputs: its folder, entered.
+        title: of the contact sheet.
+        tries: how often a job may begin.
+        stall: seconds without progress after which a job counts as failed.
+
+    Attributes:
+        pending: jobs that nobody runs.
+        unsettled: how many are neither done nor failed.
+        failed: how many failed for good.
+        begun: how often each job was begun, by identity.
+    """
+
+    def __init__(self, jobs: Sequence[Job], outputs: Outputs, *, title: str, tries: int, stall: float):
+        self.jobs = jobs
+        self.outputs = outputs
+        self.title = title
+        self.tries = tries
+        self.stall = stall
+        self.pending = [job for job in jobs if not outputs.is_done(job)]
+        self.unsettled = len(self.pending)
+        self.failed = 0
+        self.begun: Counter[str] = Counter()
+        self._order = {job.identity: place for place, job in enumerate(jobs)}
+        self._changed = asyncio.Condition()
+        self._display: Display
+        self._sheet_at = time.monotonic()
+
+    @contextmanager
+    def shown(self, names: list[str]) -> Iterator[None]:
+        """Show the run while the block lasts, with a bar for each who works at it; the table and the sheet follow."""
+        try:
+            with Display(self.unsettled, names) as self._display:
+                yield
+        finally:
+            self.outputs.write_table()
+            self.outputs.write_sheet(self.title)
+
+    async def next_job(self, cost: Callable[[Job], tuple] = lambda job: ()) -> Job | None:
+        """The next job, when there is one: the least begun, then the cheapest, then the first; None when all are
+        settled."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.pending or not self.unsettled)
+            if not self.unsettled:
+                return None
+            job = min(
+                self.pending,
+                key=lambda job: (self.begun[job.identity], *cost(job), self._order[job.identity]),
+            )
+            self.pending.remove(job)
+            return job
+
+    async def job_failed(self, job: Job, where: str, error: JobFailed) -> None:
+        """A job failed: it tries again after the others, or that was its last try."""
+        begun = self.begun[job.identity]
+        if 0 < begun < self.tries:
+            self.say(f"{job.name}: {error}; tried again later")
+            await self.give_back(job)
+            return
+        self.failed += 1
+        self.outputs.fail(job, str(error), details=error.details, where=where, tries=begun)
+        await self.settle(f"{job.name}: FAILED: {error}")
+
+    async def settle(self, text: str) -> None:
+        """A job is done or has failed for good; say so."""
+        self.unsettled -= 1
+        self.say(text)
+        self._display.settled()
+        self.outputs.write_table()
+        if time.monotonic() - self._sheet_at > SHEET_EVERY:
+            self._sheet_at = time.monotonic()
+            await asyncio.to_thread(self.outputs.write_sheet, self.title)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def give_back(self, job: Job) -> None:
+        """A job that was taken waits again."""
+        async with self._changed:
+            self.pending.append(job)
+            self._changed.notify_all()
+
+    async def all_settled(self) -> None:
+        """Wait until every job is."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self.unsettled)
+
+    def shower(self, name: str, job: Job) -> Callable[[str, float, float], None]:
+        """What shows how far someone is with a job: called with a node's id, steps done, and steps to do."""
+
+        def show(node: str, value: float, maximum: float) -> None:
+            kind = job.graph.get(node, {}).get("class_type", "")
+            self._display.step(name, f"{job.name}  {kind}", value, maximum)
+
+        return show
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._display.say(text)
+
+
+async def together(coroutines: Iterable) -> None:
+    """Await all; when one fails or this is cancelled, cancel the others and wait until they have ended."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,229 @@
+"""svimo_queue on Ray: what a real server makes, without it; through a worker that is killed, and a stop."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+import pytest
+import requests
+from helpers.read_glb import Glb
+
+from dev.comfy import ROOT, api_workflow
+from svimo_core.motion import HandObjectMotion
+from svimo_queue.__main__ import main
+from svimo_queue.definitions import definitions
+from svimo_queue.outputs import Record
+
+pytest.importorskip("ray", reason="the extra queue-ray is not installed")
+
+OURS = "image_to_video_and_motion"
+CHECKPOINT = ROOT / "assets" / "models" / "svimo-tiny.safetensors"
+ONE = {"workflow": OURS, "image": "stir_cup.png"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes the rows of a job file beside its image, and gives its path."""
+    shutil.copy(ROOT / "assets" / "stir_cup.png", tmp_path)
+
+    def write(*rows: dict) -> Path:
+        path = tmp_path / "jobs.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A Ray that was there before: its process, and its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    start = ["start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=4"]
+    log = tmp_path_factory.mktemp("ray") / "log.txt"
+    with log.open("wb") as said:
+        head = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", *start, "--include-dashboard=false"],
+            cwd=log.parent,
+            stdout=said,
+            stderr=said,
+        )
+    try:
+        wait_for(lambda: head.poll() is not None or b"runtime started" in log.read_bytes())
+        assert head.poll() is None, log.read_text()
+        yield head, address
+    finally:
+        head.terminate()
+        head.wait(timeout=30)
+
+
+@contextlib.contextmanager
+def tool(jobs: Path, *options: object):
+    """The tool as a process; what it says goes to a file."""
+    said = jobs.with_name("said.txt")
+    command = [sys.executable, "-m", "svimo_queue", "run", jobs, "--checkpoint", CHECKPOINT, *options]
+    with said.open("wb") as out:
+        process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def records(out: Path) -> dict[str, Record]:
+    found = [Record.model_validate_json(path.read_bytes()) for path in out.glob("*/job.json")]
+    return {record.identity: record for record in found}
+
+
+def frames(path: Path) -> np.ndarray:
+    with av.open(str(path)) as video:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(int)
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def workers(head: subprocess.Popen) -> list[str]:
+    """Names of our processes in a Ray."""
+    names = []
+    for process in psutil.Process(head.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended by now
+            names += process.cmdline()[:1]
+    return [name for name in names if name.startswith("ray::Worker")]
+
+
+def test_the_nodes_are_the_servers(server):
+    """Same inputs of the same types and limits, and outputs in the same order, as far as there are any here."""
+    there = requests.get(f"{server.url}/object_info", timeout=30).json()
+    for name, node in definitions("svimo-tiny.safetensors").items():
+        real = there[name]
+        assert node["output"] == real["output"][: len(node["output"])], name
+        assert node["output_node"] == real["output_node"], name
+        inputs = {**real["input"]["required"], **real["input"].get("optional", {})}
+        for entry, (kind, options) in {**node["input"]["required"], **node["input"]["optional"]}.items():
+            if (entry == "image" and name == "LoadImage") or entry.startswith("format") or entry == "codec":
+                continue  # a server's own files; what newer servers made of Save Video
+            real_kind, real_options = [*inputs[entry], {}][:2]
+            choices = real_kind if isinstance(real_kind, list) else real_options.get("options")
+            assert kind == (real_kind if choices is None else choices), (name, entry)
+            assert {key: real_options[key] for key in options} == options, (name, entry)
+
+
+def test_ray_makes_what_a_server_makes(server, write, tmp_path, capsys):
+    plain = api_workflow(OURS)  # without the loop
+    plain["8"]["inputs"]["model"] = ["1", 0]
+    plain["6"]["inputs"]["noise_augmentation"] = 0.05
+    (tmp_path / "plain.json").write_text(json.dumps(plain))
+    jobs = write(
+        ONE | {"prompt": "use knife to cut apple", "seed": 2**64 - 1, "steps": 4},
+        ONE | {"name": "strong", "steps": 4, "cfg": 3, "cfg_schedule": "dynamic", "refine": True},
+        ONE | {"workflow": "plain.json", "steps": 2, "cfg_schedule": "dynamic", "width": 144, "height": 96},
+    )
+    there, here = tmp_path / "there", tmp_path / "here"
+    ray = ["--ray", "local", "--checkpoint", str(CHECKPOINT), "--workers", "2", "--cpus", "0.25"]
+    assert main(["run", str(jobs), "--server", server.url, "--out", str(there)]) == 0
+    assert main(["run", str(jobs), *ray, "--out", str(here)]) == 0
+    by_server, by_ray = records(there), records(here)
+    assert by_server.keys() == by_ray.keys()
+    assert len(by_ray) == 3
+    for identity, record in by_server.items():
+        other = by_ray[identity]
+        assert (other.name, other.values, other.input_files) == (
+            record.name,
+            record.values,
+            record.input_files,
+        )
+        assert [file.name for file in other.files] == [file.name for file in record.files]
+        folders = [root / f"{record.name}-{identity[:8]}" for root in (there, here)]
+        first, second = (HandObjectMotion.load(folder / "motion.npz") for folder in folders)
+        assert np.abs(first.hands - second.hands).max() < 1e-3, record.name  # metres
+        assert first.objects.keys() == second.objects.keys()
+        assert all(np.abs(first.objects[n] - second.objects[n]).max() < 1e-3 for n in first.objects)
+        assert (second.prompt, second.fps, second.camera) == (first.prompt, first.fps, first.camera)
+        assert json.loads(second.metadata["prompt"]).keys() == json.loads(first.metadata["prompt"]).keys()
+        for name in ("video.mp4", "motion_video.mp4"):
+            shown = [frames(folder / name) for folder in folders]
+            assert shown[0].shape == shown[1].shape
+            # What the encoder loses is another loss each time; before it, they are the same to 1 of 255.
+            assert np.abs(shown[0] - shown[1]).mean() < 0.1 * shown[0].std(), (record.name, name)
+        scenes = [Glb(folder / "motion.glb") for folder in folders]
+        assert [n.get("name") for n in scenes[0].json["nodes"]] == [
+            n.get("name") for n in scenes[1].json["nodes"]
+        ]
+
+    capsys.readouterr()
+    assert main(["run", str(jobs), *ray, "--out", str(there)]) == 0  # whoever ran a job, it is done
+    assert "3 done already, 0 to run" in capsys.readouterr().err
+
+
+def test_four_workers_one_killed(cluster, write, tmp_path):
+    jobs = write(
+        ONE | {"name": "odd", "frames": 10},
+        ONE | {"seed": "0-6", "steps": 6},
+    )
+    out = tmp_path / "jobs_outputs"
+    said = tmp_path / "said.txt"
+    with tool(jobs, "--ray", cluster[1], "--workers", 4) as process:
+        wait_for(lambda: records(out) or process.poll() is not None)
+        assert process.poll() is None, said.read_text()
+        killed = next(iter(records(out).values())).where
+        time.sleep(0.7)  # a job takes seconds: it has the next one
+        os.kill(int(killed.rpartition(" ")[2]), signal.SIGKILL)
+        assert process.wait(timeout=120) == 1  # for the odd one
+    said = said.read_text()
+    assert "died as it ran; tried again later" in said
+    assert "1 jobs failed, 0 did not run" in said
+    made = records(out).values()
+    assert len(made) == 7
+    assert sorted(record.tries for record in made) == [1] * 6 + [2]
+    (again,) = (record for record in made if record.tries == 2)
+    assert again.where != killed
+    assert len({record.where for record in made}) >= 4
+    (error,) = out.glob("odd-*/error.json")
+    error = json.loads(error.read_text())
+    assert "SViMoImageEncode (node 6): frames must be 8k + 1" in error["message"]
+    assert (error["tries"], "engine.py" in error["details"]) == (2, True)
+    assert list(out.rglob("*.partial")) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process there")
+def test_ctrl_c_ends_the_workers(cluster, write, tmp_path):
+    jobs = write(ONE | {"seed": "0-3", "steps": 6})
+    wait_for(lambda: not workers(cluster[0]), 30)
+    with tool(jobs, "--ray", cluster[1], "--workers", 1) as process:
+        wait_for(lambda: workers(cluster[0]) or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    assert "Stopped" in (tmp_path / "said.txt").read_text()
+    wait_for(lambda: not workers(cluster[0]), 30)
+    table = (tmp_path / "jobs_outputs" / "table.csv").read_text(encoding="utf-8-sig")
+    assert table.count("\nwaiting,") == 4
+
+
+def test_what_cannot_begin_is_said_at_once(write, tmp_path, capsys):
+    jobs = write(ONE | {"workflow": "motion_to_video"}, ONE | {"solver": "dpmpp_2m_sde"})
+    for command in ("check", "run"):
+        assert main([command, str(jobs), "--ray", "local", "--checkpoint", str(CHECKPOINT)]) == 1
+        said = capsys.readouterr().err
+        assert "row 1: motion_to_video.json, node 6 (SViMoMotionToVideo) does not run without ComfyUI" in said
+        assert (
+            'row 2: image_to_video_and_motion.json, 8.solver (SViMoSampler "SViMo Sampler") expects' in said
+        )
+    assert records(tmp_path / "jobs_outputs") == {}
