@@ -347,8 +347,8 @@ def video_to_motion() -> Graph:
 
         Words help: say what is held and what it does. The camera is taken to stand still.
 
-        *svimo-tiny-any* knows clips of its synthetic world (`assets/stir_cup.mp4`, into ComfyUI's input folder). Of a real
-        video it makes what it can, which is little: it shows how this works until a large one is trained.
+        *svimo-tiny-any* knows clips of its synthetic world (`assets/stir_cup.mp4`, into ComfyUI's input folder). Of a
+        real video it makes what it can, which is little: it shows how this works until a large one is trained.
         """,
         400,
     )
