@@ -198,15 +198,15 @@ def training_files(folder: Path, motion: HandObjectMotion) -> dict[str, Readable
     settings = Path(__file__).parents[2] / "svimo_train" / "configs" / "tiny-joint.json"
     (folder / "settings.json").write_bytes(settings.read_bytes())
 
-    layer = nn.Linear(3, 2)
+    layer = nn.PReLU(3)
     optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.ones(1, 3)).sum().backward()
+    layer(-torch.ones(1, 3)).sum().backward()
     optimizer.step()
     parameters, state = dict(layer.named_parameters()), folder / "state.safetensors"
     save_state(state, 1, parameters, EMA(parameters, 0.9), optimizer, {"loss": 1.0})
 
     def read_state():
-        fresh = nn.Linear(3, 2)
+        fresh = nn.PReLU(3)
         parameters = dict(fresh.named_parameters())
         load_state(state, parameters, EMA(parameters, 0.9), torch.optim.AdamW(fresh.parameters()))
 
@@ -215,7 +215,7 @@ def training_files(folder: Path, motion: HandObjectMotion) -> dict[str, Readable
     (shard,) = sharded.glob("*.safetensors")
 
     def read_sharded():
-        fresh = nn.Linear(3, 2)
+        fresh = nn.PReLU(3)
         parameters = dict(fresh.named_parameters())
         load_sharded_state(sharded, parameters, EMA(parameters, 0.9), torch.optim.AdamW(fresh.parameters()))
 
