@@ -135,7 +135,7 @@ def test_ray_makes_what_a_server_makes(server, write, tmp_path, capsys):
     jobs = write(
         ONE | {"prompt": "use knife to cut apple", "seed": 2**64 - 1, "steps": 4},
         ONE | {"name": "strong", "steps": 4, "cfg": 3, "cfg_schedule": "dynamic", "refine": True},
-        ONE | {"workflow": "plain.json", "steps": 2, "cfg_schedule": "dynamic", "width": 144, "height": 96},
+        ONE | {"workflow": "plain.json", "steps": 5, "cfg_schedule": "dynamic", "width": 144, "height": 96},
     )
     there, here = tmp_path / "there", tmp_path / "here"
     ray = ["--ray", "local", "--checkpoint", str(CHECKPOINT), "--workers", "2", "--cpus", "0.25"]
@@ -154,9 +154,9 @@ def test_ray_makes_what_a_server_makes(server, write, tmp_path, capsys):
         assert [file.name for file in other.files] == [file.name for file in record.files]
         folders = [root / f"{record.name}-{identity[:8]}" for root in (there, here)]
         first, second = (HandObjectMotion.load(folder / "motion.npz") for folder in folders)
-        assert np.abs(first.hands - second.hands).max() < 1e-3, record.name  # metres
+        assert np.abs(first.hands - second.hands).max() < 2e-4, record.name  # metres
         assert first.objects.keys() == second.objects.keys()
-        assert all(np.abs(first.objects[n] - second.objects[n]).max() < 1e-3 for n in first.objects)
+        assert all(np.abs(first.objects[n] - second.objects[n]).max() < 2e-4 for n in first.objects)
         assert (second.prompt, second.fps, second.camera) == (first.prompt, first.fps, first.camera)
         assert json.loads(second.metadata["prompt"]).keys() == json.loads(first.metadata["prompt"]).keys()
         for name in ("video.mp4", "motion_video.mp4"):
