@@ -70,11 +70,16 @@ class Times(NamedTuple):
     spans: list[slice]
     """Which of the K belong to text, video, drawing: one for the whole stream, or one for each latent frame."""
 
+    def of(self, stream: int, rows: Tensor) -> Tensor:
+        """What of rows (B K ...) belongs to a stream."""
+        return rows if rows.shape[1] == 1 else rows[:, self.spans[stream]]
+
 
 def modulate(base: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     """base + x * factor on tokens (B N dim), of which each K-th part has rows of its own (B K 1 dim)."""
-    parts = factor.shape[1]
-    base, x = (t if t.ndim == 4 else t.unflatten(1, (parts, -1)) for t in (base, x))
+    if factor.shape[1] == 1:  # without views of views, which a small model would notice
+        return torch.addcmul(*(t.squeeze(1) if t.ndim == 4 else t for t in (base, x, factor)))
+    base, x = (t if t.ndim == 4 else t.unflatten(1, (factor.shape[1], -1)) for t in (base, x))
     return torch.addcmul(base, x, factor).flatten(1, 2)
 
 
@@ -99,8 +104,7 @@ class Modulation(nn.Module):
         rows = rearrange(self.linear(F.silu(time.embedding)), "b k (m d) -> m b k 1 d", m=3 * self.modalities)
         order = (1, 0, 2)[: len(streams)]  # text, video, motion in the linear layer's rows
         shifts, scales, gates = (
-            [rows[3 * m + part][:, span] for m, span in zip(order, time.spans, strict=True)]
-            for part in range(3)
+            [time.of(stream, rows[3 * m + part]) for stream, m in enumerate(order)] for part in range(3)
         )
         modulated = [
             modulate(shift, self.norm(stream), 1 + scale)
@@ -230,13 +234,13 @@ class MMDiT(nn.Module):
         # 3. each stream back to a latent
         velocities = [
             rearrange(
-                self.proj_out(self.norm_out(self.norm_final(stream), time.embedding[:, span])),
+                self.proj_out(self.norm_out(self.norm_final(stream), time.of(i, time.embedding))),
                 "b (t h w) (c p q) -> b c t (h p) (w q)",
                 **dict(zip("thw", grid, strict=True)),
                 p=config.patch_size,
                 q=config.patch_size,
             )
-            for stream, span in zip(streams[1:], time.spans[1:], strict=True)
+            for i, stream in enumerate(streams[1:], start=1)
         ]
         return velocities[0], velocities[1] if drawing is not None else None
 
