@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -272,6 +273,7 @@ class SViMoMotionEncode(io.ComfyNode):
             raise ValueError(
                 f"a given motion needs 0 <= start_percent <= end_percent <= 1, got {start_percent} and {end_percent}"
             )
+        motion = replace(motion, camera=motion.camera.cropped(width, height))
         check_in_view(motion)
         if interaction is None:
             encoded = vae.encode_scaled(draw_motions([motion], width, height))

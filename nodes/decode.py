@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
+import torch
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
 from ..svimo_core.sampling.latents import JointLatents
 from ..svimo_core.sampling.reader import Reading
 from .compat import aliases
-from .latents import PROMPT, READING, WINDOW, StoredReading, packed, streams_of
+from .latents import PROMPT, READING, WINDOW, JointLatent, StoredReading, packed, streams_of
 from .loop import InteractionHandle
 from .types import CATEGORY, Interaction, Motion, frames_to_image_batch
 from .vae import svimo_vae
@@ -162,11 +163,16 @@ class SViMoSplitLatent(io.ComfyNode):
     @classmethod
     def execute(cls, latent: dict) -> io.NodeOutput:
         latents = streams_of(latent)
-        others = {key: value for key, value in latent.items() if key == PROMPT}
-        video = {"samples": latents.video} | others
+        others = {key: value for key, value in latent.items() if key in (PROMPT, WINDOW)}
+        video, drawing = {"samples": latents.video} | others, {"samples": latents.drawing} | others
+        mask = latent.get("noise_mask")
+        if mask is not None and mask.is_nested:
+            video["noise_mask"], drawing["noise_mask"] = mask.unbind()
+        elif mask is not None:
+            video["noise_mask"] = mask
         if latents.drawing is None:
             return io.NodeOutput(video, ExecutionBlocker("this latent is video only"))
-        return io.NodeOutput(video, {"samples": latents.drawing} | others)
+        return io.NodeOutput(video, drawing)
 
 
 class SViMoJoinLatents(io.ComfyNode):
@@ -196,7 +202,12 @@ class SViMoJoinLatents(io.ComfyNode):
         if first.shape != second.shape:
             sizes = " and ".join(" x ".join(map(str, x.shape)) for x in (first, second))
             raise ValueError(f"video and rendered motion must have the same size, got latents of {sizes}")
-        return io.NodeOutput(video | {"samples": packed(JointLatents(first, second))})
+        joined = video | {"samples": packed(JointLatents(first, second))}
+        masks = [latent.get("noise_mask") for latent in (video, rendered_motion)]
+        if masks[1] is not None:
+            everywhere = torch.ones(1, 1, first.shape[2], 1, 1)
+            joined["noise_mask"] = JointLatent([everywhere if mask is None else mask for mask in masks])
+        return io.NodeOutput(joined)
 
 
 NODES = [SViMoDecodeVideo, SViMoDecodeMotion, SViMoSplitLatent, SViMoJoinLatents]

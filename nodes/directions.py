@@ -12,7 +12,6 @@ import node_helpers
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from ..svimo_core.windows import join_motions, join_videos, window_starts
 from .backbone import IMAGE_LATENT, backbone_of
 from .compat import aliases
 from .condition import encoded_without_vae, guided
-from .latents import PROMPT, WINDOW, Window, packed
+from .latents import PROMPT, WINDOW, JointLatent, Window, packed
 from .loop import InteractionHandle
 from .types import CATEGORY, Interaction, Motion
 from .vae import SViMoVAE, svimo_vae
@@ -349,9 +348,21 @@ class SViMoJoinClips(io.ComfyNode):
             raise ValueError(
                 f"there are {len(motion)} motions and {len(images)} videos: give one of each for every window"
             )
-        if images is not None and bool(images_before) != bool(before):
+        if bool(images_before) != bool(before and images is not None):
             raise ValueError(
-                "the clip so far needs both: connect motion_before and images_before, or neither"
+                "images go with motions: connect images and images_before beside motion and motion_before, or neither"
+            )
+        for name, shown, moved in (("images", images, motion), ("images_before", images_before, before)):
+            for video, part in zip(shown or (), moved if shown else (), strict=True):
+                if len(video) != len(part) and not (name == "images_before" and len(part) > len(video)):
+                    raise ValueError(
+                        f"{name} has {len(video)} frames and its motion {len(part)}: give those of one clip"
+                    )
+        if len(set(starts)) < len(starts) or (before and min(starts) <= 0):
+            raise ValueError(
+                f"windows begin at frames {', '.join(map(str, starts))} of their clip{' behind another' * bool(before)}, and "
+                "each must begin later than the one before: connect what SViMo Decode Motion read off the windows of SViMo "
+                "Video to Motion or SViMo Extend Clip, not a motion from a file or of a clip by itself"
             )
         order = sorted(range(len(motion)), key=lambda i: starts[i])
         if before and images_before:  # the motion may go ahead
@@ -405,12 +416,16 @@ def told(
     config: SViMoConfig, vae: SViMoVAE, positive: list, negative: list, given: Given, known: Tensor
 ) -> tuple[list, list, dict[str, Any]]:
     """Conditions and LATENT of one window, of which these latent frames are known (1 2 T)."""
+    for name, prompt in (("positive", positive), ("negative", negative)):
+        if not prompt:
+            raise ValueError(f"{name} is empty: connect a prompt from SViMo Text Encode")
     video, motion = given.video, given.motion
     size = config.width, config.height
     latents = JointLatents(*[torch.zeros(1, *config.latent_shape(config.frames, *size[::-1]))] * 2)
     if known[0, 0].any():
         latents = latents._replace(video=vae.encode_scaled(video[None]).cpu() / vae.scale)
     if known[0, 1].any():
+        motion = replace(motion, camera=motion.camera.cropped(*size))
         check_in_view(motion)
         if given.interaction is None:
             drawn = vae.encode_scaled(draw_motions([motion], *size))
@@ -428,7 +443,7 @@ def told(
     masks = [(~known)[:, stream, None, :, None, None].float() for stream in (0, 1)]
     latent = {
         "samples": packed(latents),
-        "noise_mask": NestedTensor(masks),
+        "noise_mask": JointLatent(masks),
         PROMPT: positive[0][1].get(PROMPT, ""),
         WINDOW: given.window,
     }

@@ -76,6 +76,20 @@ class Camera:
             fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, width=width, height=height
         )
 
+    def cropped(self, width: int, height: int) -> Camera:
+        """The same camera for an image that was scaled to cover another size and cut equally on both sides, as
+        `sampling.pipeline.fit_image` does."""
+        scale = max(width / self.width, height / self.height)
+        left, top = (self.width * scale - width) / 2, (self.height * scale - height) / 2
+        return Camera(
+            fx=self.fx * scale,
+            fy=self.fy * scale,
+            cx=self.cx * scale - left,
+            cy=self.cy * scale - top,
+            width=width,
+            height=height,
+        )
+
     def project(self, points: np.ndarray) -> np.ndarray:
         """Project camera-space points (..., 3) in metres to pixels (..., 2). Points need z > 0 to be meaningful."""
         depth = points[..., 2:3]

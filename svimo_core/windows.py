@@ -116,6 +116,8 @@ def _carried(before: np.ndarray, after: np.ndarray, overlap: int) -> np.ndarray:
 def _seen_through(camera: Camera, motion: HandObjectMotion) -> HandObjectMotion:
     """A motion that looks through this camera as it does through its own: as large and in the same place of the image,
     so nearer or farther where the lenses differ."""
+    if motion.camera == camera:
+        return motion
     fx, fy, cx, cy = camera.relative
     own_fx, own_fy, own_cx, own_cy = motion.camera.relative
 
@@ -130,8 +132,15 @@ def _seen_through(camera: Camera, motion: HandObjectMotion) -> HandObjectMotion:
 
 
 def _check_alike(whole: HandObjectMotion, motion: HandObjectMotion, overlap: int, goes_on: bool) -> None:
-    if not 0 <= overlap <= len(motion):
-        raise ValueError(f"a window of {len(motion)} frames cannot overlap the one before it by {overlap}")
+    if overlap < 0:
+        raise ValueError(
+            f"a window is missing: a gap of {-overlap} frames lies behind the first {len(whole)}"
+        )
+    if overlap > len(motion):
+        raise ValueError(
+            f"a window of {len(motion)} frames begins {overlap} before the end of what it shall be put behind: the "
+            "windows belong to different clips"
+        )
     if abs(whole.fps - motion.fps) > 1e-3:
         raise ValueError(
             f"windows of one motion need one rate, got {whole.fps:g} and {motion.fps:g} frames a second"

@@ -86,9 +86,26 @@ seeing = directions.SViMoVideoToMotion.execute
 refused(lambda: seeing(*told, images[:9], 24.0, 0), "too short", "9 frames at 24", "1.12 seconds")
 refused(lambda: seeing(*told, images, 24.0, 9), "overlap must be below", "9 frames")
 refused(lambda: seeing(*told, images[:1], 24.0, 0), "too short")
+# core's way to work on one stream loses nothing
+split = decode.SViMoSplitLatent.execute(lists[2][1]).result
+again = decode.SViMoJoinLatents.execute(*split).result[0]
+assert again["svimo_window"] == lists[2][1]["svimo_window"]
+for one, other in zip(again["noise_mask"].unbind(), lists[2][1]["noise_mask"].unbind(), strict=True):
+    assert torch.equal(one, other)
+joining = directions.SViMoJoinClips.execute
+refused(lambda: joining([motions[0]] * 2), "begin at frames 0, 0", "not a motion from a file")
+refused(lambda: joining([motions[0], motions[2]]), "a gap of 3 frames")
+refused(lambda: joining([motions[0]], [seen]), "images has 21 frames and its motion 9")
+refused(lambda: seeing(model, [], negative, vae, images, 24.0, 0), "positive is empty")
+sampling = sample.SViMoSampler.execute
+settings = 1, 2, 1.0, "constant", "ddim", 0.5, False
+refused(lambda: sampling(model, lists[0][0], lists[1][0], lists[2][0], *settings), "denoise 1", "got denoise 0.5")
+
 single = replace(header.config, backbone=replace(header.config.backbone, any_to_any=False))
 before, model.model.config = model.model.config, single
 refused(lambda: seeing(*told, images, 24.0, 0), "one direction only", "Load one that was")
+settings = 1, 2, 1.0, "constant", "ddim", 1.0, False
+refused(lambda: sampling(model, lists[0][0], lists[1][0], lists[2][0], *settings), "does not know given frames")
 """,
         able,
     )
@@ -107,6 +124,13 @@ assert len(whole) == 20
 out, _, shown = made(*given)
 assert torch.equal(out["samples"].unbind()[1], given[2]["samples"].unbind()[1])
 assert torch.equal(given[0][0][1]["svimo_guidance"], given[2]["samples"].unbind()[1])
+# seen through the camera of an image of another shape, it lies where the image shows it once that is cropped
+wide = replace(motion, camera=motion.camera.resized(96, 64).cropped(128, 64))
+assert (wide.camera.fx, wide.camera.width, wide.camera.cx) != (wide.camera.fy, 96, 64)
+told_wide = directions.SViMoMotionToVideo.execute(*told, image, replace(wide, camera=wide.camera)).result[2]
+square = replace(motion, camera=wide.camera.cropped(48, 32))
+told_square = directions.SViMoMotionToVideo.execute(*told, image, square).result[2]
+assert torch.equal(told_wide["samples"].unbind()[1], told_square["samples"].unbind()[1])
 *quick, _ = directions.SViMoMotionToVideo.execute(*told, image, long, vid).result
 assert 0 < (quick[2]["samples"].unbind()[1] - given[2]["samples"].unbind()[1]).abs().max()
 refused(lambda: directions.SViMoMotionToVideo.execute(*told, image, trim(motion, 0, 4)), "too short", "5 frames at 8")

@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from svimo_core.clean import trim
 from svimo_core.motion import Camera
+from svimo_core.sampling.pipeline import fit_image
 from svimo_core.windows import join_motions, join_videos, window_starts
 
 
@@ -94,9 +95,20 @@ def test_windows_that_do_not_fit_are_refused(motion):
     for other, start, says in (
         (replace(second, fps=24.0), 3, "one rate, got 8 and 24"),
         (replace(second, objects={"tool": second.objects["tool"]}), 3, "the same objects and points"),
-        (second, 7, "cannot overlap the one before it by -1"),
+        (second, 7, "a gap of 1 frames lies behind the first 6"),
     ):
         with pytest.raises(ValueError, match=says):
             join_motions([first, other], [0, start])
     with pytest.raises(ValueError, match=r"one size and leave no gap.*frame 4 of 3 x 2 x 2 x 3"):
         join_videos([torch.zeros(3, 2, 2, 3), torch.zeros(3, 2, 2, 3)], [0, 4])
+
+
+def test_a_camera_is_cropped_as_its_image_is():
+    """A white pixel of a wide photograph and the point that it shows stay together."""
+    camera = Camera.from_fov(192, 108)
+    point = np.array([[(30.5 - camera.cx) / camera.fx * 0.6, 0.0, 0.6]])
+    photograph = torch.zeros(108, 192, 3)
+    photograph[50:58, 26:35] = 1
+    found = np.argwhere(fit_image(photograph, 96, 64)[..., 0].numpy() > 0.5).mean(axis=0)[::-1] + 0.5
+    np.testing.assert_allclose(camera.cropped(96, 64).project(point)[0], found, atol=0.3)
+    assert abs(camera.resized(96, 64).project(point)[0, 0] - found[0]) > 2
