@@ -42,7 +42,9 @@ def test_servers_keep_the_models_that_they_have_loaded(tmp_path):
         assert asyncio.run(take(one, two, one, two, one, two, one, three)) == [*"01234", "7", "6", "5"]
 
 
-@pytest.mark.parametrize("address", ["ftp://host", "http://", "http://host:99999", "host:port", "http://[::1"])
+@pytest.mark.parametrize(
+    "address", ["ftp://host", "http://", "http://host:99999", "host:port", "http://[::1"]
+)
 def test_an_address_that_cannot_be_is_refused_at_once(address, capsys):
     with pytest.raises(SystemExit):
         main(["run", "jobs.csv", "--server", address])
