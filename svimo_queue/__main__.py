@@ -15,7 +15,9 @@ from collections.abc import Coroutine
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
+from .display import say_count
 from .jobs import read_jobs
 from .outputs import SHEET, Outputs, default_folder
 from .run import Run, check
@@ -38,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("jobs", type=Path, help=".csv or .jsonl; see docs/queue.md")
         command.add_argument(
             "--server",
+            type=_address,
             action="append",
             metavar="URL",
             help="of a ComfyUI, several times for several (http://127.0.0.1:8188)",
@@ -84,6 +87,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _address(text: str) -> str:
+    """The address of a server, if there can be one."""
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number up to 65535, or half an IPv6 address
+        sound = False
+    if not sound or any(sign.isspace() for sign in text):
+        raise argparse.ArgumentTypeError(f"expected an address such as http://127.0.0.1:8188, got {text!r}")
+    return text
+
+
 async def _run(args: argparse.Namespace) -> int:
     jobs = read_jobs(args.jobs)
     with Outputs(args.out or default_folder(args.jobs), jobs) as outputs:
@@ -93,11 +108,11 @@ async def _run(args: argparse.Namespace) -> int:
         else:
             run = Run(jobs, outputs, args.server, **settings)
         done = len(jobs) - run.unsettled
-        sys.stderr.write(f"{len(jobs)} jobs, {done} done already, {run.unsettled} to run\n")
+        sys.stderr.write(f"{say_count(len(jobs))}, {done} done already, {run.unsettled} to run\n")
         complete = await run.go()
         sys.stdout.write(f"{outputs.folder / SHEET}\n")
         if not complete:
-            sys.stderr.write(f"{run.failed} jobs failed, {run.unsettled} did not run: see table.csv\n")
+            sys.stderr.write(f"{say_count(run.failed)} failed, {run.unsettled} did not run: see table.csv\n")
     return 0 if complete else 1
 
 
@@ -107,7 +122,7 @@ async def _check(args: argparse.Namespace) -> int:
         _ray_engine().check(jobs, _cluster(args))
     else:
         await check(jobs, args.server)
-    sys.stdout.write(f"{len(jobs)} jobs, nothing wrong\n")
+    sys.stdout.write(f"{say_count(len(jobs))}, nothing wrong\n")
     return 0
 
 

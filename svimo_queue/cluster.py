@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 from collections.abc import Sequence
@@ -28,10 +29,14 @@ from .jobs import InputFile, Job, JobFailed, JobStalled
 from .outputs import Outputs
 from .workflow import say_problems
 
+logger = logging.getLogger(__name__)
+
 LOCAL = "local"
 """The address of a Ray on this machine, which begins and ends with the run."""
 LOOK = 0.5
 """Seconds between two looks at how far a worker is."""
+SAY_WAIT = 15.0
+"""Seconds between two words on workers that still load."""
 PACKAGES = [str(Path(__file__).resolve().parents[1] / name) for name in ("svimo_core", "svimo_queue")]
 """What workers on other machines get from here."""
 
@@ -76,6 +81,7 @@ class Cluster:
         options: dict[str, Any] = {"runtime_env": {"py_modules": PACKAGES}}
         if self.address == LOCAL:
             options = {"include_dashboard": False}
+            os.environ.setdefault("RAY_worker_niceness", "0")  # as fast as any program of this machine
         try:
             ray.init(self.address, log_to_driver=False, logging_level="warning", **options)
         except (RuntimeError, ValueError) as error:
@@ -168,6 +174,7 @@ class RayRun(Batch):
     ):
         super().__init__(jobs, outputs, title=title, tries=tries, stall=stall)
         self.cluster = cluster
+        self._ready = False  # any worker
 
     async def go(self) -> bool:
         """Run what is not done yet; whether every job is done at the end.
@@ -180,15 +187,29 @@ class RayRun(Batch):
         names: list[str] = []
         try:
             if self.unsettled:
+                logger.info("starting Ray" if self.cluster.address == LOCAL else "connecting to Ray")
                 self.cluster.connect()
                 room = self.cluster.room()
                 count = min(self.cluster.workers or room, self.unsettled)
                 names = [f"worker {number}" for number in range(1, count + 1)]
             with self.shown(names):
-                await together(self._serve(name) for name in names)
+                waiting = asyncio.ensure_future(self._say_waiting(len(names)))
+                try:
+                    await together(self._serve(name) for name in names)
+                finally:
+                    waiting.cancel()
         finally:
             ray.shutdown()  # ends the workers, whatever they do
         return not (self.failed or self.unsettled)
+
+    async def _say_waiting(self, workers: int) -> None:
+        """Say how long it takes until the first worker is ready."""
+        began = asyncio.get_running_loop().time()
+        while workers and not self._ready:
+            await asyncio.sleep(SAY_WAIT)
+            if not self._ready:
+                seconds = asyncio.get_running_loop().time() - began
+                self.say(f"waiting for workers to load the checkpoint ({seconds:.0f} s)")
 
     async def _serve(self, name: str) -> None:
         """Give one worker job after job, through all its deaths."""
@@ -196,6 +217,7 @@ class RayRun(Batch):
         try:
             # Asked before each job: a worker that died is another process when it answers.
             while about := await self._unless_settled(worker.about.remote()):
+                self._ready = True
                 if (job := await self.next_job()) is None:
                     return
                 await self._run(name, worker, *about, job)

@@ -42,3 +42,8 @@ class Display:
     def settled(self) -> None:
         """One more job is done or has failed."""
         self._all.update()
+
+
+def say_count(jobs: int) -> str:
+    """So many jobs, in words."""
+    return "1 job" if jobs == 1 else f"{jobs} jobs"

@@ -32,6 +32,8 @@ TEXT_COLUMNS = {"name", "workflow", "prompt", "negative_prompt", "text"}
 """Whose values are never read as numbers."""
 MOST_JOBS = 100_000
 NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?")
+RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3])", re.IGNORECASE)
+"""What Windows keeps for devices, whatever follows after a dot."""
 RANGE = re.compile(r"(\d{1,20})-(\d{1,20})")
 
 
@@ -270,6 +272,9 @@ class _RowReader:
         choices, wrong = {}, False
         for column, written in cells.items():
             try:
+                _check_text(column)
+                for value in written if isinstance(written, list) else [written]:
+                    _check_text(value)
                 choices[column] = self._expand(column, written)
             except (ValueError, OSError) as error:
                 self.problems.add(row, column, str(error))
@@ -290,7 +295,7 @@ class _RowReader:
 
         Titles of nodes do not count: a workflow with new ones is the same.
         """
-        path = self.folder / Path(name.replace("\\", "/")).expanduser()
+        path = self.folder / _expand_user(name)
         if not path.suffix and not path.is_file():
             path = OUR_WORKFLOWS / f"{name}.json"
             if not path.is_file():
@@ -354,9 +359,16 @@ class _RowReader:
     def _files_of(self, column: str, text: str) -> list[Value]:
         """The files that a value names; in a column `node.input`, which takes any text, where there are such."""
         needed = column in FILE_COLUMNS
-        pattern = str(Path(text.replace("\\", "/")).expanduser()) if text else ""
+        if column in TEXT_COLUMNS or not (needed or "." in column):
+            return [text]
+        try:
+            pattern = str(_expand_user(text)) if text else ""
+        except ValueError:
+            if needed:
+                raise
+            return [text]
         has_suffix = bool(re.search(r"\.\w{1,12}$", pattern)) and "\n" not in pattern and len(pattern) < 1000
-        if column in TEXT_COLUMNS or not (needed or ("." in column and has_suffix)):
+        if not (needed or has_suffix):
             return [text]
         if "\0" in pattern:
             raise ValueError("expected the name of a file, got a zero byte in it")
@@ -380,9 +392,27 @@ class _RowReader:
         raise FileNotFoundError(f"{what} {text} (looked in {self.folder.resolve()})")
 
     def _file(self, path: Path, text: str) -> InputFile:
+        _check_text(text)  # what a pattern found
         if path not in self._files:
             self._files[path] = sha256_of(path)
         return InputFile(path=path, text=text, sha256=self._files[path])
+
+
+def _check_text(value: Any) -> None:
+    """Refuse what no file and no server takes: half of a surrogate pair, which JSON can write as an escape."""
+    if isinstance(value, str) and (half := re.search("[\ud800-\udfff]", value)):
+        raise ValueError(
+            f"expected text that UTF-8 can write, got half a character ({half[0]!r}) in {value!r:.60}"
+        )
+
+
+def _expand_user(text: str) -> Path:
+    try:
+        return Path(text.replace("\\", "/")).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected the path of a file, got {text}: this machine knows no such home folder"
+        ) from error
 
 
 def _canonical(content: Any) -> bytes:
@@ -431,6 +461,12 @@ def _said(column: str, value: Value) -> str:
 
 
 def slug(text: str, length: int = 80) -> str:
-    """A text as a name that every file system takes: letters and digits of any language, and hyphens."""
+    """A text as a name that every file system takes: letters and digits of any language, and hyphens.
+
+    Args:
+        text: anything.
+        length: of the name at most, in bytes of UTF-8, as file systems count.
+    """
     words = re.findall(r"[\w.]+", unicodedata.normalize("NFC", text))
-    return "-".join(words)[:length].strip("-.") or "job"
+    name = "-".join(words).encode()[:length].decode(errors="ignore").strip("-.") or "job"
+    return f"job-{name}" if RESERVED.fullmatch(name.partition(".")[0]) else name

@@ -7,6 +7,7 @@ jobs says what came; nothing in here knows who that is.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import logging
 import os
@@ -21,10 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svimo_core.files import whole_file
 
-from .jobs import InputFile, Job, Scalar, sha256_of, slug
+from .jobs import InputFile, Job, JobFailed, Scalar, sha256_of, slug
 from .sheet import write_sheet
 
 logger = logging.getLogger(__name__)
+
+OF_ALL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+"""Errors of the disk, which the next job would have as well."""
 
 RECORD, FAILURE, TABLE, SHEET, LOCK = "job.json", "error.json", "table.csv", "contact_sheet.html", ".lock"
 
@@ -115,8 +119,11 @@ class Outputs:
                 f"another run is at work in {self.folder}: wait for it, or choose another --out"
             ) from error
         for entry in sorted(self.folder.iterdir()):
-            if entry.is_dir():
-                self._read_folder(entry)
+            try:
+                if entry.is_dir():
+                    self._read_folder(entry)
+            except OSError as error:
+                logger.warning("%s cannot be read: %s", entry.name, error.strerror or error)
         return self
 
     def __exit__(self, *_) -> None:
@@ -127,16 +134,27 @@ class Outputs:
         return job.identity in self.records
 
     def begin(self, job: Job) -> JobFolder:
-        """A folder to put the files of a job into."""
+        """A folder to put the files of a job into.
+
+        Raises:
+            JobFailed: it cannot be made.
+            OSError: no job's folder can.
+        """
         folder = self._folders.get(job.identity) or self.folder / f"{job.name}-{mark(job)}"
-        folder.mkdir(exist_ok=True)
+        with self._writing_of_one():
+            folder.mkdir(exist_ok=True)
         return JobFolder(self, job, folder)
 
     def fail(self, job: Job, message: str, *, details: str = "", where: str = "", tries: int = 1) -> None:
         """Keep why a job failed, until it succeeds."""
         failure = Failure(identity=job.identity, message=message, details=details, where=where, tries=tries)
-        _write_json(self.begin(job).folder / FAILURE, failure)
         self.failures[job.identity] = failure
+        try:
+            folder = self.begin(job).folder
+            with self._writing_of_one():
+                _write_json(folder / FAILURE, failure)
+        except JobFailed as error:
+            logger.warning("%s: %s is not written: %s", job.name, FAILURE, error)
 
     def rows(self) -> list[dict[str, str | float | int]]:
         """The table: a row for each job, in the order of the job file, then other finished ones in the folder."""
@@ -167,6 +185,17 @@ class Outputs:
             entries.append((row, [self.folder / str(row["folder"]) / name for name in names]))
         return write_sheet(self.folder / SHEET, title, entries)
 
+    @contextmanager
+    def _writing_of_one(self) -> Iterator[None]:
+        """Make an error of one job's own files that job's; one that all would have goes on as it is."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in OF_ALL or not self.folder.is_dir():
+                raise
+            name = Path(str(error.filename or "")).name
+            raise JobFailed(f"its results cannot be written: {error.strerror or error} ({name})") from error
+
     def _row(self, identity: str) -> dict[str, str | float | int]:
         job, record, failure = (kind.get(identity) for kind in (self.jobs, self.records, self.failures))
         folder = self._folders.get(identity)
@@ -191,7 +220,8 @@ class Outputs:
         for left in folder.glob(
             "*.partial"
         ):  # of a run that was killed; the lock says that no other is at work
-            left.unlink(missing_ok=True)
+            if left.is_file():
+                left.unlink(missing_ok=True)
         record, failure = _read_json(folder / RECORD, Record), _read_json(folder / FAILURE, Failure)
         if record and all(_is_there(folder, file) for file in record.files):
             self.records[record.identity] = record
@@ -224,16 +254,32 @@ class JobFolder:
 
         Args:
             name: as whoever made it calls it; a counter such as `_00001_` and the mark of the job go.
+
+        Raises:
+            JobFailed: it cannot be written.
         """
         path = self.folder / self._free_name(name)
-        with whole_file(path) as partial:
+        with self._outputs._writing_of_one(), whole_file(path) as partial:
             yield partial
         self._names.append(path.name)
 
     def finish(
         self, *, started: datetime, seconds: float, where: str, versions: dict[str, str], tries: int = 1
     ) -> Record:
-        """Write `job.json` last of all: from now on the job is done."""
+        """Write `job.json` last of all: from now on the job is done.
+
+        Raises:
+            JobFailed: it cannot be written.
+        """
+        with self._outputs._writing_of_one():
+            record = self._write_record(started, seconds, where, versions, tries)
+        self._outputs.records[self._job.identity] = record
+        self._outputs.failures.pop(self._job.identity, None)
+        return record
+
+    def _write_record(
+        self, started: datetime, seconds: float, where: str, versions: dict[str, str], tries: int
+    ) -> Record:
         job = self._job
         files = [
             OutputFile(
@@ -257,15 +303,13 @@ class JobFolder:
         )
         _write_json(self.folder / RECORD, record)
         (self.folder / FAILURE).unlink(missing_ok=True)
-        self._outputs.records[job.identity] = record
-        self._outputs.failures.pop(job.identity, None)
         return record
 
     def _free_name(self, name: str) -> str:
         stem, dot, suffix = name.replace("\\", "/").rpartition("/")[2].rpartition(".")
         stem, suffix = (stem, slug(suffix)) if dot else (suffix, "")
         stem = re.sub(r"_\d{5}(_?$|(?=_\D))", "", stem.replace(f"_{mark(self._job)}", ""))
-        stem = slug(stem, 80).strip("_") or "file"
+        stem = slug(slug(stem).strip("_") or "file")  # again: a name such as _con_ became another
         taken = {RECORD, FAILURE} | {name.lower() for name in self._names}
         for number in range(1, len(self._names) + 3):
             numbered = (stem if number == 1 else f"{stem}_{number}") + (f".{suffix}" if suffix else "")

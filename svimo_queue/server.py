@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -68,6 +69,19 @@ class Found:
     ended: bool
 
 
+def _reads_answers(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Make valid JSON of another shape than ComfyUI's a :class:`ServerLost`: whoever answers so is another program."""
+
+    @functools.wraps(method)
+    async def reading(self: Server, *args: Any, **options: Any) -> Any:
+        try:
+            return await method(self, *args, **options)
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            raise ServerLost(_no_comfyui(self.url, str(error) or type(error).__name__)) from error
+
+    return reading
+
+
 class Server:
     """A server by its address. Use it in an `async with` block.
 
@@ -96,6 +110,7 @@ class Server:
     async def __aexit__(self, *_) -> None:
         await self._session.close()
 
+    @_reads_answers
     async def prepare(self) -> None:
         """Learn what the server is and which nodes it has."""
         self._there.clear()
@@ -107,7 +122,10 @@ class Server:
         }
         if devices := stats.get("devices"):
             self.versions["device"] = str(devices[0].get("name", ""))
-        self.definitions = await self._json("GET", "/object_info")
+        definitions = await self._json("GET", "/object_info")
+        if not _are_definitions(definitions):
+            raise TypeError("/object_info defines no nodes")
+        self.definitions = definitions
 
     async def upload(self, file: InputFile) -> str:
         """Bring a file into the server's input folder, once for the same content; its name there."""
@@ -139,6 +157,7 @@ class Server:
         self._there.add(name)
         return name
 
+    @_reads_answers
     async def queue(self, graph: dict, job: Job, prompt_id: str) -> None:
         """Queue a workflow, whole or not at all.
 
@@ -193,6 +212,7 @@ class Server:
             if socket is not None:
                 await socket.close()
 
+    @_reads_answers
     async def ours(self) -> list[Found]:
         """Prompts of this batch that the server has: waiting, running, or ended with success."""
         running, waiting, items = await self._queue()
@@ -252,6 +272,7 @@ class Server:
         except (aiohttp.ClientError, asyncio.TimeoutError):
             return None  # the queue tells when a prompt has ended, and that a server is gone
 
+    @_reads_answers
     async def _listen(
         self,
         socket: aiohttp.ClientWebSocketResponse | None,
@@ -286,6 +307,7 @@ class Server:
                 on_progress(str(data.get("node")), data.get("value", 0), data.get("max", 0))
         return heard
 
+    @_reads_answers
     async def _end_of(self, prompt_id: str) -> Ended:
         entry = (await self._json("GET", f"/history/{prompt_id}")).get(prompt_id)
         if entry is None:
@@ -307,6 +329,7 @@ class Server:
         ordered = [outputs[node] for node in entry["prompt"][2] if node in outputs]
         return Ended(_files_of(ordered), started, seconds)
 
+    @_reads_answers
     async def _queue(self) -> tuple[set[str], set[str], dict[str, list]]:
         """Ids of what runs, ids of what waits, and both by id."""
         queue = await self._json("GET", "/queue")
@@ -352,8 +375,22 @@ async def _read_json(reply: aiohttp.ClientResponse) -> Any:
     body = await reply.read()
     try:
         return json.loads(body) if body.strip() else {}
-    except ValueError as error:
-        raise ServerLost(f"{reply.url} is no ComfyUI: expected JSON, got {body[:60]!r}") from error
+    except (ValueError, RecursionError) as error:
+        raise ServerLost(_no_comfyui(str(reply.url), f"expected JSON, got {body[:60]!r}")) from error
+
+
+def _no_comfyui(url: str, reason: str) -> str:
+    return f"{url} answers what no ComfyUI does: {reason}; is this the right address?"
+
+
+def _are_definitions(content: Any) -> bool:
+    def is_node(node: Any) -> bool:
+        inputs = node.get("input") if isinstance(node, dict) else None
+        return isinstance(inputs, dict) and all(
+            isinstance(inputs.get(kind, {}), dict) for kind in ("required", "optional")
+        )
+
+    return isinstance(content, dict) and bool(content) and all(is_node(node) for node in content.values())
 
 
 def _files_of(outputs: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -361,7 +398,11 @@ def _files_of(outputs: list[dict[str, Any]]) -> list[dict[str, str]]:
     entries = [
         entry for node in outputs for value in node.values() if isinstance(value, list) for entry in value
     ]
-    files = [entry for entry in entries if isinstance(entry, dict) and entry.get("filename")]
+    files = [
+        entry
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("filename"), str) and entry["filename"]
+    ]
     saved = [file for file in files if file.get("type") == "output"] or files
     return list(
         {(file["filename"], file.get("subfolder"), file.get("type")): file for file in saved}.values()

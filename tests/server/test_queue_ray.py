@@ -190,7 +190,7 @@ def test_four_workers_one_killed(cluster, write, tmp_path):
         assert process.wait(timeout=120) == 1  # for the odd one
     said = said.read_text()
     assert "died as it ran; tried again later" in said
-    assert "1 jobs failed, 0 did not run" in said
+    assert "1 job failed, 0 did not run" in said
     made = records(out).values()
     assert len(made) == 7
     assert sorted(record.tries for record in made) == [1] * 6 + [2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from svimo_queue.jobs import InputFile, JobFileError, read_jobs, read_workflow
+from svimo_queue.jobs import InputFile, JobFileError, read_jobs, read_workflow, slug
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = "image_to_video_and_motion"
@@ -130,6 +130,18 @@ def test_all_mistakes_are_said_at_once(folder):
         ("jobs.jsonl", b'{"workflow": NaN}', "row 1: expected one JSON object"),
         ("jobs.jsonl", b"[" * 100_000, "row 1: expected one JSON object"),
         ("jobs.jsonl", b"[1]", "row 1: expected one JSON object"),
+        ("jobs.jsonl", rb'{"workflow": "\ud800"}', "row 1, column workflow: expected text that UTF-8 can"),
+        (
+            "jobs.jsonl",
+            rb'{"workflow": "image_to_video_and_motion", "prompt": ["a", "b\ud800"]}',
+            "column prompt: exp",
+        ),
+        (
+            "jobs.csv",
+            b"workflow,image\nimage_to_video_and_motion,~no_such_user/x.png",
+            "row 2, column image: .*home",
+        ),
+        ("jobs.csv", b"workflow\n~no_such_user/x.json", "row 2, column workflow: .*no such home folder"),
         ("jobs.jsonl", b'{"workflow": "mine.json"}', "row 1, column workflow: there is no file mine.json"),
         (
             "jobs.jsonl",
@@ -172,3 +184,12 @@ def test_a_node_input_is_a_file_where_there_is_one(folder):
     assert isinstance(jobs[0].values["2.image"], InputFile)
     assert jobs[0].values["4.text"] == "see notes.txt"
     assert jobs[0].values["3.tool"] == "what?.really"
+
+
+def test_a_slug_is_a_name_everywhere():
+    assert len(slug("\u7528" * 300).encode()) <= 80
+    assert (slug("con.old name"), slug("LPT1"), slug("contour")) == (
+        "job-con.old-name",
+        "job-LPT1",
+        "contour",
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from svimo_queue.jobs import read_jobs, sha256_of
+from svimo_queue.jobs import JobFailed, read_jobs, sha256_of
 from svimo_queue.outputs import Outputs
 
 NOW = datetime(2026, 11, 28, tzinfo=timezone.utc)
@@ -124,3 +124,19 @@ def test_the_sheet_shows_pictures_and_says_errors(tmp_path, jobs):
     assert (first["files"][0]["picture"]["width"], first["files"][1]["picture"]) == (640, None)
     assert (tmp_path / "out" / first["files"][0]["link"]).is_file()
     assert second["row"]["error"] == "</script><b>bad</b>"
+
+
+def test_a_folder_that_cannot_be_written_fails_its_own_job(tmp_path, jobs, caplog):
+    first, second, third = ((tmp_path / "out" / f"{job.name}-{job.identity[:8]}") for job in jobs)
+    (second / "job.json").mkdir(parents=True)
+    (second / "a.partial").mkdir()
+    first.write_text("a file")
+    with Outputs(tmp_path / "out", jobs) as outputs:
+        for job in jobs[:2]:
+            with pytest.raises(JobFailed, match="its results cannot be written: "):
+                make(outputs, job, "a.png")
+            outputs.fail(job, "no")
+        assert "error.json is not written" in caplog.text
+        make(outputs, jobs[2], "a.png")
+        assert [row["status"] for row in outputs.rows()] == ["failed", "failed", "done"]
+    assert (third / "a.png").is_file()

@@ -4,6 +4,9 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
+
+from svimo_queue.__main__ import main
 from svimo_queue.jobs import Job
 from svimo_queue.outputs import Outputs
 from svimo_queue.run import Run
@@ -37,3 +40,12 @@ def test_servers_keep_the_models_that_they_have_loaded(tmp_path):
             return [(await run._next(server)).name for server in servers]
 
         assert asyncio.run(take(one, two, one, two, one, two, one, three)) == [*"01234", "7", "6", "5"]
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://host", "http://", "http://host:99999", "host:port", "http://[::1"]
+)
+def test_an_address_that_cannot_be_is_refused_at_once(address, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "jobs.csv", "--server", address])
+    assert f"expected an address such as http://127.0.0.1:8188, got '{address}'" in capsys.readouterr().err
