@@ -40,8 +40,8 @@ class MotionNormalizer:
         shapes = {"hands_mean": hands, "hands_std": hands, "objects_mean": objects, "objects_std": objects}
         for name, shape in shapes.items():
             values = getattr(self, name)
-            if values.shape != shape or not torch.isfinite(values).all():
-                raise ValueError(f"{name} must be {shape} finite numbers, got {tuple(values.shape)}")
+            if values.shape != shape:
+                raise ValueError(f"{name} must be {shape} numbers, got {tuple(values.shape)}")
         if len(self.camera) != 4 or not np.isfinite(self.camera).all() or min(self.camera[:2]) <= 0:
             raise ValueError(f"a camera has two focal lengths above 0 and a middle, got {self.camera}")
         object.__setattr__(self, "_on", OnceForEach(self._statistics_on))
@@ -161,7 +161,17 @@ class MotionNormalizer:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MotionNormalizer:
-        """Rebuild from the plain form."""
+        """Rebuild from the plain form.
+
+        Raises:
+            ValueError: other shapes, or numbers that are not finite.
+        """
+        for name, numbers in values.items():
+            if (
+                name.endswith(("_mean", "_std"))
+                and not np.isfinite(np.asarray(numbers, dtype=np.float64)).all()
+            ):
+                raise ValueError(f"{name} has numbers that are not finite")
         return cls(
             **{
                 key: torch.tensor(values[key])

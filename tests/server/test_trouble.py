@@ -250,8 +250,30 @@ def test_hostile_and_damaged_motion_files(client, server, tmp_path):
     assert not trace.exists()
 
 
+def guided_workflow() -> dict:
+    """The main workflow with a motion that guides."""
+    workflow = api_workflow("image_to_video_and_motion")
+    (sampler,) = (x["inputs"] for x in workflow.values() if x["class_type"] == "SViMoSampler")
+    workflow["load"] = {"class_type": "SViMoLoadMotion", "inputs": {"motion": "stir_cup_short.npz [example]"}}
+    workflow["guided"] = {
+        "class_type": "SViMoMotionEncode",
+        "inputs": {
+            "positive": sampler["positive"],
+            "negative": sampler["negative"],
+            "vae": node(workflow, "SViMoImageEncode")["inputs"]["vae"],
+            "motion": ["load", 0],
+            "latent": sampler["latent_image"],
+            "strength": 1.0,
+            "start_percent": 0.0,
+            "end_percent": 1.0,
+        },
+    }
+    sampler |= {"positive": ["guided", 0], "negative": ["guided", 1]}
+    return workflow
+
+
 def test_motion_of_another_length(client):
-    guided = api_workflow("motion_to_video")
+    guided = guided_workflow()
     node(guided, "SViMoImageEncode")["inputs"]["frames"] = 17
     where, message = error_of(client, guided)
     assert where == "SViMoMotionEncode"
@@ -260,7 +282,7 @@ def test_motion_of_another_length(client):
 
 
 def test_motion_that_the_camera_does_not_see(client):
-    guided = api_workflow("motion_to_video")
+    guided = guided_workflow()
     encode = node(guided, "SViMoMotionEncode")["inputs"]
     guided["far"] = {
         "class_type": "SViMoCleanMotion",
