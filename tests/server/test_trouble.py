@@ -254,7 +254,7 @@ def guided_workflow() -> dict:
     """The main workflow with a motion that guides."""
     workflow = api_workflow("image_to_video_and_motion")
     (sampler,) = (x["inputs"] for x in workflow.values() if x["class_type"] == "SViMoSampler")
-    workflow["load"] = {"class_type": "SViMoLoadMotion", "inputs": {"motion": "stir_cup_short.npz [example]"}}
+    workflow["load"] = node(api_workflow("motion_to_video"), "SViMoLoadMotion")
     workflow["guided"] = {
         "class_type": "SViMoMotionEncode",
         "inputs": {
