@@ -84,8 +84,11 @@ class Cluster:
             os.environ.setdefault("RAY_worker_niceness", "0")  # as fast as any program of this machine
         try:
             ray.init(self.address, log_to_driver=False, logging_level="warning", **options)
-        except (RuntimeError, ValueError) as error:
-            raise OSError(f"no Ray at {self.address} ({error}): expected an address, or local") from error
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise OSError(
+                f"no Ray at {self.address} that lets us in ({error}): expected the address of one, or local; where it "
+                "asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+            ) from error
 
     def room(self) -> int:
         """How many workers the cluster can hold.

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -44,8 +45,17 @@ def write(tmp_path):
     return write
 
 
+@pytest.fixture(scope="module", autouse=True)
+def token():
+    """A secret of these tests alone for every Ray they start: none is left in, or taken from, the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(token, tmp_path_factory):
     """A Ray that was there before: its process, and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -110,6 +120,14 @@ def workers(head: subprocess.Popen) -> set[int]:
     return found
 
 
+def new_worker(process: subprocess.Popen, head: subprocess.Popen, before: int | None = None) -> int:
+    """Process of a worker in a Ray, when there is one; a process has no name for a moment as it gets another."""
+    found: set[int] = set()
+    wait_for(lambda: found.update(workers(head) - {before}) or found or process.poll() is not None)
+    assert process.poll() is None, (Path(process.args[4]).with_name("said.txt")).read_text()
+    return found.pop()
+
+
 def test_the_nodes_are_the_servers(server):
     """Same inputs of the same types and limits, and outputs in the same order, as far as there are any here."""
     there = requests.get(f"{server.url}/object_info", timeout=30).json()
@@ -138,9 +156,9 @@ def test_ray_makes_what_a_server_makes(server, write, tmp_path, capsys):
         ONE | {"workflow": "plain.json", "steps": 5, "cfg_schedule": "dynamic", "width": 144, "height": 96},
     )
     there, here = tmp_path / "there", tmp_path / "here"
-    ray = ["--ray", "local", "--checkpoint", str(CHECKPOINT), "--workers", "2", "--cpus", "0.25"]
     assert main(["run", str(jobs), "--server", server.url, "--out", str(there)]) == 0
-    assert main(["run", str(jobs), *ray, "--out", str(here)]) == 0
+    with tool(jobs, "--ray", "local", "--workers", 2, "--cpus", 0.25, "--out", here) as process:
+        assert process.wait(timeout=120) == 0, (tmp_path / "said.txt").read_text()
     by_server, by_ray = records(there), records(here)
     assert by_server.keys() == by_ray.keys()
     assert len(by_ray) == 3
@@ -170,6 +188,7 @@ def test_ray_makes_what_a_server_makes(server, write, tmp_path, capsys):
         ]
 
     capsys.readouterr()
+    ray = ["--ray", "local", "--checkpoint", str(CHECKPOINT)]
     assert main(["run", str(jobs), *ray, "--out", str(there)]) == 0  # whoever ran a job, it is done
     assert "3 done already, 0 to run" in capsys.readouterr().err
 
@@ -210,10 +229,9 @@ def test_a_dead_worker_begins_again_and_ctrl_c_ends_it(cluster, write, tmp_path)
     jobs = write(ONE | {"seed": "0-3", "steps": 6})
     wait_for(lambda: not workers(head), 30)
     with tool(jobs, "--ray", address, "--workers", 1) as process:
-        wait_for(lambda: workers(head) or process.poll() is not None)
-        (first,) = workers(head)
+        first = new_worker(process, head)
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: workers(head) - {first} or process.poll() is not None)
+        new_worker(process, head, before=first)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
     assert "Stopped" in (tmp_path / "said.txt").read_text()
