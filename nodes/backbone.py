@@ -170,11 +170,13 @@ class SViMoModel(comfy.model_base.BaseModel):
     def apply_model(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Core's, of packed latents; what is known comes out as it went in."""
         clean = super().apply_model(x, t, *args, **kwargs)
-        known = known_of(kwargs)
-        if known is None:
+        if "known" not in kwargs:
             return clean
-        streams = comfy.utils.unpack_latents(clean, [x.shape for x in known.latents])
-        return comfy.utils.pack_latents(list(known.put_into(JointLatents(*streams))))[0]
+        video, drawing = comfy.utils.unpack_latents(clean, kwargs["latent_shapes"])
+        frames = drawing.shape[2]
+        put = known_of(kwargs, frames).put_into(JointLatents(video[:, :, -frames:], drawing))
+        video = torch.cat([video[:, :, :-frames], put.video], dim=2)  # a window may have a frame before it
+        return comfy.utils.pack_latents([video, put.drawing])[0]
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
         """What :meth:`memory_required` shall know of a prompt's conditions."""
@@ -227,12 +229,12 @@ class _CoreForward:
         **others: Any,
     ) -> Any:
         video, drawing = (x, None) if isinstance(x, Tensor) else x
-        known = known_of(others)
         # Context windows may put a frame before the video's window, for causal models; ours sees both streams alike.
         before = 0 if drawing is None else video.shape[2] - drawing.shape[2]
         if before:
             video, guidance = video[:, :, before:], guidance[:, :, before:]
-        if known is not None:
+        if "known" in others:
+            known = known_of(others, drawing.shape[2])
             video, drawing = known.put_into(JointLatents(video, drawing))
             timestep = known.timesteps(timestep)
         velocities = super().forward(
@@ -250,12 +252,10 @@ class _CoreForward:
         return velocities[0] if drawing is None else list(velocities)
 
 
-def known_of(conds: dict[str, Any]) -> Known | None:
-    """What is given of a clip, in conditions as :meth:`SViMoModel.extra_conds` makes them."""
-    if "known" not in conds:
-        return None
-    latents = JointLatents(conds["known_video"], conds["known_drawing"])
-    return Known(latents, conds["known"] > 0)
+def known_of(conds: dict[str, Any], frames: int) -> Known:
+    """What is given of a clip, in conditions as :meth:`SViMoModel.extra_conds` makes them: of its last latent frames."""
+    latents = JointLatents(*(conds[name][:, :, -frames:] for name in ("known_video", "known_drawing")))
+    return Known(latents, conds["known"][:, :, -frames:] > 0)
 
 
 class CoreMMDiT(_CoreForward, MMDiT):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
 from torch import Tensor
 
 from ..svimo_core.clean import resample, trim
@@ -28,7 +29,7 @@ from .compat import aliases
 from .condition import encoded_without_vae, guided
 from .latents import PROMPT, WINDOW, JointLatent, Window, packed
 from .loop import InteractionHandle
-from .types import CATEGORY, Interaction, Motion
+from .types import CATEGORY, Interaction, Motion, throw_if_interrupted
 from .vae import SViMoVAE, svimo_vae
 
 DIRECTIONS = f"{CATEGORY}/directions"
@@ -132,7 +133,7 @@ class SViMoVideoToMotion(io.ComfyNode):
         if len(seen) < config.frames:
             raise ValueError(
                 f"the video is too short: {len(images)} frames at {fps:g} a second are {len(seen)} at the model's {config.fps:g}, "
-                f"and it sees {config.frames} at a time: give at least {config.frames / config.fps:.2f} seconds"
+                f"and it sees {config.frames} at a time: give at least {config.frames / config.fps:.4g} seconds"
             )
         overlap = overlap or config.frames // 4
         if overlap >= config.frames:
@@ -278,7 +279,7 @@ class SViMoExtendClip(io.ComfyNode):
                 f"the motion goes {len(motion) - len(images)} frames ahead of the images, and the next window needs "
                 f"{config.frames - overlap} or none: SViMo Clean Motion cuts it, and Extend Clip goes on without"
             )
-        moved = held(motion, np.minimum(np.arange(start, start + config.frames), len(motion) - 1))
+        moved = motion.take(np.minimum(np.arange(start, start + config.frames), len(motion) - 1))
         last = 0
         if next_images is not None:
             if ahead:
@@ -374,7 +375,7 @@ class SViMoJoinClips(io.ComfyNode):
             )
         joined = join_motions(parts, begins, follow=any(window.follows for window in windows))
         if images is None:
-            return io.NodeOutput(joined, None)
+            return io.NodeOutput(joined, ExecutionBlocker("SViMo Join Clips was given no images to join"))
         shown = join_videos([*(images_before or []), *(images[i] for i in order)], begins)
         return io.NodeOutput(joined, shown)
 
@@ -458,16 +459,11 @@ def in_time(images: Tensor, fps: float, rate: float) -> np.ndarray:
 
 def fit_frames(images: Tensor, index: Sequence[int], config: SViMoConfig) -> Tensor:
     """These of a batch of images, at the model's size (scaled and cropped in the middle), N H W 3."""
-    fitted = {
-        i: fit_image(images[i, ..., :3], config.width, config.height) for i in sorted(set(map(int, index)))
-    }
+    fitted = {}
+    for i in sorted(set(map(int, index))):
+        throw_if_interrupted()
+        fitted[i] = fit_image(images[i, ..., :3], config.width, config.height)
     return torch.stack([fitted[int(i)] for i in index])
-
-
-def held(motion: HandObjectMotion, index: np.ndarray) -> HandObjectMotion:
-    """These frames of a motion."""
-    objects = {name: points[index] for name, points in motion.objects.items()}
-    return replace(motion, hands=motion.hands[index], objects=objects)
 
 
 def at_rate(motion: HandObjectMotion, config: SViMoConfig, frames: int) -> HandObjectMotion:
@@ -480,7 +476,7 @@ def at_rate(motion: HandObjectMotion, config: SViMoConfig, frames: int) -> HandO
     if len(seen) < frames:
         raise ValueError(
             f"the motion is too short: {len(motion)} frames at {motion.fps:g} a second are {len(seen)} at the model's "
-            f"{config.fps:g}, and it makes {frames} at a time: give at least {frames / config.fps:.2f} seconds"
+            f"{config.fps:g}, and it makes {frames} at a time: give at least {frames / config.fps:.4g} seconds"
         )
     return seen
 

@@ -219,9 +219,9 @@ class LoopRun:
         step = self.clock.step(sigma)
         given = any(GUIDANCE in cond and _holds(cond, sigma) for cond in positive)
         noisy = self._unpacked(model.model_sampling.calculate_input(sigma, x))
-        known = known_of({name: cond.cond for name, cond in positive[0]["model_conds"].items()})
-        if known is not None:
-            noisy = known.put_into(noisy)
+        conds_of_first = {name: cond.cond for name, cond in positive[0]["model_conds"].items()}
+        if "known" in conds_of_first:
+            noisy = known_of(conds_of_first, noisy.video.shape[2]).put_into(noisy)
         for i in range(1 if given else self.loop.passes(step)):
             drawn = None if given else self.loop.guide(step, noisy, again=i > 0)
             drawn = torch.zeros_like(noisy.drawing) if drawn is None else drawn

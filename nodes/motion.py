@@ -415,8 +415,7 @@ class SViMoPreviewMotion(io.ComfyNode):
 
 def every_so_many(motion: HandObjectMotion, every: int) -> HandObjectMotion:
     """One frame in `every`, at the rate that keeps its speed."""
-    objects = {name: points[::every] for name, points in motion.objects.items()}
-    return replace(motion, hands=motion.hands[::every], objects=objects, fps=motion.fps / every)
+    return replace(motion.take(slice(None, None, every)), fps=motion.fps / every)
 
 
 NODES = [SViMoLoadMotion, SViMoImportMotion, SViMoPreviewMotion]

@@ -106,9 +106,7 @@ def trim(motion: HandObjectMotion, first: int, last: int) -> HandObjectMotion:
         raise ValueError(
             f"cannot keep frames {first} to {last} of a motion that has frames 0 to {len(motion) - 1}"
         )
-    part = slice(first, last + 1)
-    objects = {name: points[part] for name, points in motion.objects.items()}
-    return dataclasses.replace(motion, hands=motion.hands[part], objects=objects)
+    return motion.take(slice(first, last + 1))
 
 
 def trim_to_hands(motion: HandObjectMotion) -> HandObjectMotion:

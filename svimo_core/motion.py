@@ -6,7 +6,7 @@ Axes everywhere: camera space, metres, x right, y down, z forward.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -150,6 +150,11 @@ class HandObjectMotion:
     def __len__(self) -> int:
         """Number of frames."""
         return len(self.hands)
+
+    def take(self, frames: slice | np.ndarray) -> HandObjectMotion:
+        """These frames, by a slice or their numbers."""
+        objects = {name: points[frames] for name, points in self.objects.items()}
+        return replace(self, hands=self.hands[frames], objects=objects)
 
     @cached_property
     def present(self) -> np.ndarray:

@@ -121,12 +121,7 @@ def render_named(motion: HandObjectMotion, width: int, height: int) -> np.ndarra
     """
     hands = motion.present.sum(axis=1)
     first = int(np.argmax(hands == hands.max()))
-    part = slice(first, first + 1)
-    still = replace(
-        motion,
-        hands=motion.hands[part],
-        objects={name: points[part] for name, points in motion.objects.items()},
-    )
+    still = motion.take(slice(first, first + 1))
     camera = motion.camera.resized(width, height)
     side, ground = _from_the_side(still, width, height)
     views = [

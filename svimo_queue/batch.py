@@ -12,8 +12,8 @@ from .display import Display
 from .jobs import Job, JobFailed
 from .outputs import Outputs
 
-SHEET_EVERY = 60.0
-"""Seconds between two contact sheets while jobs run."""
+TABLE_EVERY, SHEET_EVERY = 5.0, 60.0
+"""Seconds between two tables, and two contact sheets, while jobs run; both take longer the more jobs there are."""
 
 
 class JobsRefused(ValueError):
@@ -50,7 +50,7 @@ class Batch:
         self._order = {job.identity: place for place, job in enumerate(jobs)}
         self._changed = asyncio.Condition()
         self._display: Display
-        self._sheet_at = time.monotonic()
+        self._table_at = self._sheet_at = time.monotonic()
 
     @contextmanager
     def shown(self, names: list[str]) -> Iterator[None]:
@@ -92,7 +92,9 @@ class Batch:
         self.unsettled -= 1
         self.say(text)
         self._display.settled()
-        self.outputs.write_table()
+        if time.monotonic() - self._table_at > TABLE_EVERY:
+            self._table_at = time.monotonic()
+            await asyncio.to_thread(self.outputs.write_table)
         if time.monotonic() - self._sheet_at > SHEET_EVERY:
             self._sheet_at = time.monotonic()
             await asyncio.to_thread(self.outputs.write_sheet, self.title)

@@ -21,7 +21,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from svimo_core.checkpoint import read_header
 from svimo_core.config import ClipSize
 from svimo_core.export.glb import write_glb
 from svimo_core.export.json_ import write_json
@@ -76,15 +75,16 @@ class Engine:
 
     Args:
         checkpoint: a file that holds all parts.
-        device: to run on. On a GPU the model computes in the type of the checkpoint, elsewhere in float32.
+        device: to run on. On a GPU that has it the model computes in bfloat16, elsewhere in float32, as under ComfyUI;
+            float16 overflows (`nodes/backbone.py`).
 
     Raises:
         FileNotFoundError, ValueError: see :meth:`svimo_core.sampling.pipeline.SViMo.load`.
     """
 
     def __init__(self, checkpoint: str, device: str):
-        stored = read_header(checkpoint).part_dtype("backbone")
-        self.model = SViMo.load(checkpoint, device, torch.float32 if device == "cpu" else stored)
+        half = device != "cpu" and torch.cuda.is_bf16_supported()
+        self.model = SViMo.load(checkpoint, device, torch.bfloat16 if half else torch.float32)
 
     @torch.inference_mode()
     def run(

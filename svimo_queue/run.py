@@ -157,6 +157,8 @@ class Run(Batch):
                 prompt_id = await self._queue(server, job)
             show = self.shower(server.url, job)
             ended = await server.follow(prompt_id, stall=self.stall, on_progress=show)
+            if not ended.files:
+                raise JobFailed("it ended without a file: the workflow needs a node that saves what it makes")
             folder = self.outputs.begin(job)
             for file in ended.files:
                 with folder.file(file["filename"]) as path:

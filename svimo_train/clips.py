@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,9 +129,7 @@ class ClipFolder:
 def _part(motion: HandObjectMotion, path: Path, start: int, frames: int) -> HandObjectMotion:
     if len(motion) < start + frames:
         raise ValueError(f"clip {path} has {len(motion)} frames, {start + frames} are needed")
-    part = slice(start, start + frames)
-    objects = {name: cloud[part] for name, cloud in motion.objects.items()}
-    return replace(motion, hands=motion.hands[part], objects=objects)
+    return motion.take(slice(start, start + frames))
 
 
 def resize_video(video: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -163,7 +163,8 @@ def evaluate(
     truth = [clip.motion for clip in clips]
     means = [mean_motion(clip.triplet, clip.motion) for clip in clips]
     scores["baseline_triplet_mean"] = motion_scores(means, clips, judges)
-    scores["baseline_first_pose"] = motion_scores([_held(made.motion) for made in closed], clips, judges)
+    held = [made.motion.take(np.zeros(len(made.motion), int)) for made in closed]
+    scores["baseline_first_pose"] = motion_scores(held, clips, judges)
     scores["baseline_repeat_image"] = video_scores(
         [np.repeat(c.video[:1], len(c.video), 0) for c in clips], clips
     )
@@ -241,14 +242,6 @@ def table(scores: dict[str, Any]) -> str:
         if others:
             lines.append(f"{name:24}{others}")
     return "\n".join(lines)
-
-
-def _held(motion: HandObjectMotion) -> HandObjectMotion:
-    def still(points: np.ndarray) -> np.ndarray:
-        return np.repeat(points[:1], len(points), axis=0)
-
-    objects = {name: still(cloud) for name, cloud in motion.objects.items()}
-    return replace(motion, hands=still(motion.hands), objects=objects)
 
 
 def _points(motion: HandObjectMotion) -> int:

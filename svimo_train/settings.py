@@ -205,9 +205,6 @@ class TrainConfig(Checked):
     """Folder for the checkpoint, the state to resume from, the log and the sheets."""
     init: Path | None = None
     """Checkpoint to start from. Parts that it lacks, or everything without it, start from seeds."""
-    init_mean: Path | None = None
-    """Checkpoint whose weights are averaged with those of `init`: of a model that learned more and the one before, the
-    mean can be good at both (Wortsman et al. 2022, arXiv 2203.05482)."""
     init_interaction: Path | None = None
     """Checkpoint whose VID takes the place of the one in `init`, for stages that were trained side by side."""
     backbone: Literal["init", "new", "separate"] = "init"

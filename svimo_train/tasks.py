@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from svimo_core.clean import trim
 from svimo_core.config import ClipSize
+from svimo_core.model.interaction import TEMPORAL_COMPRESSION
 from svimo_core.motion import HandObjectMotion
 from svimo_core.render import render_motion
 from svimo_core.sampling.latents import Known
@@ -179,7 +180,7 @@ def between(setting: Setting, clips: Sequence[Clip]) -> Measured:
     for clip in _told(clips, "between"):
         ends.append(setting.make(clip, setting.known(clip, first=1, last=1)))
         starts.append(setting.make(clip, setting.known(clip, first=1)))
-    middle = range(1, setting.size.frames - TEMPORAL)
+    middle = range(1, setting.size.frames - TEMPORAL_COMPRESSION)
     parts = [_clip_cut(clip, middle) for clip in clips]
     cut = [[_generation_cut(x, middle) for x in made] for made in (ends, starts)]
     scores = {
@@ -192,9 +193,6 @@ def between(setting: Setting, clips: Sequence[Clip]) -> Measured:
     return scores, ends
 
 
-TEMPORAL = 4
-"""Frames of a latent frame, but for the first, which is one."""
-
 MEASURES: dict[str, Callable[[Setting, Sequence[Clip]], Measured]] = {
     "video-to-motion": video_to_motion,
     "motion-to-video": motion_to_video,
@@ -205,7 +203,7 @@ MEASURES: dict[str, Callable[[Setting, Sequence[Clip]], Measured]] = {
 
 def frames_of(latent_frames: int) -> int:
     """Frames of so many latent frames at the beginning of a clip."""
-    return 1 + TEMPORAL * (latent_frames - 1)
+    return 1 + TEMPORAL_COMPRESSION * (latent_frames - 1)
 
 
 def frames_in(clip: Clip) -> Tensor:
@@ -224,9 +222,7 @@ def _told(clips: Sequence[Clip], what: str) -> Iterable[Clip]:
 def _padded(clip: Clip, frames: int) -> Clip:
     """A clip with its last frame held until it has so many."""
     index = np.minimum(np.arange(frames), len(clip.video) - 1)
-    objects = {name: points[index] for name, points in clip.motion.objects.items()}
-    motion = replace(clip.motion, hands=clip.motion.hands[index], objects=objects)
-    return replace(clip, video=clip.video[index], motion=motion)
+    return replace(clip, video=clip.video[index], motion=clip.motion.take(index))
 
 
 def _cut(motion: HandObjectMotion, part: range) -> HandObjectMotion:

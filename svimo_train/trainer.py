@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from svimo_core.checkpoint import (
     PARTS,
-    CheckpointHeader,
     init_part,
     load_part,
     read_header,
@@ -251,8 +250,6 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
             "interaction.sampled_share needs a trained MM-DiT to sample with: set init to a checkpoint that has one"
         )
     parts = {part: load_part(header, part, torch.float32) for part in found}
-    if config.init_mean is not None:
-        _average_with(parts, read_header(config.init_mean))
     if config.backbone == "separate":
         size = replace(size, backbone=replace(size.backbone, separate=True))
         if "backbone" in parts:
@@ -293,27 +290,6 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
         preview=header.preview if header is not None else None,
         provenance=provenance,
     )
-
-
-@torch.no_grad()
-def _average_with(parts: dict[str, torch.nn.Module], other: CheckpointHeader) -> None:
-    """Put the mean of these weights and another checkpoint's in their place; equal ones stay to the bit.
-
-    Raises:
-        ValueError: parts or sizes that the other does not have.
-    """
-    if missing := sorted(set(parts) - set(other.parts)):
-        raise ValueError(
-            f"init_mean, {other.path.name}, lacks {', '.join(missing)}, which init has: a mean needs both"
-        )
-    for name, part in parts.items():
-        others = load_part(other, name, torch.float32).state_dict()
-        for key, weight in part.state_dict().items():
-            if key not in others or others[key].shape != weight.shape:
-                raise ValueError(
-                    f"init_mean, {other.path.name}, is of another size than init: {name}.{key} differs"
-                )
-            weight.copy_(torch.where(weight == others[key], weight, (weight + others[key]) / 2))
 
 
 def _uses_position_table(size: SViMoConfig, config: TrainConfig) -> bool:

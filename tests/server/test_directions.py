@@ -76,14 +76,14 @@ for positives, negatives, latent in zip(*lists[:3]):
     assert torch.equal(positives[0][1]["concat_latent_image"], negatives[0][1]["concat_latent_image"])
     motions.append(motion)
 joined, nothing = directions.SViMoJoinClips.execute(motions[::-1]).result
-assert len(joined) == 21 and nothing is None and joined.fps == 8
+assert len(joined) == 21 and type(nothing).__name__ == "ExecutionBlocker" and joined.fps == 8
 assert np.array_equal(joined.hands[:6], motions[0].hands[:6])
 assert np.array_equal(joined.hands[15:], motions[2].hands[3:])
 between = joined.hands[7]
 assert np.allclose(between, 0.5 * motions[0].hands[7] + 0.5 * motions[1].hands[1], atol=1e-6)
 
 seeing = directions.SViMoVideoToMotion.execute
-refused(lambda: seeing(*told, images[:9], 24.0, 0), "too short", "9 frames at 24", "1.12 seconds")
+refused(lambda: seeing(*told, images[:9], 24.0, 0), "too short", "9 frames at 24", "1.125 seconds")
 refused(lambda: seeing(*told, images, 24.0, 9), "overlap must be below", "9 frames")
 refused(lambda: seeing(*told, images[:1], 24.0, 0), "too short")
 # core's way to work on one stream loses nothing
@@ -116,7 +116,7 @@ def test_motion_to_video_and_clips_that_go_on(able):
         GRAPH
         + """
 _, motion, video = made(*start)
-long = directions.held(motion, np.minimum(np.arange(20), 8))
+long = motion.take(np.minimum(np.arange(20), 8))
 
 # a motion is drawn, kept, and guides
 *given, whole = directions.SViMoMotionToVideo.execute(*told, image, long).result
@@ -158,7 +158,7 @@ refused(lambda: directions.SViMoJoinClips.execute([window], [more]), "begins at 
 extending = directions.SViMoExtendClip.execute
 given = extending(*told, images, clip, None, video, motion).result
 assert [m[0, 0, :, 0, 0].tolist() for m in given[2]["noise_mask"].unbind()] == [[0, 0, 0]] * 2
-ahead = directions.held(clip, np.minimum(np.arange(len(clip) + 4), len(clip) - 1))
+ahead = clip.take(np.minimum(np.arange(len(clip) + 4), len(clip) - 1))
 given = extending(*told, images, ahead).result
 assert [m[0, 0, :, 0, 0].tolist() for m in given[2]["noise_mask"].unbind()] == [[0, 0, 1], [0, 0, 0]]
 refused(lambda: extending(*told, images, trim(ahead, 0, len(clip))), "1 frames ahead", "4 or none")

@@ -522,6 +522,21 @@ assert [x.shape[2] for x in streams_of(made)] == [7, 7]
 assert len(lengths) == 2 * 3 and {length[1] for length in lengths} == {3}, lengths
 assert {length[0] for length in lengths} == {3, 4}, lengths  # core puts a frame before windows, and takes it off again
 assert all(torch.isfinite(x).all() for x in streams_of(made))
+
+# what is known of the whole is known in each window
+from dataclasses import replace
+from pack.nodes.latents import JointLatent
+from pack.svimo_core.sampling.latents import known_frames
+
+model.model.config = replace(config := model.model.config, backbone=replace(config.backbone, any_to_any=True))
+frames = known_frames(7, True, False, first=2, last=1)
+masks = [(~frames)[:, i, None, :, None, None].float() for i in (0, 1)]
+given = {"samples": made["samples"], "noise_mask": JointLatent(masks)}
+again = streams_of(sampled(loop(windows, vid, vae, start=0.0), long[0], long[1], given, seed=9, steps=2, cfg=2.0))
+for stream, (found, kept) in enumerate(zip(again, streams_of(made), strict=True)):
+    known = frames[0, stream]
+    assert torch.equal(found[:, :, known], kept[:, :, known]) and torch.isfinite(found).all()
+    assert known.all() or not torch.equal(found[:, :, ~known], kept[:, :, ~known])
 """,
         str(checkpoint_file),
     )

@@ -741,22 +741,6 @@ def test_vid_of_a_side_run_takes_the_place_of_the_first(settings):
     assert "interaction: 2 steps" in joined.provenance["interaction"]
 
 
-def test_a_run_may_start_from_the_mean_of_two_models(settings):
-    later = train(replace(settings, output=settings.output / "later", phases=(phase(2),), ema_decay=0.0))
-    made = load_model(replace(settings, init=later, init_mean=settings.init)).parts
-    for part, before in load_model(settings).parts.items():
-        after = load_part(read_header(later), part).state_dict()
-        weights = made[part].state_dict()
-        for key, weight in weights.items():
-            assert torch.allclose(weight, (before.state_dict()[key] + after[key]) / 2)
-        same = all(torch.equal(weight, after[key]) for key, weight in weights.items())
-        assert same == (part in ("vae", "text_encoder", "drawing_encoder"))
-    header = read_header(later)
-    save_checkpoint(later, header.config, {"vae": made["vae"]}, header.normalizer)
-    with pytest.raises(ValueError, match=r"init_mean, model\.safetensors, lacks backbone, "):
-        load_model(replace(settings, init_mean=later))
-
-
 def test_all_processes_stop_after_the_same_step(settings, tmp_path):
     """Told to one that does not save: were it to leave alone, the one that saves would wait for it and be killed."""
     config = tmp_path / "config.json"
