@@ -26,7 +26,7 @@ from svimo_core.config import PRESETS
 from svimo_core.files import reading, whole_file
 from svimo_core.motion import HandObjectMotion
 
-from .data.synthetic import generate_clip, generate_motion
+from .data.synthetic import generate_clip
 
 log = logging.getLogger(__name__)
 
@@ -173,17 +173,15 @@ def main(arguments: list[str] | None = None) -> None:
     longer = args.of or preset.frames
     if longer < preset.frames:
         parser.error(f"clips of {preset.frames} frames cannot be cut out of {longer}")
-    if args.of and args.first_frames:
-        parser.error("clips that begin amid the action are drawn whole: leave out --of or --first-frames")
     kind = "varied-" * args.varied + "first-" * args.first_frames + f"of-{longer}-" * bool(args.of)
     for seed in tqdm(range(args.first, args.first + args.count), unit="clip"):
         name = f"{args.split}-{kind}{seed:06d}"
         if not (args.out / f"{name}.npz").is_file():
             start = seed % (longer - preset.frames + 1)
-            made = generate_clip(seed, args.split, frames=1 if args.first_frames else longer, **size)
-            motion = generate_motion(seed, args.split, frames=longer, **size)
-            motion = trim(motion, start, start + preset.frames - 1)
-            write_clip(args.out, name, Clip(made.video[start : start + preset.frames], motion))
+            stop = start + preset.frames
+            drawn = slice(start, start + 1 if args.first_frames else stop)
+            made = generate_clip(seed, args.split, frames=longer, drawn=drawn, **size)
+            write_clip(args.out, name, Clip(made.video, trim(made.motion, start, stop - 1)))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from .scene import Scene, View
 from .shapes import sheet_faces
 
 
-def film(scene: Scene, view: View, rng: np.random.Generator) -> np.ndarray:
-    """Draw the video: N x H x W x 3 uint8."""
+def film(scene: Scene, view: View, rng: np.random.Generator, drawn: slice = slice(None)) -> np.ndarray:
+    """Draw the video, or these frames of it: N x H x W x 3 uint8."""
     height, width = view.camera.height, view.camera.width
     factor = 3 if width < 200 else 2
     tone = LIGHTEST_SKIN + rng.uniform() * (DARKEST_SKIN - LIGHTEST_SKIN)
@@ -44,7 +44,7 @@ def film(scene: Scene, view: View, rng: np.random.Generator) -> np.ndarray:
     if scene.flow.any():
         parts.append(_stream(scene))
     starts = np.cumsum([0] + [part[0].shape[1] for part in parts[:-1]])
-    vertices, normals = (np.concatenate([part[i] for part in parts], 1) for i in (0, 1))
+    vertices, normals = (np.concatenate([part[i][drawn] for part in parts], 1) for i in (0, 1))
     faces = np.concatenate([part[2] + start for part, start in zip(parts, starts, strict=True)])
     colors, gloss = (np.concatenate([part[i] for part in parts]) for i in (3, 4))
 

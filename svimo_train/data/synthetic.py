@@ -62,6 +62,7 @@ def generate_clip(
     points: int = 128,
     triplet: Triplet | None = None,
     varied: bool = False,
+    drawn: slice = slice(None),
 ) -> Clip:
     """Make one clip.
 
@@ -76,13 +77,15 @@ def generate_clip(
         varied: a tool or target of a size and shape that no word has, or a motion that no word has, or several of
             these, under made-up words in the prompt: from such clips a model learns what to do with what it does not
             know, which is to measure by the hands, and to expect no certain motion.
+        drawn: frames that the video shall have, of those of the motion. Drawing is most of the work.
 
     Raises:
         ValueError: an unknown split, unknown words, or an empty size.
     """
     scene, view, prompt, rng = _stage(seed, split, frames, height, width, fps, triplet, varied)
     motion = _motion(scene, view, prompt, points, seed, split)
-    return Clip(video=film(scene, view, rng), motion=motion, triplet=scene.triplet, seed=seed, split=split)
+    video = film(scene, view, rng, drawn)
+    return Clip(video=video, motion=motion, triplet=scene.triplet, seed=seed, split=split)
 
 
 def generate_motion(
@@ -97,7 +100,7 @@ def generate_motion(
     triplet: Triplet | None = None,
     varied: bool = False,
 ) -> HandObjectMotion:
-    """The motion of :func:`generate_clip` without drawing its video, which is most of the work."""
+    """The motion of :func:`generate_clip` without its video."""
     scene, view, prompt, _ = _stage(seed, split, frames, height, width, fps, triplet, varied)
     return _motion(scene, view, prompt, points, seed, split)
 

@@ -34,7 +34,7 @@ from svimo_core.schedule import NoiseSchedule, StepLevels, ddim_step
 from svimo_train import ablation
 from svimo_train.clips import Clip, ClipFolder, write_clip
 from svimo_train.clips import main as write_clips
-from svimo_train.data.synthetic import generate_motion
+from svimo_train.data.synthetic import generate_clip, generate_motion
 from svimo_train.loader import step_generator, training_data
 from svimo_train.objectives import (
     DISTANCE_UNIT,
@@ -634,14 +634,21 @@ def test_folder_without_clips_says_how_to_fill_it(tmp_path):
         ClipFolder(tmp_path)
 
 
-def test_first_frames_are_those_of_whole_clips(tmp_path):
+@pytest.mark.parametrize("of", [None, 17])
+def test_first_frames_are_those_of_whole_clips(tmp_path, of):
+    """Also of clips that begin amid the action, of which only what is kept is drawn."""
+    cut = [] if of is None else ["--of", str(of)]
     for options in ([], ["--first-frames"]):
-        write_clips(["--out", str(tmp_path), "--count", "1", "--first", "5", *options])
+        write_clips(["--out", str(tmp_path), "--count", "1", "--first", "5", *cut, *options])
     folder = ClipFolder(tmp_path)
-    assert folder.names == ["train-000005", "train-first-000005"]
-    assert [folder.has_video(i) for i in range(2)] == [True, False]
-    np.testing.assert_array_equal(folder.video(1), folder.video(0)[:1])
-    np.testing.assert_array_equal(folder.motion(1).hands, folder.motion(0).hands)
+    by_video = {folder.has_video(i): i for i in range(2)}
+    whole, first = by_video[True], by_video[False]
+    size = dict(height=TINY.height, width=TINY.width, fps=TINY.fps)
+    all_of_it = generate_clip(5, frames=of or TINY.frames, **size).video
+    start = 5 if of else 0
+    np.testing.assert_array_equal(folder.video(whole), all_of_it[start : start + TINY.frames])
+    np.testing.assert_array_equal(folder.video(first), folder.video(whole)[:1])
+    np.testing.assert_array_equal(folder.motion(first).hands, folder.motion(whole).hands)
 
 
 def test_varied_clips_lie_beside_plain_ones(tmp_path):
