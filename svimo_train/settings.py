@@ -184,6 +184,17 @@ class DrawingObjective(Checked):
     """Random motions, whose drawings the VAE encodes once."""
 
 
+TRAINED = {
+    "vae": ("vae",),
+    "interaction": ("interaction",),
+    "backbone": ("backbone",),
+    "joint": ("backbone", "interaction"),
+    "alignment": ("interaction.alignment",),
+    "drawing": ("drawing_encoder",),
+}
+"""What each stage trains: parts of the model, or a module in one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
     """One run: one stage over some phases.
@@ -291,6 +302,13 @@ class TrainConfig(Checked):
     def sources(self) -> tuple[Source, ...]:
         """The folders of clips."""
         return self.clips if isinstance(self.clips, tuple) else (Source(folder=self.clips),)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Parts of the model that the stage trains, or a module in one."""
+        first, *others = TRAINED[self.stage]
+        text = ("text_encoder",) * (self.train_text and first == "backbone")
+        return (first, *text, *others)
 
     @property
     def steps(self) -> int:

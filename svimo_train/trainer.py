@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from svimo_core.checkpoint import (
     PARTS,
+    empty_part,
     init_part,
     load_part,
     read_header,
@@ -51,7 +52,7 @@ from .loader import (
     some_motions,
     training_data,
 )
-from .parallel import clip_gradients, micro_batch, precision, shard, whole
+from .parallel import clip_gradients, fill, micro_batch, precision, shard, whole
 from .recipe import Stages
 from .settings import TrainConfig
 from .sheets import shown, write_sheet
@@ -137,10 +138,12 @@ def train(config: TrainConfig) -> Path:
         used = tuple(model.parts)
     data = training_data(config, model, accelerator)
     stage = STAGE_MODULES[config.stage](config, model, data.clips)
-    parameters = trained_parameters(model, stage)
+    parameters = trained_parameters(model, config)
     if config.sharded:
         shard(stage, accelerator)
-        parameters = trained_parameters(model, stage)  # each is a part of what it was
+        for part, tensors in model.unread.items():
+            fill(model.parts[part], tensors, accelerator.device)
+        parameters = trained_parameters(model, config)  # each is a part of what it was
     for part in used:
         model.parts[part].to(accelerator.device)
     optimizer = torch.optim.AdamW(
@@ -204,14 +207,14 @@ def train(config: TrainConfig) -> Path:
     return path
 
 
-def trained_parameters(model: SimpleNamespace, stage: nn.Module) -> dict[str, nn.Parameter]:
+def trained_parameters(model: SimpleNamespace, config: TrainConfig) -> dict[str, nn.Parameter]:
     """What a stage trains, by part and name; unfreezes it. VID's alignment has a stage of its own."""
     parameters = {}
-    for path in stage.trained:
+    for path in config.trained:
         part, _, inner = path.partition(".")
         module = model.parts[part].get_submodule(inner).train()
         parameters |= {f"{path}.{name}": p for name, p in module.named_parameters()}
-    if "interaction" in stage.trained:
+    if "interaction" in config.trained:
         parameters = {n: p for n, p in parameters.items() if not n.startswith("interaction.alignment.")}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -238,7 +241,8 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
     """All parts of the model: from the initial checkpoint as far as it has them, the rest from seeds.
 
     Returns:
-        config, parts (name to module), normalizer, preview, provenance.
+        config, parts (name to module), normalizer, preview, provenance; and unread: stored tensors of the parts on the
+        meta device, which a sharded stage trains and of which each process is to read its own part (name to tensor).
     """
     header = read_header(config.init) if config.init is not None else None
     size = header.config if header is not None else PRESETS[config.preset]
@@ -249,7 +253,20 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
         raise ValueError(
             "interaction.sampled_share needs a trained MM-DiT to sample with: set init to a checkpoint that has one"
         )
-    parts = {part: load_part(header, part, torch.float32) for part in found}
+    provenance = dict(header.provenance) if header is not None else {}
+    sources = dict.fromkeys(found, header)
+    if config.init_interaction is not None:
+        sources["interaction"] = other = read_header(config.init_interaction)
+        size = replace(size, interaction=other.config.interaction)
+        provenance["interaction"] = other.provenance.get("interaction", "")
+    later = {"backbone", "interaction"} & set(config.trained) if config.sharded else set()
+    if config.backbone == "separate":
+        later.discard("backbone")  # two networks are made of its weights
+    unread = {part: source.part_tensors(part) for part, source in sources.items() if part in later}
+    parts = {
+        part: empty_part(source, part) if part in unread else load_part(source, part, torch.float32)
+        for part, source in sources.items()
+    }
     if config.backbone == "separate":
         size = replace(size, backbone=replace(size.backbone, separate=True))
         if "backbone" in parts:
@@ -258,12 +275,6 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
             parts["backbone"].load_state_dict(weights)
     if config.stage in ("backbone", "joint") and not _uses_position_table(size, config):
         size = _without_position_table(size, parts.get("backbone"))
-    provenance = dict(header.provenance) if header is not None else {}
-    if config.init_interaction is not None:
-        other = read_header(config.init_interaction)
-        parts["interaction"] = load_part(other, "interaction", torch.float32)
-        size = replace(size, interaction=other.config.interaction)
-        provenance["interaction"] = other.provenance.get("interaction", "")
     if config.stage == "alignment":
         if not {"backbone", "interaction"} <= set(parts):
             raise ValueError(
@@ -289,6 +300,7 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
         normalizer=normalizer,
         preview=header.preview if header is not None else None,
         provenance=provenance,
+        unread=unread,
     )
 
 
@@ -473,7 +485,7 @@ class _Run:
             f"{config.stage}: {done} steps, {self.samples} samples, {self.seconds / 60:.0f} minutes on "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, seed {config.seed}"
         )
-        parts = [path.partition(".")[0] for path in self.stage.trained]
+        parts = [path.partition(".")[0] for path in config.trained]
         before = {part: model.provenance.get(part, "") for part in parts}
         if isinstance(self.stage, VAEStage):
             self.stage.finish(model, self.clips)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from svimo_train.clips import Clip, write_clip
 from svimo_train.settings import JointObjective, Phase, Shape, TrainConfig
 from svimo_train.state import sharded_state
-from svimo_train.trainer import CHECKPOINT, LOG, TrainingStopped, train
+from svimo_train.trainer import CHECKPOINT, LOG, TrainingStopped, load_model, train
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_EACH = """
@@ -78,6 +78,13 @@ def launch(processes: int, *configs: TrainConfig, script: str = TRAIN_EACH) -> s
         text=True,
         timeout=120,
     )
+
+
+def test_weights_to_be_spread_are_not_read_whole(settings):
+    for stage, left in (("joint", {"backbone", "interaction"}), ("interaction", {"interaction"})):
+        model = load_model(replace(settings, stage=stage, sharded=True))
+        assert {p for p, module in model.parts.items() if next(module.parameters()).is_meta} == left
+        assert model.unread.keys() == left
 
 
 UNHEARD = ("attention.norm_k.bias", "attention.to_k.bias")
