@@ -104,9 +104,30 @@ def assert_same_training(one: TrainConfig, other: TrainConfig) -> None:
             assert torch.allclose(weight, others[name], rtol=0, atol=1e-5), name
 
 
-def test_two_processes_train_as_one(settings):
+COUNT_REDUCTIONS = """
+import os
+from torch.utils._python_dispatch import TorchDispatchMode
+from svimo_train import trainer
+
+class Reductions(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "reduce_scatter" in function.name()
+        return function(*args, **(kwargs or {}))
+
+def train_counted(config, uncounted=trainer.train):
+    with Reductions() as reductions:
+        uncounted(config)
+    (config.output / f"reductions-{os.environ['RANK']}").write_text(str(reductions.count))
+
+trainer.train = train_counted
+"""
+
+
+def test_two_processes_train_as_one(settings, config):
     """The same clips, noise and dropout, hence losses, gradient norms and averaged weights; also with whole weights. In
-    the joint stage, processes run the MM-DiT and VID more or less often."""
+    the joint stage, processes run the MM-DiT and VID more or less often. A step reduces gradients once, by block."""
     branching = JointObjective(
         guidance_from="first", sampled_share=0.5, sampled_steps=2, guidance_dropout=0.5, warm_up=1.0
     )
@@ -120,8 +141,11 @@ def test_two_processes_train_as_one(settings):
     ]
     ones.append(ones[0])
     twos.append(replace(twos[0], output=settings.output / "whole-on-two", sharded=False))
-    done = launch(2, *twos)
+    done = launch(2, *twos, script=COUNT_REDUCTIONS + TRAIN_EACH)
     assert done.returncode == 0, done.stderr
+    groups = config.backbone.num_layers + 1
+    for rank in range(2):
+        assert (twos[0].output / f"reductions-{rank}").read_text() == str(twos[0].steps * groups)
     for one, two in zip(ones, twos, strict=True):
         train(one)
         assert_same_training(one, two)
