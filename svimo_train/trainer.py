@@ -61,9 +61,9 @@ from .state import (
     CHECKPOINT,
     EMA,
     STATE,
+    BackgroundSaves,
     load_sharded_state,
     load_state,
-    save_sharded_state,
     save_state,
     sharded_state,
     steps_done,
@@ -203,6 +203,7 @@ def train(config: TrainConfig) -> Path:
             if stopping:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; run the same command to go on")
         path = run.save(config.steps)  # a signal by now does not cut it short
+        run.finish_saving()
     accelerator.wait_for_everyone()  # one process writes, and the next stage of all reads
     return path
 
@@ -389,7 +390,8 @@ class _Run:
         self.parameters = parameters
         self.ema = ema
         self.optimizer = optimizer
-        self.saved = 0
+        self.saved = self.begun = 0
+        self.saves = BackgroundSaves(config.output) if config.sharded else None
         self.seconds = 0.0
         self.samples = 0
         if accelerator.is_main_process:
@@ -409,7 +411,8 @@ class _Run:
         load = load_sharded_state if self.config.sharded else load_state
         with reading(path, "is damaged", f"delete {path} to start this stage anew"):
             step, notes = load(path, self.parameters, self.ema, self.optimizer)
-            self.saved, self.seconds, self.samples = step, float(notes["seconds"]), int(notes["samples"])
+            self.saved = self.begun = step
+            self.seconds, self.samples = float(notes["seconds"]), int(notes["samples"])
         log.info("going on after step %d", step)
         return step
 
@@ -429,8 +432,12 @@ class _Run:
         self.samples += draw_shape(config, step).batch_size * config.gradient_accumulation * processes
         if self.accelerator.is_main_process:
             self._report(step, metrics, seconds)
+        if self.saves is not None and self.saves.ended:
+            self.finish_saving()
         if done % config.save_every == 0 or stopping:
             self.save(done)
+        if stopping:
+            self.finish_saving()
 
     def _report(self, step: int, metrics: dict[str, float], seconds: float) -> None:
         """Log and draw when it is time."""
@@ -459,7 +466,7 @@ class _Run:
 
     def save(self, done: int) -> Path:
         """Write the checkpoint (averaged weights) and the state; each appears whole or not at all. The main process
-        writes; where weights are spread over processes, all take part."""
+        writes; where weights are spread over processes, all take part, and the state is written in the background."""
         config, path = self.config, self.config.output / CHECKPOINT
         if self.accelerator.is_main_process or config.sharded:
             notes = {"seconds": self.seconds, "samples": self.samples}
@@ -473,10 +480,20 @@ class _Run:
                             whole(tensor)
                 if not config.sharded:
                     save_state(config.output / STATE, done, *training)
-                elif self.saved != done:
-                    save_sharded_state(config.output, done, *training)
-        self.saved = done
+                elif self.begun != done:
+                    self.finish_saving()  # of the one before
+                    self.saves.begin(done, *training)
+                self.begun = done
+        if not config.sharded:
+            self.saved = done
         return path
+
+    def finish_saving(self) -> None:
+        """Wait for a state that is written in the background."""
+        if self.saves is not None:
+            with self._writing(self.begun):
+                self.saves.wait()
+            self.saved = self.begun
 
     def _save_checkpoint(self, path: Path, done: int) -> None:
         """What the trained parts hold now, and all others."""

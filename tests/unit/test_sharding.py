@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import pytest
 import torch
 from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from svimo_train.clips import Clip, write_clip
 from svimo_train.settings import JointObjective, Phase, Shape, TrainConfig
-from svimo_train.state import sharded_state
+from svimo_train.state import EMA, BackgroundSaves, load_sharded_state, sharded_state
 from svimo_train.trainer import CHECKPOINT, LOG, TrainingStopped, load_model, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,6 +200,50 @@ def test_what_a_killed_save_leaves_goes_on_with_any_number_of_processes(settings
     assert again == written.replace(b"4 x cpu", b"1 x cpu")
 
 
+def test_a_state_is_of_the_step_after_which_it_was_begun(tmp_path, monkeypatch):
+    """Though it is written while training goes on; until then the one before stands."""
+    write, may_write = HuggingFaceStorageWriter.write_data, threading.Event()
+
+    def waits(*args):
+        assert may_write.wait(60)
+        return write(*args)
+
+    def training():
+        parameters = dict(torch.nn.Linear(3, 2).named_parameters())
+        return parameters, EMA(parameters, 0.5), torch.optim.AdamW(parameters.values(), lr=0.1)
+
+    def values(parameters, ema, optimizer):
+        moments = [dict(sorted(optimizer.state[p].items())) for p in parameters.values()]
+        tensors = [
+            *parameters.values(),
+            *ema.values.values(),
+            *(t for each in moments for t in each.values()),
+        ]
+        return [tensor.tolist() for tensor in tensors]
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", waits)
+    parameters, ema, optimizer = training()
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    saves = BackgroundSaves(tmp_path)
+    for step in (1, 2):
+        may_write.clear()
+        optimizer.step()
+        ema.update(parameters, step)
+        expected = values(parameters, ema, optimizer)
+        saves.begin(step, parameters, ema, optimizer, {})
+        optimizer.step()
+        ema.update(parameters, step)
+        assert not saves.ended
+        assert sharded_state(tmp_path) == (tmp_path / "state-000000001" if step == 2 else None)
+        may_write.set()
+        saves.wait()
+
+    read = training()
+    assert load_sharded_state(sharded_state(tmp_path), *read) == (2, {})
+    assert values(*read) == expected
+
+
 def test_full_disk_keeps_the_state_of_before(settings, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -206,7 +252,7 @@ def test_full_disk_keeps_the_state_of_before(settings, monkeypatch):
     train(run)
     monkeypatch.setattr("svimo_train.state.HuggingFaceStorageWriter.write_data", full)
     with pytest.raises(TrainingStopped, match=r"process 0.*No space left.*checkpoint after step 1.* is good"):
-        train(replace(run, phases=steps(2)))
+        train(replace(run, phases=steps(3), save_every=2))
     assert sharded_state(run.output).name == "state-000000001"
 
 
