@@ -209,7 +209,7 @@ class EncodedBatches:
             for row in chosen.nonzero().flatten().tolist():
                 folder, name = self.sampled.places[indices[row]]
                 latents[row] = folder.record(name, size).tensors["latents"]
-        scaled = torch.stack(latents).float() * self.model.vae.scaling_factor
+        scaled = torch.stack([x.float() for x in latents]) * self.model.vae.scaling_factor
         points = self.model.interaction.points_per_object
         hands, clouds = zip(*(self.normalizer.normalize(clip.motion, points) for clip in clips), strict=True)
         return {
