@@ -92,6 +92,20 @@ def micro_batch(forward: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def gathered(stage: nn.Module) -> Iterator[None]:
+    """A block in which every process has all of all weights, in the type they compute in; all have to enter it. Not
+    before the first step."""
+    spread = [module for module in stage.modules() if isinstance(module, FSDPModule)]
+    for module in spread:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in spread:
+            module.reshard()
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
     """Scale gradients down to a norm, over all weights and processes; returns what it was before."""
     parameters = list(parameters)

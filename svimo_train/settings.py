@@ -243,7 +243,7 @@ class TrainConfig(Checked):
     gradient_checkpointing: bool = False
     sharded: bool = False
     """Spread weights, gradients, averages and moments over all processes instead of keeping them whole on each: for an
-    MM-DiT that no single GPU can train. Sheets, which one process draws, are not to be had (`sheet_every` 0)."""
+    MM-DiT that no single GPU can train."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Of the networks' activations: "auto" is bf16 on a GPU that has it, float32 ("no") otherwise."""
     workers: Count = 0
@@ -288,10 +288,6 @@ class TrainConfig(Checked):
         if self.sharded and self.stage in ("vae", "drawing"):
             raise ValueError(
                 f"the {self.stage} stage trains a small network that needs no sharding: set sharded to false"
-            )
-        if self.sharded and self.sheet_every:
-            raise ValueError(
-                "one process draws the sheets, and has only a part of sharded weights: set sheet_every to 0"
             )
         for shape in (shape for phase in self.phases for shape in phase.shapes):
             # the VAE's decoder works in pairs of latent frames

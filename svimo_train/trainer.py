@@ -52,7 +52,7 @@ from .loader import (
     some_motions,
     training_data,
 )
-from .parallel import clip_gradients, fill, micro_batch, precision, shard, whole
+from .parallel import clip_gradients, fill, gathered, micro_batch, precision, shard, whole
 from .recipe import Stages
 from .settings import TrainConfig
 from .sheets import shown, write_sheet
@@ -432,6 +432,8 @@ class _Run:
         self.samples += draw_shape(config, step).batch_size * config.gradient_accumulation * processes
         if self.accelerator.is_main_process:
             self._report(step, metrics, seconds)
+        if config.sheet_every and (done % config.sheet_every == 0 or done == config.steps):
+            self._draw(done)
         if self.saves is not None and self.saves.ended:
             self.finish_saving()
         if done % config.save_every == 0 or stopping:
@@ -440,19 +442,25 @@ class _Run:
             self.finish_saving()
 
     def _report(self, step: int, metrics: dict[str, float], seconds: float) -> None:
-        """Log and draw when it is time."""
-        config, done = self.config, step + 1
-        with self._writing(done):
+        """Log when it is time."""
+        config = self.config
+        with self._writing(step + 1):
             if step % config.log_every == 0:
                 line = {"step": step, **metrics, "lr": config.learning_rate_at(step), "seconds": seconds}
                 with (config.output / LOG).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 self.accelerator.log({**metrics, "lr": line["lr"], "seconds": seconds}, step=step)
-            if config.sheet_every and (done % config.sheet_every == 0 or done == config.steps):
-                with self.averaged_weights():
-                    write_sheet(
-                        config.output / f"sheet-{done:07d}.png", config, self.shown, self.model, self.stage
-                    )
+
+    def _draw(self, done: int) -> None:
+        """The main process draws a sheet. Where weights are spread over processes, all give it theirs, and wait."""
+        main, config = self.accelerator.is_main_process, self.config
+        if not main and not config.sharded:
+            return
+        with self.averaged_weights(), gathered(self.stage):
+            if main:
+                path = config.output / f"sheet-{done:07d}.png"
+                with self._writing(done), self.accelerator.autocast():
+                    write_sheet(path, config, self.shown, self.model, self.stage)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
