@@ -293,20 +293,40 @@ def load_part(
     Raises:
         ValueError: the file does not hold this part, or its tensors do not match its own configuration.
     """
+    module, expected = _on_meta(header, part, build)
+    source = f"{header.path.name}: {part}"
+    fill(module, header.part_tensors(part), source, dtype, SHARED_WEIGHTS, expected)
+    if part == "text_encoder":
+        module.encoder.embed_tokens = module.shared
+    return module.eval().requires_grad_(False)
+
+
+def empty_part(header: CheckpointHeader, part: str) -> nn.Module:
+    """One part on the meta device, whose weights are to be read later (`header.part_tensors`): they are all there and
+    fit.
+
+    Raises:
+        ValueError: as :func:`load_part`.
+    """
+    module, expected = _on_meta(header, part)
+    found = {name: stored.shape for name, stored in header.part_tensors(part).items()}
+    check_match(expected, found, f"{header.path.name}: {part}")
+    return module.eval().requires_grad_(False)
+
+
+def _on_meta(
+    header: CheckpointHeader, part: str, build: Build | None = None
+) -> tuple[nn.Module, dict[str, tuple[int, ...]]]:
+    """A part, and its weights' shapes by name. Neither memory nor initialisation for weights that are about to be
+    replaced."""
     header.check_has(part)
-    # Neither memory nor initialisation for weights that are about to be replaced.
     with (
         reading(header.path, f"has a configuration that makes no {part}", "get it again"),
         torch.device("meta"),
     ):
         plain = _build(header.config, part)
         module = plain if build is None else build(header.config)
-    expected = {name: tuple(weight.shape) for name, weight in plain.state_dict().items()}
-    source = f"{header.path.name}: {part}"
-    fill(module, header.part_tensors(part), source, dtype, SHARED_WEIGHTS, expected)
-    if part == "text_encoder":
-        module.encoder.embed_tokens = module.shared
-    return module.eval().requires_grad_(False)
+    return module, {name: tuple(weight.shape) for name, weight in plain.state_dict().items()}
 
 
 def init_part(config: SViMoConfig, part: str, seed: int) -> nn.Module:

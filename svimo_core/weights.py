@@ -10,10 +10,11 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -186,7 +187,10 @@ def _not_safetensors(start: bytes, size: int) -> str:
 
 
 def read_tensors(
-    tensors: dict[str, StoredTensor], dtype: torch.dtype | None = None, stream: bool = False
+    tensors: dict[str, StoredTensor],
+    dtype: torch.dtype | None = None,
+    stream: bool = False,
+    rows: Mapping[str, slice] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Tensor]]:
     """Read tensors one by one, file by file.
 
@@ -195,6 +199,7 @@ def read_tensors(
     Args:
         dtype: type to cast to; None keeps the stored one.
         stream: the caller keeps no tensor, so file pages already read are let go along the way.
+        rows: of tensors that are not to be read whole, these of their first axis.
     """
 
     def mapped(key: str) -> bool:
@@ -212,10 +217,7 @@ def read_tensors(
         for batch in filter(None, batches):
             with safe_open(file, framework="pt") as opened:
                 for key in batch:
-                    stored = tensors[key]
-                    value = opened.get_tensor(stored.name).reshape(stored.shape)
-                    if stored.scale is not None:
-                        value = (value.float() * _factor(stored)).to(stored.loaded_dtype)
+                    value = _read(opened, tensors[key], rows.get(key))
                     yield key, value if dtype is None else value.to(dtype)
 
 
@@ -228,6 +230,22 @@ def _batches(keys: list[str], tensors: dict[str, StoredTensor]) -> Iterator[list
             yield batch
             batch, size = [], 0
     yield batch
+
+
+def _read(opened: Any, stored: StoredTensor, rows: slice | None) -> Tensor:
+    """A tensor of an open file, or some of its rows, in its loaded type."""
+    if rows is None:
+        value = opened.get_tensor(stored.name).reshape(stored.shape)
+    elif (piece := opened.get_slice(stored.name)).get_shape()[0] == stored.shape[0]:
+        value = piece[rows].reshape(-1, *stored.shape[1:])
+    else:  # it has another form in the file
+        value = opened.get_tensor(stored.name).reshape(stored.shape)[rows]
+    if stored.scale is None:
+        return value
+    factor = _factor(stored)
+    if rows is not None and len(factor) > 1:
+        factor = factor[rows]
+    return (value.float() * factor).to(stored.loaded_dtype)
 
 
 def _factor(stored: StoredTensor) -> Tensor:

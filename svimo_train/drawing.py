@@ -124,7 +124,6 @@ class DrawingStage(nn.Module):
 
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: DrawingPool):
         super().__init__()
-        self.trained = ("drawing_encoder",)
         cell = model.config.vae.spatial_compression
         for shape in (shape for phase in config.phases for shape in phase.shapes):
             if shape.height % cell or shape.width % cell:

@@ -8,6 +8,7 @@ process that gathers again would wait for ever for others that do not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from svimo_core.model.mmdit import Block
+from svimo_core.weights import StoredTensor, read_tensors
 
 
 def precision(name: str) -> str:
@@ -52,6 +54,31 @@ def shard(stage: nn.Module, accelerator: Accelerator) -> None:
     fully_shard(stage, **options)
 
 
+def fill(module: nn.Module, tensors: dict[str, StoredTensor], device: torch.device) -> None:
+    """Give a module on the meta device its weights, on this device; of spread ones a process reads its part alone.
+
+    Args:
+        tensors: the weights, and maybe others.
+    """
+    weights = {name: torch.empty_like(w, device=device) for name, w in module.state_dict().items()}
+    rows = {name: _own_rows(w) for name, w in weights.items() if isinstance(w, DTensor)}
+    for name, value in read_tensors({name: tensors[name] for name in weights}, stream=True, rows=rows):
+        _own(weights[name]).copy_(value)
+    module.load_state_dict(weights, assign=True)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _own_rows(tensor: DTensor) -> slice:
+    """Which rows of a tensor that is: `fully_shard` spreads them as `torch.chunk` does."""
+    most = math.ceil(len(tensor) / tensor.device_mesh.size())
+    first = min(most * tensor.device_mesh.get_local_rank(), len(tensor))
+    return slice(first, first + len(_own(tensor)))
+
+
 @contextmanager
 def micro_batch(forward: nn.Module, last: bool) -> Iterator[None]:
     """A forward and backward pass whose gradients the processes reduce only after the last of a step."""
@@ -63,6 +90,20 @@ def micro_batch(forward: nn.Module, last: bool) -> Iterator[None]:
             yield
     else:
         yield
+
+
+@contextmanager
+def gathered(stage: nn.Module) -> Iterator[None]:
+    """A block in which every process has all of all weights, in the type they compute in; all have to enter it. Not
+    before the first step."""
+    spread = [module for module in stage.modules() if isinstance(module, FSDPModule)]
+    for module in spread:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in spread:
+            module.reshard()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:

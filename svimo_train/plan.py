@@ -34,7 +34,7 @@ from svimo_core.rasterize import Rasterizer
 from .data.wild import MOST_OBJECTS
 from .drawing import CAMERA
 from .recipe import add_config_arguments, named_stages
-from .settings import Shape, TrainConfig
+from .settings import TRAINED, Shape, TrainConfig
 from .stages import checkpoint_blocks
 
 GB = 1e9
@@ -83,13 +83,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, **_options: Any) -> Tensor:
     return rearrange(FusedAttention.apply(q, k, v), "b heads n d -> b n (heads d)")
 
 
-TRAINED = {
-    "drawing": ("drawing_encoder",),
-    "interaction": ("interaction",),
-    "backbone": ("backbone",),
-    "joint": ("backbone", "interaction"),
-}
-"""What each stage that can be planned trains."""
+PLANNED = "drawing", "interaction", "backbone", "joint"
+"""Stages that can be planned."""
 
 
 @cache
@@ -164,8 +159,8 @@ def plan(config: TrainConfig, model: SViMoConfig, cards: int, *, sharded: bool, 
     Raises:
         ValueError: a stage that cannot be planned.
     """
-    if config.stage not in TRAINED:
-        raise ValueError(f"the plan is for the stages {', '.join(TRAINED)}, got {config.stage}")
+    if config.stage not in PLANNED:
+        raise ValueError(f"the plan is for the stages {', '.join(PLANNED)}, got {config.stage}")
     parts = {"vae", "drawing_encoder"} if config.stage == "drawing" else {"vae", "backbone", "interaction"}
     sizes = {part: numel(on_meta(model, part)) for part in parts}
     trained = sum(sizes[part] for part in TRAINED[config.stage])

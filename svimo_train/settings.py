@@ -184,6 +184,17 @@ class DrawingObjective(Checked):
     """Random motions, whose drawings the VAE encodes once."""
 
 
+TRAINED = {
+    "vae": ("vae",),
+    "interaction": ("interaction",),
+    "backbone": ("backbone",),
+    "joint": ("backbone", "interaction"),
+    "alignment": ("interaction.alignment",),
+    "drawing": ("drawing_encoder",),
+}
+"""What each stage trains: parts of the model, or a module in one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
     """One run: one stage over some phases.
@@ -232,7 +243,7 @@ class TrainConfig(Checked):
     gradient_checkpointing: bool = False
     sharded: bool = False
     """Spread weights, gradients, averages and moments over all processes instead of keeping them whole on each: for an
-    MM-DiT that no single GPU can train. Sheets, which one process draws, are not to be had (`sheet_every` 0)."""
+    MM-DiT that no single GPU can train."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Of the networks' activations: "auto" is bf16 on a GPU that has it, float32 ("no") otherwise."""
     workers: Count = 0
@@ -278,10 +289,6 @@ class TrainConfig(Checked):
             raise ValueError(
                 f"the {self.stage} stage trains a small network that needs no sharding: set sharded to false"
             )
-        if self.sharded and self.sheet_every:
-            raise ValueError(
-                "one process draws the sheets, and has only a part of sharded weights: set sheet_every to 0"
-            )
         for shape in (shape for phase in self.phases for shape in phase.shapes):
             # the VAE's decoder works in pairs of latent frames
             if self.stage in ("vae", "drawing") and shape.frames % 8 != 1:
@@ -291,6 +298,13 @@ class TrainConfig(Checked):
     def sources(self) -> tuple[Source, ...]:
         """The folders of clips."""
         return self.clips if isinstance(self.clips, tuple) else (Source(folder=self.clips),)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Parts of the model that the stage trains, or a module in one."""
+        first, *others = TRAINED[self.stage]
+        text = ("text_encoder",) * (self.train_text and first == "backbone")
+        return (first, *text, *others)
 
     @property
     def steps(self) -> int:

@@ -62,7 +62,6 @@ class VAEStage(nn.Module):
 
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: list[ClipFolder]):
         super().__init__()
-        self.trained = ("vae",)
         self.objective = config.vae
         self.vae = model.parts["vae"]
         if config.gradient_checkpointing:
@@ -103,7 +102,6 @@ class InteractionStage(nn.Module):
 
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: EncodedClips):
         super().__init__()
-        self.trained = ("interaction",)
         self.interaction = model.parts["interaction"]
         self.objective = config.interaction
         self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
@@ -131,7 +129,6 @@ class BackboneStage(nn.Module):
 
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: EncodedClips):
         super().__init__()
-        self.trained = ("backbone",) + ("text_encoder",) * config.train_text
         self.objective = config.joint
         self.high_noise = config.high_noise
         self.backbone = model.parts["backbone"]
@@ -284,7 +281,6 @@ class JointStage(BackboneStage):
 
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: EncodedClips):
         super().__init__(config, model, clips)
-        self.trained = (*self.trained, "interaction")
         self.interaction = model.parts["interaction"]
         self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
 
@@ -389,7 +385,6 @@ class AlignmentStage(BackboneStage):
 
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: EncodedClips):
         super().__init__(config, model, clips)
-        self.trained = ("interaction.alignment",)
         self.alignment = model.parts["interaction"].alignment
         self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
         self.frozen.interaction = model.parts["interaction"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.storage import WriteResult
 
 from svimo_core.files import reading, whole_file
 
@@ -105,40 +108,75 @@ def steps_done(output: Path, sharded: bool) -> int:
 
 
 def sharded_state(output: Path) -> Path | None:
-    """The last folder that :func:`save_sharded_state` wrote in this one, if any."""
+    """The last folder that :class:`BackgroundSaves` wrote in this one, if any."""
     return max((path for path in output.glob("state-*") if path.suffix != PARTIAL), default=None)
 
 
-def save_sharded_state(
-    output: Path,
-    step: int,
-    parameters: dict[str, nn.Parameter],
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    notes: dict[str, Any],
-) -> None:
-    """As :func:`save_state`, by all processes together, to a folder that appears whole or not at all; then others go.
+class BackgroundSaves:
+    """States that all processes write together while training goes on: one at a time, each a folder in `output` that
+    appears whole or not at all."""
 
-    Raises:
-        OSError: it cannot be written; the folder of before is untouched.
-    """
-    folder = output / f"state-{step:09d}"
-    partial, alone = folder.with_suffix(PARTIAL), not dist.is_initialized()
-    main, processes = (True, 1) if alone else (dist.get_rank() == 0, dist.get_world_size())
-    if main:
-        for left in output.glob(f"state-*{PARTIAL}"):
-            shutil.rmtree(left)
-    if not alone:
-        dist.barrier()  # or a file of this save may be taken for one that was left
-    writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-    with _of_all_processes():
-        dcp.save(_tensors(parameters, ema, optimizer), storage_writer=writer)
-    if main:
+    def __init__(self, output: Path):
+        self.output = output
+        # On the CPU whatever training runs on, and apart from training's own messages.
+        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.writing: Future | None = None
+
+    def begin(
+        self,
+        step: int,
+        parameters: dict[str, nn.Parameter],
+        ema: EMA,
+        optimizer: torch.optim.Optimizer,
+        notes: dict[str, Any],
+    ) -> None:
+        """Copy what :func:`save_state` would write to memory of the host, from where it is written. The one before has
+        to be done."""
+        main, processes = (True, 1) if self.group is None else (dist.get_rank() == 0, dist.get_world_size())
+        if main:
+            for left in self.output.glob(f"state-*{PARTIAL}"):
+                shutil.rmtree(left)
+        if self.group is not None:
+            dist.barrier(self.group)  # or a file of this save may be taken for one that was left
         told = {"step": step, "processes": processes, "notes": notes}
-        (partial / NOTES).write_text(json.dumps(told), encoding="utf-8")
-        partial.rename(folder)
-        for before in output.glob("state-*"):
-            if before != folder:
+        self.writing = dcp.async_save(
+            _tensors(parameters, ema, optimizer),
+            storage_writer=_StateWriter(self.output / f"state-{step:09d}", told),
+            process_group=self.group,
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is news: what was begun is written or has failed."""
+        return self.writing is not None and self.writing.done()
+
+    def wait(self) -> None:
+        """Until what was begun, if anything, is written.
+
+        Raises:
+            OSError: it could not be; the folder of before is untouched.
+        """
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            with _of_all_processes():
+                writing.result()
+
+
+class _StateWriter(HuggingFaceStorageWriter):
+    """Writes beside a folder's place, and moves what it wrote there, with notes, once all processes have written."""
+
+    def __init__(self, folder: Path, told: dict[str, Any]):
+        super().__init__(str(folder.with_suffix(PARTIAL)), save_distributed=True)
+        self.folder = folder
+        self.told = told
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        super().finish(metadata, results)
+        partial = self.folder.with_suffix(PARTIAL)
+        (partial / NOTES).write_text(json.dumps(self.told), encoding="utf-8")
+        partial.rename(self.folder)
+        for before in self.folder.parent.glob("state-*"):
+            if before != self.folder:
                 shutil.rmtree(before)
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from svimo_core.checkpoint import (
     PARTS,
+    empty_part,
     init_part,
     load_part,
     read_header,
@@ -51,7 +52,7 @@ from .loader import (
     some_motions,
     training_data,
 )
-from .parallel import clip_gradients, micro_batch, precision, shard, whole
+from .parallel import clip_gradients, fill, gathered, micro_batch, precision, shard, whole
 from .recipe import Stages
 from .settings import TrainConfig
 from .sheets import shown, write_sheet
@@ -60,9 +61,9 @@ from .state import (
     CHECKPOINT,
     EMA,
     STATE,
+    BackgroundSaves,
     load_sharded_state,
     load_state,
-    save_sharded_state,
     save_state,
     sharded_state,
     steps_done,
@@ -137,10 +138,12 @@ def train(config: TrainConfig) -> Path:
         used = tuple(model.parts)
     data = training_data(config, model, accelerator)
     stage = STAGE_MODULES[config.stage](config, model, data.clips)
-    parameters = trained_parameters(model, stage)
+    parameters = trained_parameters(model, config)
     if config.sharded:
         shard(stage, accelerator)
-        parameters = trained_parameters(model, stage)  # each is a part of what it was
+        for part, tensors in model.unread.items():
+            fill(model.parts[part], tensors, accelerator.device)
+        parameters = trained_parameters(model, config)  # each is a part of what it was
     for part in used:
         model.parts[part].to(accelerator.device)
     optimizer = torch.optim.AdamW(
@@ -200,18 +203,19 @@ def train(config: TrainConfig) -> Path:
             if stopping:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; run the same command to go on")
         path = run.save(config.steps)  # a signal by now does not cut it short
+        run.finish_saving()
     accelerator.wait_for_everyone()  # one process writes, and the next stage of all reads
     return path
 
 
-def trained_parameters(model: SimpleNamespace, stage: nn.Module) -> dict[str, nn.Parameter]:
+def trained_parameters(model: SimpleNamespace, config: TrainConfig) -> dict[str, nn.Parameter]:
     """What a stage trains, by part and name; unfreezes it. VID's alignment has a stage of its own."""
     parameters = {}
-    for path in stage.trained:
+    for path in config.trained:
         part, _, inner = path.partition(".")
         module = model.parts[part].get_submodule(inner).train()
         parameters |= {f"{path}.{name}": p for name, p in module.named_parameters()}
-    if "interaction" in stage.trained:
+    if "interaction" in config.trained:
         parameters = {n: p for n, p in parameters.items() if not n.startswith("interaction.alignment.")}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -238,7 +242,8 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
     """All parts of the model: from the initial checkpoint as far as it has them, the rest from seeds.
 
     Returns:
-        config, parts (name to module), normalizer, preview, provenance.
+        config, parts (name to module), normalizer, preview, provenance; and unread: stored tensors of the parts on the
+        meta device, which a sharded stage trains and of which each process is to read its own part (name to tensor).
     """
     header = read_header(config.init) if config.init is not None else None
     size = header.config if header is not None else PRESETS[config.preset]
@@ -249,7 +254,20 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
         raise ValueError(
             "interaction.sampled_share needs a trained MM-DiT to sample with: set init to a checkpoint that has one"
         )
-    parts = {part: load_part(header, part, torch.float32) for part in found}
+    provenance = dict(header.provenance) if header is not None else {}
+    sources = dict.fromkeys(found, header)
+    if config.init_interaction is not None:
+        sources["interaction"] = other = read_header(config.init_interaction)
+        size = replace(size, interaction=other.config.interaction)
+        provenance["interaction"] = other.provenance.get("interaction", "")
+    later = {"backbone", "interaction"} & set(config.trained) if config.sharded else set()
+    if config.backbone == "separate":
+        later.discard("backbone")  # two networks are made of its weights
+    unread = {part: source.part_tensors(part) for part, source in sources.items() if part in later}
+    parts = {
+        part: empty_part(source, part) if part in unread else load_part(source, part, torch.float32)
+        for part, source in sources.items()
+    }
     if config.backbone == "separate":
         size = replace(size, backbone=replace(size.backbone, separate=True))
         if "backbone" in parts:
@@ -258,12 +276,6 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
             parts["backbone"].load_state_dict(weights)
     if config.stage in ("backbone", "joint") and not _uses_position_table(size, config):
         size = _without_position_table(size, parts.get("backbone"))
-    provenance = dict(header.provenance) if header is not None else {}
-    if config.init_interaction is not None:
-        other = read_header(config.init_interaction)
-        parts["interaction"] = load_part(other, "interaction", torch.float32)
-        size = replace(size, interaction=other.config.interaction)
-        provenance["interaction"] = other.provenance.get("interaction", "")
     if config.stage == "alignment":
         if not {"backbone", "interaction"} <= set(parts):
             raise ValueError(
@@ -289,6 +301,7 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
         normalizer=normalizer,
         preview=header.preview if header is not None else None,
         provenance=provenance,
+        unread=unread,
     )
 
 
@@ -377,7 +390,8 @@ class _Run:
         self.parameters = parameters
         self.ema = ema
         self.optimizer = optimizer
-        self.saved = 0
+        self.saved = self.begun = 0
+        self.saves = BackgroundSaves(config.output) if config.sharded else None
         self.seconds = 0.0
         self.samples = 0
         if accelerator.is_main_process:
@@ -397,7 +411,8 @@ class _Run:
         load = load_sharded_state if self.config.sharded else load_state
         with reading(path, "is damaged", f"delete {path} to start this stage anew"):
             step, notes = load(path, self.parameters, self.ema, self.optimizer)
-            self.saved, self.seconds, self.samples = step, float(notes["seconds"]), int(notes["samples"])
+            self.saved = self.begun = step
+            self.seconds, self.samples = float(notes["seconds"]), int(notes["samples"])
         log.info("going on after step %d", step)
         return step
 
@@ -417,23 +432,35 @@ class _Run:
         self.samples += draw_shape(config, step).batch_size * config.gradient_accumulation * processes
         if self.accelerator.is_main_process:
             self._report(step, metrics, seconds)
+        if config.sheet_every and (done % config.sheet_every == 0 or done == config.steps):
+            self._draw(done)
+        if self.saves is not None and self.saves.ended:
+            self.finish_saving()
         if done % config.save_every == 0 or stopping:
             self.save(done)
+        if stopping:
+            self.finish_saving()
 
     def _report(self, step: int, metrics: dict[str, float], seconds: float) -> None:
-        """Log and draw when it is time."""
-        config, done = self.config, step + 1
-        with self._writing(done):
+        """Log when it is time."""
+        config = self.config
+        with self._writing(step + 1):
             if step % config.log_every == 0:
                 line = {"step": step, **metrics, "lr": config.learning_rate_at(step), "seconds": seconds}
                 with (config.output / LOG).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 self.accelerator.log({**metrics, "lr": line["lr"], "seconds": seconds}, step=step)
-            if config.sheet_every and (done % config.sheet_every == 0 or done == config.steps):
-                with self.averaged_weights():
-                    write_sheet(
-                        config.output / f"sheet-{done:07d}.png", config, self.shown, self.model, self.stage
-                    )
+
+    def _draw(self, done: int) -> None:
+        """The main process draws a sheet. Where weights are spread over processes, all give it theirs, and wait."""
+        main, config = self.accelerator.is_main_process, self.config
+        if not main and not config.sharded:
+            return
+        with self.averaged_weights(), gathered(self.stage):
+            if main:
+                path = config.output / f"sheet-{done:07d}.png"
+                with self._writing(done), self.accelerator.autocast():
+                    write_sheet(path, config, self.shown, self.model, self.stage)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -447,7 +474,7 @@ class _Run:
 
     def save(self, done: int) -> Path:
         """Write the checkpoint (averaged weights) and the state; each appears whole or not at all. The main process
-        writes; where weights are spread over processes, all take part."""
+        writes; where weights are spread over processes, all take part, and the state is written in the background."""
         config, path = self.config, self.config.output / CHECKPOINT
         if self.accelerator.is_main_process or config.sharded:
             notes = {"seconds": self.seconds, "samples": self.samples}
@@ -461,10 +488,20 @@ class _Run:
                             whole(tensor)
                 if not config.sharded:
                     save_state(config.output / STATE, done, *training)
-                elif self.saved != done:
-                    save_sharded_state(config.output, done, *training)
-        self.saved = done
+                elif self.begun != done:
+                    self.finish_saving()  # of the one before
+                    self.saves.begin(done, *training)
+                self.begun = done
+        if not config.sharded:
+            self.saved = done
         return path
+
+    def finish_saving(self) -> None:
+        """Wait for a state that is written in the background."""
+        if self.saves is not None:
+            with self._writing(self.begun):
+                self.saves.wait()
+            self.saved = self.begun
 
     def _save_checkpoint(self, path: Path, done: int) -> None:
         """What the trained parts hold now, and all others."""
@@ -473,7 +510,7 @@ class _Run:
             f"{config.stage}: {done} steps, {self.samples} samples, {self.seconds / 60:.0f} minutes on "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, seed {config.seed}"
         )
-        parts = [path.partition(".")[0] for path in self.stage.trained]
+        parts = [path.partition(".")[0] for path in config.trained]
         before = {part: model.provenance.get(part, "") for part in parts}
         if isinstance(self.stage, VAEStage):
             self.stage.finish(model, self.clips)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from svimo_core.checkpoint import PARTS, describe, load_part, main, read_header, save_checkpoint
+from svimo_core.checkpoint import PARTS, describe, empty_part, load_part, main, read_header, save_checkpoint
+from svimo_core.weights import open_weights, read_tensors
 
 
 def rewrite(source, target, metadata=None, tensors=None):
@@ -33,6 +34,20 @@ def test_round_trip(checkpoint_file, config, parts, normalizer):
 def test_storage_type_can_be_chosen(checkpoint_file):
     module = load_part(read_header(checkpoint_file), "interaction", torch.bfloat16)
     assert {weight.dtype for weight in module.parameters()} == {torch.bfloat16}
+
+
+def test_rows_are_those_of_the_whole_tensor(tmp_path):
+    """Also where a tensor has another form in the file, or is fp8 with a scale for each row."""
+    shape, path = (7, 3), tmp_path / "weights.safetensors"
+    values = {"plain": torch.randn(shape), "table": torch.randn(1, *shape), "scale": torch.rand(7, 1)}
+    save_file(values | {"scaled": torch.randn(shape).to(torch.float8_e4m3fn)}, path)
+    tensors, _ = open_weights(path)
+    tensors["table"] = tensors["table"]._replace(shape=shape)
+    tensors["scaled"] = tensors["scaled"]._replace(scale=tensors.pop("scale"))
+    whole = dict(read_tensors(tensors))
+    for rows in (slice(0, 4), slice(4, 7), slice(7, 7)):
+        for name, piece in read_tensors(tensors, stream=True, rows=dict.fromkeys(tensors, rows)):
+            assert torch.equal(piece, whole[name][rows])
 
 
 def test_a_file_may_hold_one_part(tmp_path, config, parts):
@@ -64,8 +79,9 @@ def test_missing_unknown_and_misshapen_weights_are_named(tmp_path, checkpoint_fi
         (misshapen, r"proj_out.weight is \(3, 3\), expected"),
     ):
         header = read_header(rewrite(checkpoint_file, tmp_path / "changed.safetensors", tensors=changed))
-        with pytest.raises(ValueError, match=message):
-            load_part(header, "backbone")
+        for load in (load_part, empty_part):
+            with pytest.raises(ValueError, match=message):
+                load(header, "backbone")
 
 
 def test_foreign_and_damaged_files_are_refused(tmp_path, checkpoint_file):
