@@ -79,6 +79,8 @@ ADVICE = {
 - The motion must have as many frames as the clip: change its frame rate in *Clean SViMo Motion*.
 - With `end_percent` below 1 the given motion sets the scene, and *SViMo Feedback* finishes it.
 - It is encoded once, so the VAE, which is exact, costs little here. Connect `interaction` where memory is short.
+- Objects are drawn in the colours that the model knows, by name (tool, target) or else in order, with no more points
+  than it knows. What is unlike the motions it has learned from, such as a hand behind the camera, is noted on the node.
 """,
     "SViMoFeedbackLoop": """
 - Between the model and what samples it: *SViMo Sampler*, core's *KSampler*, or the guider of *SamplerCustomAdvanced*.
@@ -125,23 +127,30 @@ ADVICE = {
   *SViMo Join Clips* puts the motions together.
 - Words help where hands hide things: say what is held and what it does. The camera is taken to stand still.
 - For the picture beside the motion take `images` of this node, which have the model's rate.
+- Of pictures from outside of its world a model makes what it can. svimo-tiny-any knows nothing but synthetic clips:
+  what it makes of a real video or photograph shows how this works, and is of no use.
 """,
     "SViMoMotionToVideo": """
 - The image should show the first frame of the motion, through the camera that the motion has.
 - The motion is kept as it is: the sampler makes the video alone. To let it only guide, take *SViMo Motion Encode*.
 - A longer motion: *SViMo Extend Clip* with the same motion goes on along it.
+- Objects are drawn in the colours that the model knows, by name (tool, target) or else in order, with no more points
+  than it knows. What is unlike the motions it has learned from, such as a hand behind the camera, is noted on the node.
+- Of pictures from outside of its world a model makes what it can. svimo-tiny-any knows nothing but synthetic clips:
+  what it makes of a real video or photograph shows how this works, and is of no use.
 """,
     "SViMoExtendClip": """
 - It gives the conditions and the latent of the next window; sample and decode it, and *SViMo Join Clips* puts it
   behind.
 - Other words in a later window change what happens there.
-- In between: connect the clip to arrive at to `next_images` and `next_motion`.
+- In between: connect the clip to arrive at to `next_images` and `next_motion`. A model of short clips then sees the
+  last frame alone, so that something is left to make.
 - Each window loses a little, as what the next one sees was decoded and is encoded again.
 """,
     "SViMoJoinClips": """
 - Of *SViMo Video to Motion*: connect the list of motions, and nothing else.
 - Of *SViMo Extend Clip*: connect the new window, and the clip so far to `motion_before` and `images_before`.
-- Where windows overlap, each counts more the farther it is from its own end. Images come from the earlier one.
+- Where windows overlap, each counts more the farther it is from its own end, in motion and in images.
 """,
     "SViMoJoinLatents": """
 - What *SViMo Split Latent* took apart, in the same order: the video first.

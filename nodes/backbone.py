@@ -36,6 +36,7 @@ from ..svimo_core.config import SViMoConfig
 from ..svimo_core.model.mmdit import MMDiT, SeparateMMDiT
 from ..svimo_core.sampling.latents import JointLatents, Known
 from ..svimo_core.schedule import NoiseSchedule
+from .latents import WINDOW
 from .lora import LoraChecks
 
 KEY = "svimo"
@@ -48,6 +49,8 @@ LOOP_MEMORY = "svimo_loop_memory"
 """Bytes that the loop needs beside the model, on their way to core's memory estimate."""
 COMPUTE_DTYPES = torch.bfloat16, torch.float32
 """What MM-DiT and VID may compute in, best first. CogVideoX overflows float16."""
+LATE = 0.1
+"""Of the noise schedule: where a run begins to keep what its latent shows."""
 NETWORK_BYTES = 16
 """Values per token and channel that one forward holds at its widest moment (docs/full-size.md)."""
 
@@ -133,6 +136,8 @@ class SViMoModel(comfy.model_base.BaseModel):
         self.latent_format.video_shape = tuple(shapes[0])
         device, text, image = kwargs["device"], kwargs.get("cross_attn"), kwargs.get(IMAGE_LATENT)
         name = kwargs.get("prompt_type", "the prompt")
+        if WINDOW in kwargs:
+            check_any_to_any(self.config)
         check_text(name, text, self.config)
         check_image(name, image, shapes[0])
         conds = {
@@ -393,16 +398,18 @@ def guard_run(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """Names what core would pass on, latents that are not finite; and gives back exactly what a noise mask keeps.
+    """Names what core would pass on, latents that are not finite or have no room for anything new; and gives back exactly
+    what a noise mask keeps.
 
     Raises:
-        ValueError: NaN or infinity came out.
+        ValueError: NaN or infinity came out, or given frames as :func:`check_given` refuses them.
     """
     shapes = kwargs.get("latent_shapes") or ()
     if len(shapes) > 1:
         check_areas(executor.class_obj.conds)
         if denoise_mask is not None and denoise_mask.shape != noise.shape:
             denoise_mask = packed_mask(denoise_mask, shapes)
+        check_given(executor.class_obj.model_patcher.model, latent_image, denoise_mask, sigmas)
     options = executor.class_obj.model_options["transformer_options"]
     if type(options.get("easycache")).__name__ == "LazyCacheHolder":
         logging.warning(
@@ -473,6 +480,42 @@ def check_areas(conds: dict[str, list[dict[str, Any]]]) -> None:
                 f"{name} is for a part of the picture (Conditioning Set Area or Set Mask), which ComfyUI cannot fit to "
                 "latents of video and drawing: remove that node"
             )
+
+
+def check_any_to_any(config: SViMoConfig) -> None:
+    """Refuse given streams and frames where a model was not trained with any.
+
+    Raises:
+        ValueError: it was not.
+    """
+    if not config.backbone.any_to_any:
+        raise ValueError(
+            f"this model ({config.name}) knows one direction only, image and text to video and motion: it was not trained with "
+            "given streams and frames. Load one that was, such as svimo-tiny-any, which comes with the pack"
+        )
+
+
+def check_given(model: SViMoModel, latent: Tensor, mask: Tensor | None, sigmas: Tensor) -> None:
+    """Refuse a run whose given frames (packed latents under a noise mask) leave nothing to make, or that keeps a part of
+    the others where they are empty.
+
+    Raises:
+        ValueError: it is such a run.
+    """
+    if mask is None or not model.config.backbone.any_to_any:
+        return
+    free = mask > 0
+    if not free.any():
+        raise ValueError(
+            "the latent's noise mask keeps all of video and motion, so there is nothing to make: give one of them, or some "
+            "frames of both, as the nodes of SViMo/directions do"
+        )
+    late = len(sigmas) and float(sigmas[0]) < model.model_sampling.percent_to_sigma(LATE)
+    if late and not free.all() and not latent[free].any():
+        raise ValueError(
+            "the latent is empty beside its given frames, and the sampler begins late in the noise schedule, as if to keep a "
+            "part of what is there: sample it with denoise 1"
+        )
 
 
 def check_text(name: str, text: Tensor | None, config: SViMoConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
 from typing import Any
 
 import comfy.model_management
@@ -12,17 +12,18 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..svimo_core.config import InteractionConfig
 from ..svimo_core.model.text import hand_object_prompt
 from ..svimo_core.motion import HandObjectMotion
-from ..svimo_core.render import check_in_view
 from ..svimo_core.sampling.latents import JointLatents
-from ..svimo_core.sampling.painter import draw_motions, quickly_encoded
+from ..svimo_core.sampling.painter import as_known, draw_motions, quickly_encoded
 from ..svimo_core.sampling.pipeline import empty_latents, encode_image
 from .backbone import GUIDANCE, IMAGE_LATENT, backbone_of
 from .clip import SViMoCLIP, tokenize_as_cogvideox
 from .compat import aliases
 from .latents import PROMPT, packed, streams_of
 from .loop import InteractionHandle
+from .save import say
 from .types import CATEGORY, Interaction, Motion
 from .vae import SViMoVAE, svimo_vae
 
@@ -248,6 +249,7 @@ class SViMoMotionEncode(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive", tooltip="Prompt with the motion."),
                 io.Conditioning.Output(display_name="negative", tooltip="Negative prompt with the motion."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -273,17 +275,45 @@ class SViMoMotionEncode(io.ComfyNode):
             raise ValueError(
                 f"a given motion needs 0 <= start_percent <= end_percent <= 1, got {start_percent} and {end_percent}"
             )
-        motion = replace(motion, camera=motion.camera.cropped(width, height))
-        check_in_view(motion)
-        if interaction is None:
-            encoded = vae.encode_scaled(draw_motions([motion], width, height))
-        else:
-            interaction.check_drawing(vae.config.vae)
-            encoded = encoded_without_vae(interaction, motion, width, height)
-        guidance = strength * encoded.cpu() / vae.scale
+        drawn, notes = encoded_motion(motion, vae, interaction, vae.config.interaction, width, height)
+        guidance = strength * drawn / vae.scale
         return io.NodeOutput(
-            *(guided(prompt, guidance, start_percent, end_percent) for prompt in (positive, negative))
+            *(guided(prompt, guidance, start_percent, end_percent) for prompt in (positive, negative)),
+            ui=shown_notes(cls, notes),
         )
+
+
+def encoded_motion(
+    motion: HandObjectMotion,
+    vae: SViMoVAE,
+    interaction: InteractionHandle | None,
+    known: InteractionConfig,
+    width: int,
+    height: int,
+) -> tuple[Tensor, list[str]]:
+    """The latent of a given motion's drawing, scaled, 1 C T h w on the CPU, and notes on what is unlike the motions that
+    the model knows.
+
+    Raises:
+        ValueError: nothing of it is in view, or no drawing encoder in an interaction model that is given.
+    """
+    motion, notes = as_known(motion, known, width, height)
+    if interaction is None:
+        encoded = vae.encode_scaled(draw_motions([motion], width, height))
+    else:
+        interaction.check_drawing(vae.config.vae)
+        encoded = encoded_without_vae(interaction, motion, width, height)
+    return encoded.cpu(), notes
+
+
+def shown_notes(node: type[io.ComfyNode], notes: list[str]) -> dict[str, list[str]] | None:
+    """Notes on a node and in the log, and for what it reports to the API."""
+    if not notes:
+        return None
+    for note in notes:
+        logging.warning("%s: %s", node.__name__, note)
+    say(node, "\n".join(notes))
+    return {"text": ["\n".join(notes)]}
 
 
 def encoded_without_vae(

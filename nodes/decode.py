@@ -99,8 +99,7 @@ class SViMoDecodeMotion(io.ComfyNode):
             )
         if len(latents.video) != 1:
             raise ValueError(
-                f"the latent is a batch of {len(latents.video)} clips: take one of them with SViMo Split Latent, core's "
-                "LatentFromBatch on both, and SViMo Join Latents"
+                f"the latent is a batch of {len(latents.video)} clips: take one of them with core's LatentFromBatch"
             )
         reading = None if refine else stored_reading(latent, latents, interaction)
         if reading is None:

@@ -3,11 +3,9 @@ whose noise mask keeps what is given, for any sampler."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import comfy.utils
 import node_helpers
 import numpy as np
 import torch
@@ -19,22 +17,23 @@ from torch import Tensor
 from ..svimo_core.clean import resample, trim
 from ..svimo_core.config import SViMoConfig
 from ..svimo_core.motion import HandObjectMotion
-from ..svimo_core.render import check_in_view
 from ..svimo_core.sampling.latents import JointLatents, known_frames
-from ..svimo_core.sampling.painter import draw_motions
-from ..svimo_core.sampling.pipeline import encode_image, fit_image
+from ..svimo_core.sampling.pipeline import encode_fitted, fit_image
 from ..svimo_core.windows import join_motions, join_videos, window_starts
-from .backbone import IMAGE_LATENT, backbone_of
+from .backbone import IMAGE_LATENT, backbone_of, check_any_to_any
 from .compat import aliases
-from .condition import encoded_without_vae, guided
+from .condition import encoded_motion, guided, shown_notes
 from .latents import PROMPT, WINDOW, JointLatent, Window, packed
 from .loop import InteractionHandle
+from .save import progress
 from .types import CATEGORY, Interaction, Motion, throw_if_interrupted
 from .vae import SViMoVAE, svimo_vae
 
 DIRECTIONS = f"{CATEGORY}/directions"
+ENCODED_AT_ONCE = 2**28
+"""Bytes of activations: as many windows are encoded together as need no more, which is quicker for small ones."""
 KEPT = 2
-"""Latent frames of a clip that the one after it begins with: enough to see how things move."""
+"""Latent frames of a clip that the one after it begins with, where there is room: enough to see how things move."""
 
 
 def prompts() -> list[io.Input]:
@@ -139,16 +138,24 @@ class SViMoVideoToMotion(io.ComfyNode):
         if overlap >= config.frames:
             raise ValueError(f"overlap must be below the model's {config.frames} frames, got {overlap}")
         starts = window_starts(len(seen), config.frames, overlap)
-        fitted = fit_frames(images, seen, config)
-        made, bar = [], comfy.utils.ProgressBar(len(starts))
-        for start in starts:
-            video = fitted[start : start + config.frames]
-            given = Given(video=video, window=Window(start, follows=False))
-            made.append(
-                told(config, vae, positive, negative, given, known_frames(latent_frames(config), True, False))
-            )
-            bar.update(1)
-        return io.NodeOutput(*map(list, zip(*made, strict=True)), fitted)
+
+        # 1. the frames that the model sees
+        report, work = progress(), len(seen) + len(starts)
+        fitted = fit_frames(images, seen, config, lambda done: report(done, work))
+
+        # 2. each window's conditions and latent
+        windows = [
+            Given(video=fitted[start : start + config.frames], window=Window(start, follows=False))
+            for start in starts
+        ]
+        known = known_frames(latent_frames(config), True, False)
+        memory = vae.memory_for_encode(config.frames, config.height, config.width)
+        at_once = max(1, ENCODED_AT_ONCE // memory)
+        told = []
+        for i in range(0, len(windows), at_once):
+            told += told_all(config, vae, positive, negative, windows[i : i + at_once], known)
+            report(len(seen) + len(told), work)
+        return io.NodeOutput(*map(list, zip(*told, strict=True)), fitted)
 
 
 class SViMoMotionToVideo(io.ComfyNode):
@@ -177,6 +184,7 @@ class SViMoMotionToVideo(io.ComfyNode):
                 *conditions(),
                 Motion.Output(display_name="motion", tooltip="The motion at the model's rate, whole."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -196,14 +204,15 @@ class SViMoMotionToVideo(io.ComfyNode):
                 f"image is a batch of {len(image)}: give one reference image (core's ImageFromBatch picks one)"
             )
         seen = at_rate(motion, config, config.frames)
+        drawing, notes = drawn(trim(seen, 0, config.frames - 1), config, vae, interaction)
         given = Given(
             video=fit_frames(image, np.zeros(config.frames, int), config),
-            motion=trim(seen, 0, config.frames - 1),
-            interaction=interaction,
+            drawing=drawing,
             window=Window(0, follows=False),
         )
         known = known_frames(latent_frames(config), False, True)
-        return io.NodeOutput(*told(config, vae, positive, negative, given, known), seen)
+        (told,) = told_all(config, vae, positive, negative, [given], known)
+        return io.NodeOutput(*told, seen, ui=shown_notes(cls, notes))
 
 
 class SViMoExtendClip(io.ComfyNode):
@@ -238,6 +247,7 @@ class SViMoExtendClip(io.ComfyNode):
                 Motion.Input("next_motion", optional=True, tooltip="The motion of the clip to arrive at."),
             ],
             outputs=conditions(),
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -255,7 +265,9 @@ class SViMoExtendClip(io.ComfyNode):
     ) -> io.NodeOutput:
         config, vae = able(model), svimo_vae(vae)
         group = config.vae.temporal_compression  # frames of a latent frame, but for the first
-        overlap = 1 + group * (KEPT - 1)
+        last = 0 if next_images is None else 1
+        kept = min(KEPT, latent_frames(config) - last - 1)  # a short window must have one left to make
+        overlap = 1 + group * (kept - 1)
         for name, clip in (("motion", motion), ("next_motion", next_motion)):
             if clip is not None and abs(clip.fps - config.fps) > 1e-3:
                 raise ValueError(
@@ -280,7 +292,6 @@ class SViMoExtendClip(io.ComfyNode):
                 f"{config.frames - overlap} or none: SViMo Clean Motion cuts it, and Extend Clip goes on without"
             )
         moved = motion.take(np.minimum(np.arange(start, start + config.frames), len(motion) - 1))
-        last = 0
         if next_images is not None:
             if ahead:
                 raise ValueError(
@@ -290,15 +301,16 @@ class SViMoExtendClip(io.ComfyNode):
                 raise ValueError(
                     f"a clip to arrive at needs {group} frames of images and motion, got {len(next_images)} and {len(next_motion)}"
                 )
-            last = 1
             video = torch.cat([video[:-group], fit_frames(next_images, np.arange(group), config)])
             moved = join_motions(
                 [trim(moved, 0, config.frames - group - 1), trim(next_motion, 0, group - 1)],
                 [0, config.frames - group],
             )
-        known = known_frames(latent_frames(config), False, ahead, first=KEPT, last=last)
-        given = Given(video=video, motion=moved, interaction=interaction, window=Window(start, follows=True))
-        return io.NodeOutput(*told(config, vae, positive, negative, given, known))
+        known = known_frames(latent_frames(config), False, ahead, first=kept, last=last)
+        drawing, notes = drawn(moved, config, vae, interaction)
+        given = Given(video=video, drawing=drawing, window=Window(start, follows=True))
+        (told,) = told_all(config, vae, positive, negative, [given], known)
+        return io.NodeOutput(*told, ui=shown_notes(cls, notes))
 
 
 class SViMoJoinClips(io.ComfyNode):
@@ -310,7 +322,7 @@ class SViMoJoinClips(io.ComfyNode):
             node_id="SViMoJoinClips",
             display_name="SViMo Join Clips",
             category=DIRECTIONS,
-            description="Put the windows of SViMo Video to Motion or SViMo Extend Clip together: motions are blended where they overlap, images come from the earlier window.",
+            description="Put the windows of SViMo Video to Motion or SViMo Extend Clip together: where they overlap, motions and images are blended.",
             **aliases("concatenate", "stitch", "append clip", "merge motion"),
             is_input_list=True,
             inputs=[
@@ -376,7 +388,7 @@ class SViMoJoinClips(io.ComfyNode):
         joined = join_motions(parts, begins, follow=any(window.follows for window in windows))
         if images is None:
             return io.NodeOutput(joined, ExecutionBlocker("SViMo Join Clips was given no images to join"))
-        shown = join_videos([*(images_before or []), *(images[i] for i in order)], begins)
+        shown = join_videos([*(images_before or []), *(images[i] for i in order)], begins, blend=True)
         return io.NodeOutput(joined, shown)
 
 
@@ -389,8 +401,8 @@ class Given(NamedTuple):
     video: Tensor
     """N H W 3 in [0, 1]; frames that are not known do not matter."""
     window: Window
-    motion: HandObjectMotion | None = None
-    interaction: InteractionHandle | None = None
+    drawing: Tensor | None = None
+    """Latent of the motion's drawing, in VAE space, 1 C T h w; None where no frame of it is known."""
 
 
 def able(model: ModelPatcher) -> SViMoConfig:
@@ -400,11 +412,7 @@ def able(model: ModelPatcher) -> SViMoConfig:
         ValueError: it was not.
     """
     config = backbone_of(model).config
-    if not config.backbone.any_to_any:
-        raise ValueError(
-            f"this model ({config.name}) knows one direction only, image and text to video and motion: it was not trained with "
-            "given streams and frames. Load one that was, such as svimo-tiny-any, which comes with the pack"
-        )
+    check_any_to_any(config)
     return config
 
 
@@ -413,42 +421,50 @@ def latent_frames(config: SViMoConfig) -> int:
     return config.latent_shape(config.frames, config.height, config.width)[1]
 
 
-def told(
-    config: SViMoConfig, vae: SViMoVAE, positive: list, negative: list, given: Given, known: Tensor
-) -> tuple[list, list, dict[str, Any]]:
-    """Conditions and LATENT of one window, of which these latent frames are known (1 2 T)."""
+def drawn(
+    motion: HandObjectMotion, config: SViMoConfig, vae: SViMoVAE, interaction: InteractionHandle | None
+) -> tuple[Tensor, list[str]]:
+    """The drawing of one window's motion, as `Given` has it, and notes on it."""
+    drawing, notes = encoded_motion(motion, vae, interaction, config.interaction, config.width, config.height)
+    return drawing / vae.scale, notes
+
+
+def told_all(
+    config: SViMoConfig,
+    vae: SViMoVAE,
+    positive: list,
+    negative: list,
+    windows: Sequence[Given],
+    known: Tensor,
+) -> list[tuple[list, list, dict[str, Any]]]:
+    """Conditions and LATENT of each window, of which these latent frames are known (1 2 T)."""
     for name, prompt in (("positive", positive), ("negative", negative)):
         if not prompt:
             raise ValueError(f"{name} is empty: connect a prompt from SViMo Text Encode")
-    video, motion = given.video, given.motion
-    size = config.width, config.height
-    latents = JointLatents(*[torch.zeros(1, *config.latent_shape(config.frames, *size[::-1]))] * 2)
-    if known[0, 0].any():
-        latents = latents._replace(video=vae.encode_scaled(video[None]).cpu() / vae.scale)
-    if known[0, 1].any():
-        motion = replace(motion, camera=motion.camera.cropped(*size))
-        check_in_view(motion)
-        if given.interaction is None:
-            drawn = vae.encode_scaled(draw_motions([motion], *size))
-        else:
-            given.interaction.check_drawing(vae.config.vae)
-            drawn = encoded_without_vae(given.interaction, motion, *size)
-        latents = latents._replace(drawing=drawn.cpu() / vae.scale)
+    videos = torch.stack([given.video for given in windows])
+    shape = len(windows), *config.latent_shape(config.frames, config.height, config.width)
+    encoded = vae.encode_scaled(videos).cpu() / vae.scale if known[0, 0].any() else torch.zeros(shape)
     noise = torch.Generator("cpu").manual_seed(0)
-    first = encode_image(vae.encode_scaled, video[0], *size, generator=noise).cpu()[:, :, None] / vae.scale
-    conditions = [
-        node_helpers.conditioning_set_values(x, {IMAGE_LATENT: first}) for x in (positive, negative)
-    ]
-    if known[0, 1].all():
-        conditions = [guided(x, latents.drawing, 0.0, 1.0) for x in conditions]
-    masks = [(~known)[:, stream, None, :, None, None].float() for stream in (0, 1)]
-    latent = {
-        "samples": packed(latents),
-        "noise_mask": JointLatent(masks),
-        PROMPT: positive[0][1].get(PROMPT, ""),
-        WINDOW: given.window,
-    }
-    return *conditions, latent
+    firsts = encode_fitted(vae.encode_scaled, videos[:, 0], generator=noise).cpu()[:, :, None] / vae.scale
+    told = []
+    for given, video, first in zip(windows, encoded.split(1), firsts.split(1), strict=True):
+        drawing = torch.zeros_like(video) if given.drawing is None else given.drawing
+        conditions = [
+            node_helpers.conditioning_set_values(x, {IMAGE_LATENT: first, WINDOW: given.window})
+            for x in (positive, negative)
+        ]
+        if known[0, 1].all():
+            conditions = [guided(x, drawing, 0.0, 1.0) for x in conditions]
+        latent = {
+            "samples": packed(JointLatents(video, drawing)),
+            "noise_mask": JointLatent(
+                [(~known)[:, stream, None, :, None, None].float() for stream in (0, 1)]
+            ),
+            PROMPT: positive[0][1].get(PROMPT, ""),
+            WINDOW: given.window,
+        }
+        told.append((*conditions, latent))
+    return told
 
 
 def in_time(images: Tensor, fps: float, rate: float) -> np.ndarray:
@@ -457,13 +473,24 @@ def in_time(images: Tensor, fps: float, rate: float) -> np.ndarray:
     return np.minimum(np.round(moments * fps).astype(int), len(images) - 1)
 
 
-def fit_frames(images: Tensor, index: Sequence[int], config: SViMoConfig) -> Tensor:
-    """These of a batch of images, at the model's size (scaled and cropped in the middle), N H W 3."""
-    fitted = {}
-    for i in sorted(set(map(int, index))):
+def fit_frames(
+    images: Tensor,
+    index: Sequence[int],
+    config: SViMoConfig,
+    on_frame: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """These of a batch of images, at the model's size (scaled and cropped in the middle), N H W 3; `on_frame` hears how
+    many are done."""
+    fitted, last = torch.empty(len(index), config.height, config.width, 3), None
+    for place, i in enumerate(map(int, index)):
         throw_if_interrupted()
-        fitted[i] = fit_image(images[i, ..., :3], config.width, config.height)
-    return torch.stack([fitted[int(i)] for i in index])
+        again = i == last  # a frame that is held
+        fitted[place] = (
+            fitted[place - 1] if again else fit_image(images[i, ..., :3], config.width, config.height)
+        )
+        last = i
+        on_frame(place + 1)
+    return fitted
 
 
 def at_rate(motion: HandObjectMotion, config: SViMoConfig, frames: int) -> HandObjectMotion:

@@ -18,7 +18,7 @@ from ..svimo_core.sampling.reader import Reading
 from ..svimo_core.schedule import NoiseSchedule
 from .backbone import SViMoModel, backbone_of
 from .compat import aliases
-from .latents import PROMPT, READING, WINDOW, StoredReading, packed, streams_of
+from .latents import PROMPT, READING, StoredReading, packed, streams_of
 from .loop import (
     FeedbackPatch,
     InteractionHandle,
@@ -295,12 +295,6 @@ class SViMoSampler(io.ComfyNode):
         check_choice("cfg_schedule", cfg_schedule, CFG_SCHEDULES)
         check_choice("solver", solver, SOLVERS)
         backbone = backbone_of(model)
-        if WINDOW in latent_image and not (backbone.config.backbone.any_to_any and denoise == 1):
-            raise ValueError(
-                "latent_image has given frames, beside which all else is empty: sample it with denoise 1 and the model that it "
-                f"was made with; got denoise {denoise:g} and model {backbone.config.name!r}, which "
-                f"{'knows' if backbone.config.backbone.any_to_any else 'does not know'} given frames"
-            )
 
         # 1. the model as these inputs want it
         if feedback is not None:

@@ -68,18 +68,23 @@ def check_in_view(motion: HandObjectMotion) -> None:
     Raises:
         ValueError: no joint and no point is ever in the picture.
     """
-    camera = motion.camera
-    for points in (motion.hands, *motion.objects.values()):
-        with np.errstate(all="ignore"):
-            u, v = np.moveaxis(camera.project(points), -1, 0)
-            inside = (points[..., 2] > NEAR) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
-        if inside.any():
-            return
+    if any(in_picture(points, motion.camera)[1].any() for points in (motion.hands, *motion.objects.values())):
+        return
     low, high = (", ".join(f"{value:.3g}" for value in limit) for limit in motion.bounds())
     raise ValueError(
         f"nothing of the motion is in view of its camera: it lies between ({low}) and ({high}), and the camera sees "
         "metres in front of it (z > 0); scale the motion to metres, or place it at a distance from the camera"
     )
+
+
+def in_picture(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """Whether, by frame (N), any of its points (N ... 3, NaN: absent) is behind a camera, and any in the picture."""
+    with np.errstate(all="ignore"):
+        u, v = np.moveaxis(camera.project(points), -1, 0)
+        depth = points[..., 2]
+        inside = (depth > NEAR) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
+    each = tuple(range(1, depth.ndim))
+    return (depth <= NEAR).any(axis=each), inside.any(axis=each)
 
 
 def render_motion(motion: HandObjectMotion, width: int, height: int) -> np.ndarray:

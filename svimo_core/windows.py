@@ -47,70 +47,96 @@ def join_motions(
     Raises:
         ValueError: windows of another rate or other objects than the first, or a gap between them.
     """
-    whole, *others = motions
+    first, *others = motions
+    lengths = [len(first)]
     for motion, start in zip(others, starts[1:], strict=True):
-        overlap = len(whole) - start
-        goes_on = follow and overlap > 0
-        _check_alike(whole, motion, overlap, goes_on)
-        motion = _seen_through(whole.camera, motion)
-        hands = motion.hands + _apart(whole.hands, motion.hands, overlap) if goes_on else motion.hands
-        join = _carried if goes_on else _blended
-        whole = dataclasses.replace(
-            whole,
-            hands=_blended(whole.hands, hands, overlap),
-            objects={
-                name: join(points, motion.objects[name], overlap) for name, points in whole.objects.items()
-            },
-        )
-    return whole
+        overlap = lengths[-1] - start
+        _check_alike(first, motion, lengths[-1], overlap, follow and overlap > 0)
+        lengths.append(start + len(motion))
+
+    # In place, so that the time grows with the frames and not with their square
+    hands = _room(first.hands, lengths[-1])
+    objects = {name: _room(points, lengths[-1]) for name, points in first.objects.items()}
+    for motion, start, length in zip(others, starts[1:], lengths, strict=False):
+        motion, end = _seen_through(first.camera, motion), start + len(motion)
+        goes_on = follow and length > start
+        apart = _apart(hands[start:length], motion.hands) if goes_on else 0
+        hands[start:end] = _blended(hands[start:length], motion.hands + apart)
+        for name, points in objects.items():
+            if goes_on:
+                points[length:end] = _carried(points[length - 1], motion.objects[name], length - start)
+            else:
+                points[start:end] = _blended(points[start:length], motion.objects[name])
+    return dataclasses.replace(first, hands=hands, objects=objects)
 
 
-def join_videos(videos: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
+def join_videos(videos: Sequence[Tensor], starts: Sequence[int], blend: bool = False) -> Tensor:
     """Windows of one video (N H W C each) put together: what two show comes from the earlier one, which the later one
     repeats.
+
+    Args:
+        blend: go over from the one to the other instead, as in :func:`join_motions`: a window's copy of what it was
+            given went through the VAE once more, and is softer.
 
     Raises:
         ValueError: windows of another size than the first, or a gap between them.
     """
-    whole, *others = videos
+    first, *others = videos
+    parts, length = [first], len(first)
     for video, start in zip(others, starts[1:], strict=True):
-        if video.shape[1:] != whole.shape[1:] or not 0 <= len(whole) - start <= len(video):
+        overlap = length - start
+        if video.shape[1:] != first.shape[1:] or not 0 <= overlap <= len(video):
             raise ValueError(
                 f"windows of a video must have one size and leave no gap: the next, {_size(video)}, begins at frame "
-                f"{start} of {_size(whole)}"
+                f"{start} of {length} x {_size(first[0])}: scale the clip to the size of the next first"
             )
-        whole = torch.cat([whole, video[len(whole) - start :]])
-    return whole
+        parts.append(video[overlap:])
+        length = start + len(video)
+    joined = torch.cat(parts)
+    if blend:
+        length = len(first)
+        for video, start in zip(others, starts[1:], strict=True):
+            weight = torch.arange(1, length - start + 1) / (length - start + 1)
+            joined[start:length].lerp_(video[: length - start], weight.reshape(-1, 1, 1, 1).to(video))
+            length = start + len(video)
+    return joined
 
 
-def _blended(before: np.ndarray, after: np.ndarray, overlap: int) -> np.ndarray:
-    """Frames (N ...) of two windows; where one has no number (an absent hand), the other counts alone."""
-    first, second = before[len(before) - overlap :], after[:overlap]
+def _room(frames: np.ndarray, length: int) -> np.ndarray:
+    """Frames with room behind them, for so many in all."""
+    room = np.empty((length, *frames.shape[1:]), np.float32)
+    room[: len(frames)] = frames
+    return room
+
+
+def _blended(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """A window (N ...) whose first frames go over from those that the one before has; where one has no number (an
+    absent hand), the other counts alone."""
+    overlap = len(before)
     weight = (np.arange(1, overlap + 1) / (overlap + 1)).reshape(-1, *[1] * (before.ndim - 1))
-    both = first + weight * (second - first)
-    shared = np.where(np.isnan(first), second, np.where(np.isnan(second), first, both))
-    return np.concatenate([before[: len(before) - overlap], shared, after[overlap:]]).astype(np.float32)
+    second = after[:overlap]
+    both = before + weight * (second - before)
+    shared = np.where(np.isnan(before), second, np.where(np.isnan(second), before, both))
+    return np.concatenate([shared, after[overlap:]])
 
 
-def _apart(before: np.ndarray, after: np.ndarray, overlap: int) -> np.ndarray:
+def _apart(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """How far each hand (N 2 21 3) of a window is from where the clip before has it, 1 2 1 3: the mean over the frames
     in which both show it, or 0."""
-    apart = before[len(before) - overlap :] - after[:overlap]
+    apart = before - after[: len(before)]
     seen = np.isfinite(apart).all(axis=(2, 3), keepdims=True)
     total = np.where(seen, apart, 0).mean(axis=2, keepdims=True).sum(axis=0, keepdims=True)
     return total / np.maximum(seen.sum(axis=0, keepdims=True), 1)
 
 
-def _carried(before: np.ndarray, after: np.ndarray, overlap: int) -> np.ndarray:
-    """The points that an object has (N K 3), carried on by the rigid motion of those that a window shows (M L 3)."""
-    if overlap == len(after):
-        return before
-    track, last = fit_rigid_track(after), before[-1]
+def _carried(last: np.ndarray, after: np.ndarray, overlap: int) -> np.ndarray:
+    """The points that an object has (K 3), carried on by the rigid motion of those that a window shows (M L 3), behind
+    its first `overlap` frames."""
+    track = fit_rigid_track(after)
     turns = track.rotations[overlap:] @ track.rotations[overlap - 1].T
     centre = last.mean(axis=0)
     ways = track.translations[overlap:] - track.translations[overlap - 1]
-    carried = np.einsum("nij,kj->nki", turns, last - centre) + centre + ways[:, None]
-    return np.concatenate([before, carried]).astype(np.float32)
+    return np.einsum("nij,kj->nki", turns, last - centre) + centre + ways[:, None]
 
 
 def _seen_through(camera: Camera, motion: HandObjectMotion) -> HandObjectMotion:
@@ -131,11 +157,11 @@ def _seen_through(camera: Camera, motion: HandObjectMotion) -> HandObjectMotion:
     return dataclasses.replace(motion, hands=moved(motion.hands), objects=objects, camera=camera)
 
 
-def _check_alike(whole: HandObjectMotion, motion: HandObjectMotion, overlap: int, goes_on: bool) -> None:
+def _check_alike(
+    whole: HandObjectMotion, motion: HandObjectMotion, length: int, overlap: int, goes_on: bool
+) -> None:
     if overlap < 0:
-        raise ValueError(
-            f"a window is missing: a gap of {-overlap} frames lies behind the first {len(whole)}"
-        )
+        raise ValueError(f"a window is missing: a gap of {-overlap} frames lies behind the first {length}")
     if overlap > len(motion):
         raise ValueError(
             f"a window of {len(motion)} frames begins {overlap} before the end of what it shall be put behind: the "
@@ -152,5 +178,5 @@ def _check_alike(whole: HandObjectMotion, motion: HandObjectMotion, overlap: int
         )
 
 
-def _size(video: Tensor) -> str:
-    return " x ".join(map(str, video.shape))
+def _size(frames: Tensor) -> str:
+    return " x ".join(map(str, frames.shape))

@@ -7,16 +7,18 @@ operations and encodes with the drawing encoder, where the tensors are, in a twe
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import InteractionConfig
 from ..model.drawing import DrawingEncoder
 from ..motion import HAND_NAMES, JOINTS_PER_HAND, Camera, HandObjectMotion
 from ..normalization import NUM_JOINTS, MotionNormalizer
 from ..rasterize import Rasterizer
-from ..render import render_motion
+from ..render import check_in_view, in_picture, render_motion
 from .reader import Reading
 
 Encode = Callable[[Tensor], Tensor]
@@ -95,7 +97,86 @@ class QuickPainter:
 
 
 BEHIND = np.array([0, 0, -1], dtype=np.float32)
-"""Where a hand that is absent is put: nothing behind the camera is drawn."""
+"""Where a hand or an object that is absent is put: nothing behind the camera is drawn."""
+
+
+def as_known(
+    motion: HandObjectMotion, model: InteractionConfig, width: int, height: int
+) -> tuple[HandObjectMotion, list[str]]:
+    """A given motion as a model knows drawings: through its camera, cropped as the picture is; each object in the
+    colour that the model knows, with no more points.
+
+    Returns:
+        The motion, and a note for everything in it that is unlike what the model has learned from, or not drawn.
+
+    Raises:
+        ValueError: nothing of it is in view.
+    """
+    motion = replace(motion, camera=motion.camera.cropped(width, height))
+    check_in_view(motion)
+    objects, notes = _known_objects(motion, model)
+    for name, present in zip(HAND_NAMES, motion.present.T, strict=True):
+        if not present.all():
+            notes.append(
+                f"Note: the {name} hand is absent in {_frames(~present)}; this model has learned from both."
+            )
+    for name, points in _things(motion).items():
+        behind, inside = in_picture(points, motion.camera)
+        if behind.any():
+            notes.append(
+                f"Note: {name} is behind the camera, at least in part, in {_frames(behind)}, and what is there is "
+                "not drawn. Does it stand where its camera saw it? Import SViMo Motion can place it at a distance."
+            )
+        elif not inside.any():
+            notes.append(f"Note: {name} is outside of the picture in all {len(motion)} frames.")
+    return replace(motion, objects=objects), notes
+
+
+def _known_objects(
+    motion: HandObjectMotion, model: InteractionConfig
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Objects in a model's order, which gives them their colours, and notes."""
+    names, notes, objects = model.object_names, [], {}
+    others = [name for name in motion.objects if name not in names]
+    for name in names:
+        own = name if name in motion.objects else (others.pop(0) if others else None)
+        if own is None:
+            objects[name] = np.broadcast_to(BEHIND, (len(motion), 1, 3))
+            notes.append(f"Note: there is no {name}; this model has learned from motions that have one.")
+            continue
+        if own != name:
+            notes.append(f"Note: {own} is drawn as this model's {name}.")
+        objects[own] = motion.objects[own]
+    for own in others:
+        objects[own] = motion.objects[own]
+        notes.append(
+            f"Note: {own} is drawn in a colour that this model has not learned: it knows {len(names)} objects, "
+            f"{' and '.join(names)}."
+        )
+    most = model.points_per_object
+    for own in motion.objects:
+        count = objects[own].shape[1]
+        if count > most:
+            objects[own] = objects[own][:, np.linspace(0, count - 1, most).round().astype(int)]
+            notes.append(f"Note: of {own}'s {count} points {most} are drawn, as this model knows objects.")
+        elif count < most / 2:
+            notes.append(f"Note: {own} has {count} points, and this model has learned from {most}.")
+    return objects, notes
+
+
+def _things(motion: HandObjectMotion) -> dict[str, np.ndarray]:
+    """What may be drawn, by name: points of all frames, NaN where a hand is absent."""
+    hands = {
+        f"the {name} hand": motion.hands[:, i]
+        for i, name in enumerate(HAND_NAMES)
+        if motion.present[:, i].any()
+    }
+    return hands | motion.objects
+
+
+def _frames(which: np.ndarray) -> str:
+    """Of a flag for each frame."""
+    return f"{int(which.sum())} of {len(which)} frames, first in frame {int(np.argmax(which))}"
 
 
 def quickly_encoded(

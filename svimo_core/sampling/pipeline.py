@@ -259,11 +259,20 @@ def encode_image(
         noise: standard deviation of the pixel noise in [-1, 1] space; training draws it from exp(N(-3, 0.5)), so a
             small amount is what the model expects.
     """
-    pixels = fit_image(image, width, height)
-    pixels = pixels + noise / 2 * torch.randn(
-        pixels.shape, generator=generator
-    )  # [-1, 1] is twice as wide as [0, 1]
-    return encode(pixels[None, None])[:, :, 0].float()
+    return encode_fitted(encode, fit_image(image, width, height)[None], noise, generator)
+
+
+def encode_fitted(
+    encode: Callable[[Tensor], Tensor],
+    images: Tensor,
+    noise: float = 0.02,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Reference images of the clip's size (B H W 3 in [0, 1]) to their latents (B C h w float32), all with the same
+    noise; see :func:`encode_image`."""
+    drawn = torch.randn(images.shape[1:], generator=generator)
+    pixels = images + noise / 2 * drawn  # [-1, 1] is twice as wide as [0, 1]
+    return encode(pixels[:, None])[:, :, 0].float()
 
 
 def fit_image(image: Tensor, width: int, height: int) -> Tensor:
@@ -273,17 +282,17 @@ def fit_image(image: Tensor, width: int, height: int) -> Tensor:
         ValueError: not an RGB image, or values that are not finite.
     """
     if image.ndim != 3 or image.shape[-1] != 3 or not image.numel():
-        raise ValueError(f"the reference image must be height x width x 3 (RGB), got {tuple(image.shape)}")
-    if not torch.isfinite(image).all():
-        raise ValueError(
-            "the reference image has values that are not finite (NaN or infinity): fix the node that made it"
-        )
+        raise ValueError(f"an image must be height x width x 3 (RGB), got {tuple(image.shape)}")
     scale = max(width / image.shape[1], height / image.shape[0])
     size = max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale))
     pixels = rearrange(image.float().cpu(), "h w c -> 1 c h w")
-    pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
+    if not torch.isfinite(pixels).all():  # any that is not spreads; there are fewer to look at than before
+        raise ValueError(
+            "an image has values that are not finite (NaN or infinity): fix the node that made it"
+        )
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return rearrange(pixels[0, :, top : top + height, left : left + width], "c h w -> h w c")
+    return rearrange(pixels[0, :, top : top + height, left : left + width], "c h w -> h w c").clamp(0, 1)
 
 
 def empty_latents(config: SViMoConfig, frames: int, height: int, width: int) -> Tensor:

@@ -10,10 +10,12 @@ from svimo_core.checkpoint import save_checkpoint
 
 GRAPH = """
 from dataclasses import replace
+import comfy.model_management
 import comfy.utils
+import nodes
 import numpy as np
 from pack.nodes import condition, decode, directions, sample
-from pack.nodes.latents import streams_of
+from pack.nodes.latents import JointLatent, streams_of
 from pack.nodes.load import load_interaction, load_text_encoder, load_vae, read_header
 from pack.nodes.backbone import load_backbone
 from pack.svimo_core.clean import trim
@@ -86,6 +88,35 @@ seeing = directions.SViMoVideoToMotion.execute
 refused(lambda: seeing(*told, images[:9], 24.0, 0), "too short", "9 frames at 24", "1.125 seconds")
 refused(lambda: seeing(*told, images, 24.0, 9), "overlap must be below", "9 frames")
 refused(lambda: seeing(*told, images[:1], 24.0, 0), "too short")
+
+# windows are encoded together where they are small; progress goes on, and both parts of the work can be cancelled
+at_once, directions.ENCODED_AT_ONCE = directions.ENCODED_AT_ONCE, 0
+alone = seeing(*told, images, 24.0, 3).result
+directions.ENCODED_AT_ONCE = at_once
+for one, other in zip(alone[2], lists[2], strict=True):
+    assert torch.allclose(one["samples"].unbind()[0], other["samples"].unbind()[0], atol=1e-5)
+for one, other in zip(alone[0], lists[0], strict=True):
+    assert torch.allclose(one[0][1]["concat_latent_image"], other[0][1]["concat_latent_image"], atol=1e-5)
+heard = []
+comfy.utils.set_progress_bar_global_hook(lambda done, total, *_, **__: heard.append((done, total)))
+seeing(*told, images, 24.0, 3)
+assert heard == sorted(heard) and heard[-1] == (24, 24) and len(heard) > 20
+for at in (5, 21):
+    heard.clear()
+
+    def cancel(done, total, *_, **__):
+        heard.append(done)
+        comfy.model_management.interrupt_current_processing(done == at)
+
+    comfy.utils.set_progress_bar_global_hook(cancel)
+    try:
+        seeing(*told, images, 24.0, 3)
+    except comfy.model_management.InterruptProcessingException:
+        assert heard[-1] == at
+    else:
+        raise AssertionError("not cancelled")
+comfy.utils.set_progress_bar_global_hook(None)
+
 # core's way to work on one stream loses nothing
 split = decode.SViMoSplitLatent.execute(lists[2][1]).result
 again = decode.SViMoJoinLatents.execute(*split).result[0]
@@ -98,14 +129,21 @@ refused(lambda: joining([motions[0], motions[2]]), "a gap of 3 frames")
 refused(lambda: joining([motions[0]], [seen]), "images has 21 frames and its motion 9")
 refused(lambda: seeing(model, [], negative, vae, images, 24.0, 0), "positive is empty")
 sampling = sample.SViMoSampler.execute
-settings = 1, 2, 1.0, "constant", "ddim", 0.5, False
-refused(lambda: sampling(model, lists[0][0], lists[1][0], lists[2][0], *settings), "denoise 1", "got denoise 0.5")
+first = model, lists[0][0], lists[1][0]
+half = 1, 2, 1.0, "constant", "ddim", 0.5, False
+refused(lambda: sampling(*first, lists[2][0], *half), "empty beside its given frames", "denoise 1")
+ksampler = nodes.KSampler().sample
+core = 1, 4, 1.0, "euler", "simple", *first[1:]
+refused(lambda: ksampler(model, *core, lists[2][0], 0.5), "empty beside its given frames", "denoise 1")
+assert sampling(*first, out, *half).result[0]["samples"].unbind()[1].abs().sum() > 0  # one that is there is refined
+both = lists[2][0] | {"noise_mask": JointLatent([x * 0 for x in lists[2][0]["noise_mask"].unbind()])}
+refused(lambda: ksampler(model, *core, both, 1.0), "nothing to make")
 
 single = replace(header.config, backbone=replace(header.config.backbone, any_to_any=False))
 before, model.model.config = model.model.config, single
 refused(lambda: seeing(*told, images, 24.0, 0), "one direction only", "Load one that was")
 settings = 1, 2, 1.0, "constant", "ddim", 1.0, False
-refused(lambda: sampling(model, lists[0][0], lists[1][0], lists[2][0], *settings), "does not know given frames")
+refused(lambda: sampling(model, lists[0][0], lists[1][0], lists[2][0], *settings), "one direction only")
 """,
         able,
     )
@@ -133,6 +171,11 @@ told_square = directions.SViMoMotionToVideo.execute(*told, image, square).result
 assert torch.equal(told_wide["samples"].unbind()[1], told_square["samples"].unbind()[1])
 *quick, _ = directions.SViMoMotionToVideo.execute(*told, image, long, vid).result
 assert 0 < (quick[2]["samples"].unbind()[1] - given[2]["samples"].unbind()[1]).abs().max()
+behind = motion.hands.copy()
+behind[..., 2] = 0.5
+behind[4:, 1, :3, 2] = -0.2
+noted = directions.SViMoMotionToVideo.execute(*told, image, replace(motion, hands=behind))
+assert "the right hand is behind the camera, at least in part, in 5 of 9 frames" in noted.ui["text"][0]
 refused(lambda: directions.SViMoMotionToVideo.execute(*told, image, trim(motion, 0, 4)), "too short", "5 frames at 8")
 refused(lambda: directions.SViMoMotionToVideo.execute(*told, torch.cat([image] * 2), long), "one reference image")
 
@@ -154,10 +197,24 @@ for round in range(3):
     assert np.allclose(apart, apart[:1, :, :1], atol=1e-5)
 refused(lambda: directions.SViMoJoinClips.execute([window], [more]), "begins at frame 12", "motion_before")
 
+# variants of a clip are a batch, of which one has its motion at a time
+variants = nodes.RepeatLatentBatch().repeat(latent, 2)[0]
+settings = 1, 2, 1.0, "constant", "ddim", 1.0, False
+variants = sample.SViMoSampler.execute(looped, *given[:2], variants, *settings).result[0]
+assert len(decode.SViMoDecodeVideo.execute(vae, variants, False).result[0]) == 18
+reading = decode.SViMoDecodeMotion.execute
+refused(lambda: reading(vid, variants, False), "a batch of 2 clips", "LatentFromBatch")
+(one,) = nodes.LatentFromBatch().frombatch(variants, 1, 1)
+assert reading(vid, one, False).result[0].metadata == latent["svimo_window"].metadata()
+
 # to another clip, and along a motion that goes ahead
 extending = directions.SViMoExtendClip.execute
 given = extending(*told, images, clip, None, video, motion).result
-assert [m[0, 0, :, 0, 0].tolist() for m in given[2]["noise_mask"].unbind()] == [[0, 0, 0]] * 2
+assert [m[0, 0, :, 0, 0].tolist() for m in given[2]["noise_mask"].unbind()] == [[0, 1, 0]] * 2
+assert given[2]["svimo_window"].first_frame == len(images) - 1
+_, window, more = made(*given)
+joined, shown = directions.SViMoJoinClips.execute([window], [more], [clip], [images]).result
+assert len(joined) == len(shown) == len(images) + 8
 ahead = clip.take(np.minimum(np.arange(len(clip) + 4), len(clip) - 1))
 given = extending(*told, images, ahead).result
 assert [m[0, 0, :, 0, 0].tolist() for m in given[2]["noise_mask"].unbind()] == [[0, 0, 1], [0, 0, 0]]

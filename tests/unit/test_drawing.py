@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import moving_motion
+from conftest import HEIGHT, WIDTH, moving_motion
 from einops import rearrange
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +18,7 @@ from svimo_core.motion import HandObjectMotion
 from svimo_core.rasterize import NUM_JOINTS, Rasterizer
 from svimo_core.render import HAND_COLORS, JOINT_COLOR, OBJECT_COLORS, render_motion
 from svimo_core.sampling.guidance import FeedbackOptions
-from svimo_core.sampling.painter import QuickPainter, quickly_encoded
+from svimo_core.sampling.painter import QuickPainter, as_known, quickly_encoded
 from svimo_core.sampling.pipeline import SViMo, generate
 from svimo_core.sampling.reader import Reading
 from svimo_train.data.synthetic import generate_motion
@@ -449,3 +449,55 @@ def test_another_camera_sees_the_same():
     joints = motion.hands.reshape(9, 42, 3)
     expected = motion.camera.project(joints)
     np.testing.assert_allclose(torch.stack([u, v], dim=-1)[:, :42].numpy(), expected, rtol=1e-3, atol=1e-2)
+
+
+# --- motions that are given ---
+
+
+def test_a_given_motion_is_drawn_as_the_model_knows_drawings(motion, config):
+    """Objects in the colours and with as many points, whatever their order and whether both are there."""
+    known, notes = as_known(motion, config.interaction, WIDTH, HEIGHT)
+    points = config.interaction.points_per_object
+    assert {name: cloud.shape[1] for name, cloud in known.objects.items()} == {
+        "tool": points,
+        "target": points,
+    }
+    assert notes == [
+        f"Note: of {x}'s 10 points 6 are drawn, as this model knows objects." for x in motion.objects
+    ]
+    drawn = render_motion(known, WIDTH, HEIGHT)
+    turned = replace(motion, objects=dict(reversed(motion.objects.items())))
+    assert np.array_equal(
+        render_motion(as_known(turned, config.interaction, WIDTH, HEIGHT)[0], WIDTH, HEIGHT), drawn
+    )
+
+    named = replace(motion, objects={"pan": motion.objects["tool"], "target": motion.objects["target"]})
+    known, notes = as_known(named, config.interaction, WIDTH, HEIGHT)
+    assert list(known.objects) == ["pan", "target"]
+    assert notes[0] == "Note: pan is drawn as this model's tool."
+    assert np.array_equal(render_motion(known, WIDTH, HEIGHT), drawn)
+
+    alone = replace(motion, objects={"target": motion.objects["target"]})
+    known, notes = as_known(alone, config.interaction, WIDTH, HEIGHT)
+    assert notes[0] == "Note: there is no tool; this model has learned from motions that have one."
+    apart = np.abs(render_motion(known, WIDTH, HEIGHT).astype(int)[..., None, :] - OBJECT_COLORS).sum(axis=-1)
+    assert apart[..., 1].min() < 90 < apart[..., 0].min()
+
+
+def test_what_is_odd_about_a_given_motion_is_noted(motion, config):
+    hands, far = motion.hands.copy(), motion.objects["tool"] + np.float32([9, 0, 0])
+    hands[2:5, 1, 4, 2] = -0.1  # one joint
+    hands[7:, 0] = np.nan
+    odd = replace(
+        motion, hands=hands, objects={**motion.objects, "lid": motion.objects["tool"][:, :2], "tool": far}
+    )
+    _, notes = as_known(odd, config.interaction, WIDTH, HEIGHT)
+    for words in (
+        "the right hand is behind the camera, at least in part, in 3 of 9 frames, first in frame 2",
+        "the left hand is absent in 2 of 9 frames, first in frame 7",
+        "tool is outside of the picture in all 9 frames",
+        "lid is drawn in a colour that this model has not learned: it knows 2 objects, tool and target",
+        "lid has 2 points, and this model has learned from 6",
+    ):
+        assert any(words in note for note in notes), words
+    assert len(notes) == 7

@@ -34,7 +34,8 @@ def test_windows_of_a_motion_give_it_back(motion):
         for name, points in motion.objects.items():
             np.testing.assert_allclose(joined.objects[name], points, atol=1e-6)
     videos = [torch.arange(9.0).reshape(9, 1, 1, 1)[start : start + 5] for start in starts]
-    assert join_videos(videos, starts).flatten().tolist() == list(range(9))
+    for blend in (False, True):
+        assert join_videos(videos, starts, blend).flatten().tolist() == list(range(9))
 
 
 def test_where_windows_differ_they_are_blended_or_follow(motion):
@@ -46,6 +47,14 @@ def test_where_windows_differ_they_are_blended_or_follow(motion):
     np.testing.assert_allclose(join_motions([first, off], [0, 3], follow=True).hands, motion.hands, atol=1e-6)
     touching = join_motions([trim(motion, 0, 3), replace(trim(motion, 4, 8))], [0, 4], follow=True)
     np.testing.assert_allclose(touching.hands, motion.hands, atol=1e-6)
+
+
+def test_a_video_goes_over_from_one_window_to_the_next():
+    windows = torch.zeros(6, 1, 1, 1), torch.ones(6, 1, 1, 1)
+    hard, soft = (join_videos(windows, [0, 3], blend).flatten().tolist() for blend in (False, True))
+    assert hard == [0, 0, 0, 0, 0, 0, 1, 1, 1]
+    assert soft == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert not windows[0].any()
 
 
 def test_an_object_keeps_its_points_and_goes_on_as_the_next_window_moves(motion):
