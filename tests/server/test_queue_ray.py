@@ -219,7 +219,7 @@ def test_four_workers_one_killed(cluster, write, tmp_path):
     (error,) = out.glob("odd-*/error.json")
     error = json.loads(error.read_text())
     assert "SViMoImageEncode (node 6): frames must be 8k + 1" in error["message"]
-    assert (error["tries"], "engine.py" in error["details"]) == (2, True)
+    assert (error["tries"], "engine.py" in error["details"]) == (1, True)  # it would come again
     assert list(out.rglob("*.partial")) == []
 
 
@@ -245,8 +245,8 @@ def test_what_cannot_begin_is_said_at_once(write, tmp_path, capsys):
     for command in ("check", "run"):
         assert main([command, str(jobs), "--ray", "local", "--checkpoint", str(CHECKPOINT)]) == 1
         said = capsys.readouterr().err
-        assert "row 1: motion_to_video.json, node 6 (SViMoMotionToVideo) does not run without ComfyUI" in said
+        assert "row 1, motion_to_video.json: node 6 (SViMoMotionToVideo) does not run without ComfyUI" in said
         assert (
-            'row 2: image_to_video_and_motion.json, 8.solver (SViMoSampler "SViMo Sampler") expects' in said
+            'row 2, image_to_video_and_motion.json: 8.solver (SViMoSampler "SViMo Sampler") expects' in said
         )
     assert records(tmp_path / "jobs_outputs") == {}
