@@ -185,6 +185,7 @@ def read_what_can_be(path: str | Path) -> tuple[list[Job], list[Problem]]:
     jobs: dict[str, Job] = {}
     names = _names(drafts)
     for draft, name in zip(drafts, names, strict=True):
+        reader.say(f"{len(jobs)} of {len(drafts)} jobs")
         values = {c: value for c, value in draft.values.items() if c not in ("workflow", "name")}
         workflow, graph, digest = reader.workflow(draft.values["workflow"])
         identity = _identity(digest, values)
@@ -466,7 +467,7 @@ class _RowReader:
         if path.is_file():
             return [self._file(path, text)]
         if glob.has_magic(pattern):
-            on_entry = lambda count: self._say(f"looking for {text}: {count} files and folders so far")  # noqa: E731
+            on_entry = lambda count: self.say(f"looking for {text}: {count} files and folders so far")  # noqa: E731
             relative = not Path(pattern).is_absolute()
             for found in matching(self.folder, pattern, on_entry):
                 name = found.relative_to(self.folder) if relative else found
@@ -490,9 +491,9 @@ class _RowReader:
 
     def _count(self, size: int, path: Path) -> None:
         self._bytes += size
-        self._say(f"reading input files: {self._bytes / 1e9:.1f} GB so far, now {path}")
+        self.say(f"reading input files: {self._bytes / 1e9:.1f} GB so far, now {path}")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Say what takes long, every few seconds."""
         if time.monotonic() - self._said > SAY_EVERY:
             self._said = time.monotonic()

@@ -29,7 +29,7 @@ def matching(folder: Path, pattern: str, on_entry: Callable[[int], None] = lambd
     path = Path(pattern)
     start = Path(path.anchor) if path.is_absolute() else folder
     parts = path.parts[1:] if path.is_absolute() else path.parts
-    return sorted({found for found in _Walk(pattern, on_entry).find(start, parts) if found.is_file()})
+    return sorted({found for found in _Walk(pattern, on_entry).find(start, parts) if os.path.isfile(found)})
 
 
 class _Walk:
@@ -49,12 +49,12 @@ class _Walk:
         elif part == "**":
             yield from self.find(folder, rest or ("*",))
             for entry in self.entries(folder):
-                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                if not entry.name.startswith(".") and os.path.isdir(entry) and not entry.is_symlink():
                     yield from self.find(folder / entry.name, parts)
         else:
             for entry in self.entries(folder):
                 hidden = entry.name.startswith(".") and not part.startswith(".")
-                if not hidden and fnmatch.fnmatch(entry.name, part) and (not rest or entry.is_dir()):
+                if not hidden and fnmatch.fnmatch(entry.name, part) and (not rest or os.path.isdir(entry)):
                     yield from self.find(folder / entry.name, rest)
 
     def entries(self, folder: Path) -> Iterator[os.DirEntry]:

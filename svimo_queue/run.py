@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import platform
 import uuid
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ from .outputs import Outputs
 from .server import Server, ServerFull, ServerLost, new_prompt_id
 from .workflow import make_prompt, problems_of
 
+logger = logging.getLogger(__name__)
+
+MANY = 10_000
+"""Jobs whose check takes seconds."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
 """Seconds until a lost server is asked again, and how far they grow."""
 
@@ -51,6 +56,8 @@ async def check(jobs: Sequence[Job], urls: Sequence[str], problems: Sequence[Pro
 def _problems(servers: Sequence[Server], jobs: Sequence[Job]) -> list[Problem]:
     """What is wrong with jobs on some server, and on which where it is not so on all."""
     found: dict[Problem, set[str]] = {}
+    if len(jobs) * len(servers) > MANY:
+        logger.info("checking %d jobs on %d server%s", len(jobs), len(servers), "s" * (len(servers) > 1))
     for server in servers:
         for job in jobs:
             for problem in problems_of(job, make_prompt(job, server.definitions)):

@@ -37,7 +37,7 @@ SLOW = {
     "save": node("SaveImage", images=["slow", 0], filename_prefix="queue/slow"),
 }
 FAIL = {
-    "fail": node("TestFail", message="out of cheese", times=0, kind="RuntimeError", seed=0),
+    "fail": node("TestFail", message="out of cheese", times=0, error="RuntimeError", seed=0),
     "save": node("SaveImage", images=["fail", 0], filename_prefix="queue/fail"),
 }
 SILENT = {
@@ -192,7 +192,7 @@ def test_a_failing_job_is_tried_again_and_the_others_go_on(server, batch, capsys
             "workflow": "fail.json",
             "name": "same",
             "message": "no such cheese",
-            "kind": "ValueError",
+            "error": "ValueError",
             "times": 1,
         },
         {"workflow": "silent.json", "name": "silent", "seconds": 30, "seed": 1},
@@ -205,7 +205,7 @@ def test_a_failing_job_is_tried_again_and_the_others_go_on(server, batch, capsys
         },
         {"workflow": "slow.json", "seed": "10-12"},
     )
-    assert batch.run("--server", server.url, "--stall", "2") == 1
+    assert batch.run("--server", server.url, "--stall", "4") == 1
     records = {record.name: record for record in batch.records()}
     assert set(records) == {"flaky", "full", "seed-10-slow", "seed-11-slow", "seed-12-slow"}
     assert (records["flaky"].tries, records["seed-10-slow"].tries, records["full"].tries) == (2, 1, 1)
@@ -214,7 +214,7 @@ def test_a_failing_job_is_tried_again_and_the_others_go_on(server, batch, capsys
     (error,) = batch.out.glob("hopeless-*/error.json")
     error = json.loads(error.read_text())
     assert (error["tries"], "queue_nodes.py" in error["details"]) == (2, True)
-    assert "no progress for 2 s" in table
+    assert "no progress for 4 s" in table
     said = capsys.readouterr().err
     assert "3 jobs failed, 0 did not run" in said
     assert "same (jobs.jsonl, row 3): FAILED: TestFail (node fail): no such cheese" in said
