@@ -103,10 +103,10 @@ def frames(path: Path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(int)
 
 
-def wait_for(condition, seconds: float = 300) -> None:
+def wait_for(condition, seconds: float = 300, log: Path | None = None) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, log.read_text() if log else "it did not happen in time"
         time.sleep(0.05)
 
 
@@ -195,7 +195,7 @@ def test_four_workers_one_killed_and_a_stop(cluster, write, tmp_path):
     )
     out, said = tmp_path / "jobs_outputs", tmp_path / "said.txt"
     with tool(jobs, "--ray", address, "--workers", 4, "--cpus", 0.25) as process:
-        going = lambda condition: wait_for(lambda: condition() or process.poll() is not None)  # noqa: E731
+        going = lambda condition: wait_for(lambda: condition() or process.poll() is not None, log=said)  # noqa: E731
         going(lambda: records(out))
         assert process.poll() is None, said.read_text()
         before = workers(head)
