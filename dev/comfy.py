@@ -361,6 +361,10 @@ class ComfyClient:
         """Asks ComfyUI to unload all models and forget all results before the next workflow."""
         self._post("/free", json={"unload_models": True, "free_memory": True})
 
+    def clear_history(self) -> None:
+        """Makes ComfyUI forget the workflows that have come to an end; it keeps the last ten thousand by itself."""
+        self._post("/history", json={"clear": True})
+
     def download(self, file: dict) -> bytes:
         """The content of a file that a node reported as {filename, subfolder, type}."""
         reply = self._http.get(

@@ -32,6 +32,8 @@ from tests.helpers.damage import damage
 OUTPUT = ROOT / "output" / "soak"
 WARM_UP, WINDOW = 50, 20
 """Prompts of a server before its memory counts, and how many make one measurement (the median)."""
+FORGET = 10
+"""Prompts between two times that ComfyUI's history is cleared, so that what it keeps by design does not count."""
 MOST_GROWTH = 0.01
 LONGEST = 600
 """Characters of an error that is still one sentence."""
@@ -195,8 +197,8 @@ def complaint(sort: str, ending: Ending) -> str | None:
 class Soak:
     """All lives, and the ends that prompts came to."""
 
-    def __init__(self, base: Path, temporary: Path):
-        self.base, self.temporary = base, temporary
+    def __init__(self, base: Path, temporary: Path, *, keep_history: bool = False):
+        self.base, self.temporary, self.keep_history = base, temporary, keep_history
         self.prompts = Prompts(base)
         self.sorts = self.prompts.sorts()
         self.lives: list[Life] = []
@@ -215,6 +217,8 @@ class Soak:
                 self.book(server, life, "changed seed", send(client, "changed seed", workflow))
                 self.again += 1
             for done in range(count):
+                if done % FORGET == 0 and not self.keep_history:
+                    client.clear_history()
                 sort = next(self.sorts)
                 self.book(server, life, sort, send(client, sort, self.prompts.make(sort)))
                 if (done + 1) % WARM_UP == 0:
@@ -246,7 +250,8 @@ class Soak:
         total = sum(sum(ends.values()) for ends in self.ends.values())
         lines = [
             f"{total} prompts, {len(self.lives)} servers; {self.again} prompts were run again that a killed server had",
-            f"not finished; {len(self.problems)} came to no end of their sort.",
+            f"not finished; {len(self.problems)} came to no end of their sort. ComfyUI's history was "
+            f"{'kept' if self.keep_history else f'cleared every {FORGET} prompts'}.",
             "",
             "| server | prompts | memory after 50, MB | at the end, MB | growth | files | threads | temporary files |",
             "|---|---|---|---|---|---|---|---|",
@@ -276,6 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dev.soak", description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--servers", type=int, default=4, help="every other one is killed at its end")
+    parser.add_argument(
+        "--keep-history", action="store_true", help="count what ComfyUI remembers of each prompt, too"
+    )
     args = parser.parse_args(arguments)
     if args.prompts < args.servers * (WARM_UP + 2 * WINDOW):
         parser.error(f"a server needs at least {WARM_UP + 2 * WINDOW} prompts to be measured")
@@ -289,7 +297,7 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.copy(ROOT / "tests" / "server" / "broken_image.py", base / "custom_nodes")
         shutil.copy(ROOT / "assets" / "stir_cup.png", base / "input")
         os.environ["TMPDIR"] = str(temporary)  # where ComfyUI and its libraries leave what they forget
-        soak, unfinished = Soak(base, temporary), []
+        soak, unfinished = Soak(base, temporary, keep_history=args.keep_history), []
         for number in range(args.servers):
             killed = number % 2 and number < args.servers - 1
             unfinished = soak.live(

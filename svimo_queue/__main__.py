@@ -11,14 +11,14 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
 from .display import say_count
-from .jobs import read_jobs
+from .jobs import Job, Problem, read_what_can_be
 from .outputs import SHEET, Outputs, default_folder
 from .run import Run, check
 from .server import ServerLost
@@ -78,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     args.server = args.server or ["http://127.0.0.1:8188"]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return asyncio.run(_stoppable(_run(args) if args.command == "run" else _check(args)))
+        jobs, problems = read_what_can_be(args.jobs)
+        runs = args.command == "run" and not problems
+        return asyncio.run(_stoppable(_run(args, jobs) if runs else _check(args, jobs, problems)))
     except (OSError, ValueError, ServerLost) as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -99,8 +101,7 @@ def _address(text: str) -> str:
     return text
 
 
-async def _run(args: argparse.Namespace) -> int:
-    jobs = read_jobs(args.jobs)
+async def _run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     with Outputs(args.out or default_folder(args.jobs), jobs) as outputs:
         settings = dict(title=args.jobs.stem, tries=args.tries, stall=args.stall)
         if args.ray:
@@ -116,12 +117,11 @@ async def _run(args: argparse.Namespace) -> int:
     return 0 if complete else 1
 
 
-async def _check(args: argparse.Namespace) -> int:
-    jobs = read_jobs(args.jobs)
+async def _check(args: argparse.Namespace, jobs: Sequence[Job], problems: Sequence[Problem]) -> int:
     if args.ray:
-        _ray_engine().check(jobs, _cluster(args))
+        _ray_engine().check(jobs, _cluster(args), problems)
     else:
-        await check(jobs, args.server)
+        await check(jobs, args.server, problems)
     sys.stdout.write(f"{say_count(len(jobs))}, nothing wrong\n")
     return 0
 

@@ -77,15 +77,15 @@ class Batch:
             return job
 
     async def job_failed(self, job: Job, where: str, error: JobFailed) -> None:
-        """A job failed: it tries again after the others, or that was its last try."""
+        """A job failed: it tries again after the others, unless that was its last try or another would fail, too."""
         begun = self.begun[job.identity]
-        if 0 < begun < self.tries:
-            self.say(f"{job.name}: {error}; tried again later")
+        if error.again and begun < self.tries:
+            self.say(f"{job.title}: {error}; tried again later")
             await self.give_back(job)
             return
         self.failed += 1
         self.outputs.fail(job, str(error), details=error.details, where=where, tries=begun)
-        await self.settle(f"{job.name}: FAILED: {error}")
+        await self.settle(f"{job.title}: FAILED: {error}")
 
     async def settle(self, text: str) -> None:
         """A job is done or has failed for good; say so."""

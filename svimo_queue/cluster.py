@@ -25,9 +25,9 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from .batch import Batch, JobsRefused, together
 from .definitions import make_task
-from .jobs import InputFile, Job, JobFailed, JobStalled
+from .jobs import InputFile, Job, JobFailed, JobStalled, Problem, say_problems
 from .outputs import Outputs
-from .workflow import say_problems
+from .workflow import problems_of
 
 logger = logging.getLogger(__name__)
 
@@ -158,15 +158,18 @@ class Worker:
             raise
 
 
-def check(jobs: Sequence[Job], cluster: Cluster) -> None:
+def check(jobs: Sequence[Job], cluster: Cluster, problems: Sequence[Problem] = ()) -> None:
     """Hold all jobs against what runs without ComfyUI; needs no Ray to be there.
+
+    Args:
+        problems: what is known to be wrong before, said with the rest.
 
     Raises:
         JobsRefused: something is wrong with a job.
     """
-    problems = say_problems((job, make_task(job, cluster.file_name).problems) for job in jobs)
-    if problems:
-        raise JobsRefused(problems)
+    found = [problem for job in jobs for problem in problems_of(job, make_task(job, cluster.file_name))]
+    if said := say_problems([*problems, *found]):
+        raise JobsRefused(said)
 
 
 class RayRun(Batch):
@@ -254,9 +257,10 @@ class RayRun(Batch):
             seconds = (datetime.now(timezone.utc) - started).total_seconds()
             finish = dict(started=started, seconds=seconds, where=where, versions=versions)
             await asyncio.to_thread(folder.finish, **finish, tries=self.begun[job.identity])
-            await self.settle(f"{job.name}: done in {seconds:.1f} s")
+            await self.settle(f"{job.title}: done in {seconds:.1f} s")
         except RayTaskError as error:
-            await self.job_failed(job, where, JobFailed(str(error.cause), details=str(error)))
+            again = getattr(error.cause, "again", True)
+            await self.job_failed(job, where, JobFailed(str(error.cause), details=str(error), again=again))
         except RayActorError:
             await self.job_failed(job, where, JobFailed(f"{name} died as it ran"))
         except JobStalled as error:
@@ -303,7 +307,8 @@ def _read(file: InputFile) -> bytes:
     try:
         content = file.path.read_bytes()
     except OSError as error:
-        raise JobFailed(f"{file.text} cannot be read: {error.strerror or error}") from error
+        raise JobFailed(f"{file.text} cannot be read: {error.strerror or error}", again=False) from error
     if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise JobFailed(f"{file.text} changed since the run began; run again for what it is now")
+        changed = f"{file.text} changed since the run began; run again for what it is now"
+        raise JobFailed(changed, again=False)
     return content

@@ -204,7 +204,7 @@ def _limits(prompt: Prompt, key: str) -> list[str]:
             problems.append(f"{where} expects {only!r} without ComfyUI ({why}), got {value!r}")
         if name == "filename_prefix" and "%" in str(value):
             problems.append(f"{where} expects a plain name without ComfyUI, got {value!r}")
-    if kind == "LoadImage" and Place(key, "image") not in prompt.uploads:
+    if kind == "LoadImage" and Place(key, "image") not in {*prompt.uploads, *prompt.unread}:
         where = title_of(graph, Place(key, "image"))
         problems.append(
             f"{where} expects a file beside the job file, as there is no server that has {inputs.get('image')!r}: "

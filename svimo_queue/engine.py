@@ -33,7 +33,7 @@ from svimo_core.sampling.pipeline import SViMo, encode_image
 from svimo_core.sampling.reader import Reading
 
 from .definitions import execution_order
-from .jobs import JobFailed
+from .jobs import SAME_AGAIN, JobFailed
 from .workflow import is_link
 
 Progress = Callable[[str, float, float], None]
@@ -110,7 +110,8 @@ class Engine:
                 try:
                     made[key] = NODES[kind](run, **values)
                 except Exception as error:  # whatever went wrong in a node is the job's
-                    raise JobFailed(f"{kind} (node {key}): {error}") from error
+                    again = not isinstance(error, SAME_AGAIN)
+                    raise JobFailed(f"{kind} (node {key}): {error}", again=again) from error
             saved = [file for key in graph for file in made[key] if isinstance(file, Saved)]
             return [(file.name, file.path.read_bytes()) for file in saved]
 

@@ -16,12 +16,17 @@ import logging
 import math
 import re
 import textwrap
+import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, SkipValidation
+
+from svimo_core.files import reason
+
+from .patterns import matching
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,8 @@ FILE_COLUMNS = {"image", "mask", "video", "audio", "motion", "mesh", "file"}
 TEXT_COLUMNS = {"name", "workflow", "prompt", "negative_prompt", "text"}
 """Whose values are never read as numbers."""
 MOST_JOBS = 100_000
+SAY_EVERY = 5.0
+"""Seconds between two words on reading what takes long."""
 NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?")
 RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3])", re.IGNORECASE)
 """What Windows keeps for devices, whatever follows after a dot."""
@@ -41,12 +48,25 @@ class JobFileError(ValueError):
     """A job file with mistakes; the message has one line for each of them."""
 
 
-class JobFailed(Exception):
-    """A job did not succeed; `details` has more than the message, such as a traceback."""
+SAME_AGAIN = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(AssertionError, NotImplementedError),
+)
+"""Errors that are about what a node was given, and come again with it."""
 
-    def __init__(self, message: str, details: str = ""):
+
+class JobFailed(Exception):
+    """A job did not succeed.
+
+    Attributes:
+        details: more than the message, such as a traceback.
+        again: whether another try may end otherwise.
+    """
+
+    def __init__(self, message: str, details: str = "", *, again: bool = True):
         super().__init__(message)
         self.details = details
+        self.again = again
 
 
 class JobStalled(JobFailed):
@@ -78,19 +98,57 @@ class Job(BaseModel):
     Attributes:
         identity: SHA-256 of the workflow, the values and the bytes of their files; the same in every run.
         name: readable, for people; two jobs may share it.
-        row: in the job file, as a spreadsheet counts (the header is row 1), or the line of a JSONL file.
+        job_file: name of the job file.
+        row: in it, as a spreadsheet counts (the header is row 1), or the line of a JSONL file.
         workflow: the API-format file.
         graph: what is in it, node id -> {class_type, inputs}.
         values: by column, in the order of the file; without the columns `workflow` and `name`.
+        unread: columns that have no value here because their cell is wrong; such a job is only to be checked.
     """
 
     model_config = ConfigDict(frozen=True)
     identity: str
     name: str
+    job_file: str
     row: int
     workflow: Path
     graph: SkipValidation[dict[str, dict[str, Any]]]  # else each job would have its own copy
     values: dict[str, Value]
+    unread: frozenset[str] = frozenset()
+
+    @property
+    def title(self) -> str:
+        """Its name and where it stands."""
+        return f"{self.name} ({self.job_file}, row {self.row})"
+
+
+class Problem(NamedTuple):
+    """Something that is wrong with a row of a job file."""
+
+    job_file: str
+    row: int
+    where: str
+    """In the row: a column, or the workflow; empty for all of it."""
+    text: str
+
+
+def say_problems(problems: Iterable[Problem]) -> str:
+    """One line for each problem, by row, that begins with the job file; the same one in several rows is one line."""
+    rows: dict[tuple[str, str, str], set[int]] = {}
+    for job_file, row, where, text in problems:
+        rows.setdefault((job_file, where, text), set()).add(row)
+    lines = []
+    for (job_file, where, text), numbers in sorted(rows.items(), key=lambda item: min(item[1])):
+        few, more = sorted(numbers)[:8], len(numbers) - 8
+        shown = f"row{'s' if len(numbers) > 1 else ''} {', '.join(map(str, few))}"
+        shown += f" and {more} more" if more > 0 else ""
+        lines.append(_one_line(f"{', '.join(filter(None, (job_file, shown, where)))}: {text}"))
+    return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    """A text that quotes what people wrote, as a line that a terminal shows."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def read_jobs(path: str | Path) -> list[Job]:
@@ -100,32 +158,55 @@ def read_jobs(path: str | Path) -> list[Job]:
         FileNotFoundError: no such file.
         JobFileError: it cannot be read, or rows are wrong; names every mistake.
     """
+    jobs, problems = read_what_can_be(path)
+    if problems:
+        raise JobFileError(say_problems(problems))
+    return jobs
+
+
+def read_what_can_be(path: str | Path) -> tuple[list[Job], list[Problem]]:
+    """The jobs of a file as far as it can be read, and what is wrong with it; see :func:`read_jobs`.
+
+    Where anything is wrong the jobs are there to be checked, not to be run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        JobFileError: nothing of it can be read.
+    """
     path = Path(path)
     problems = _Problems(path)
-    rows = list(_read_rows(path, problems))
-    reader = _RowReader(path.parent, problems)
-    drafts = [(row, draft) for row, cells in rows for draft in reader.multiply(row, cells)]
-    problems.raise_if_any()
-    if not drafts:
+    reader = _RowReader(path, problems)
+    drafts = [draft for row, cells in _read_rows(path, problems) for draft in reader.multiply(row, cells)]
+    if not (drafts or problems.found):
         raise JobFileError(
             f"{path.name}: expected a header and at least one row below it, or one JSON object a line"
         )
 
     jobs: dict[str, Job] = {}
     names = _names(drafts)
-    for (row, draft), name in zip(drafts, names, strict=True):
-        values = {column: value for column, value in draft.items() if column not in ("workflow", "name")}
-        workflow, graph, digest = reader.workflow(draft["workflow"])
+    for draft, name in zip(drafts, names, strict=True):
+        reader.say(f"{len(jobs)} of {len(drafts)} jobs")
+        values = {c: value for c, value in draft.values.items() if c not in ("workflow", "name")}
+        workflow, graph, digest = reader.workflow(draft.values["workflow"])
         identity = _identity(digest, values)
+        if draft.unread:
+            identity += f" {len(jobs)}"  # a job without its values is like no other
         if identity in jobs:
             logger.warning(
-                "%s: row %d is the same job as row %d; it runs once", path.name, row, jobs[identity].row
+                "%s, row %d is the same job as row %d; it runs once", path.name, draft.row, jobs[identity].row
             )
             continue
         jobs[identity] = Job(
-            identity=identity, name=name, row=row, workflow=workflow, graph=graph, values=values
+            identity=identity,
+            name=name,
+            job_file=path.name,
+            row=draft.row,
+            workflow=workflow,
+            graph=graph,
+            values=values,
+            unread=draft.unread,
         )
-    return list(jobs.values())
+    return list(jobs.values()), problems.found
 
 
 def read_workflow(path: Path) -> dict[str, dict[str, Any]]:
@@ -141,8 +222,7 @@ def read_workflow(path: Path) -> dict[str, dict[str, Any]]:
     try:
         graph = json.loads(path.read_bytes(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        reason = str(error)[:200] or type(error).__name__
-        raise ValueError(f"{path.name} is no JSON ({reason}): {how}") from error
+        raise ValueError(f"{path.name} is no JSON ({reason(error)}): {how}") from error
     if isinstance(graph, dict) and isinstance(graph.get("prompt"), dict):
         graph = graph["prompt"]  # as a program posts it
     if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
@@ -162,12 +242,17 @@ def _is_node(node: Any) -> bool:
     )
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+def sha256_of(path: Path, on_block: Callable[[int], None] = lambda size: None) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Args:
+        on_block: called with the size in bytes of each part that was read.
+    """
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(2**20):
             digest.update(block)
+            on_block(len(block))
     return digest.hexdigest()
 
 
@@ -176,15 +261,10 @@ class _Problems:
 
     def __init__(self, path: Path):
         self.path = path
-        self.lines: list[str] = []
+        self.found: list[Problem] = []
 
     def add(self, row: int, column: str, text: str) -> None:
-        where = f", column {column}" if column else ""
-        self.lines.append(f"{self.path.name}, row {row}{where}: {text}")
-
-    def raise_if_any(self) -> None:
-        if self.lines:
-            raise JobFileError("\n".join(self.lines))
+        self.found.append(Problem(self.path.name, row, column and f"column {column[:60]}", text))
 
 
 def _read_rows(path: Path, problems: _Problems) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -206,12 +286,12 @@ def _read_rows(path: Path, problems: _Problems) -> Iterator[tuple[int, dict[str,
 def _csv_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict[str, str]]]:
     header = text.split("\n", 1)[0]
     separator = max(",;\t", key=header.count)  # a spreadsheet of many countries writes semicolons
+    rows: list[list[str]] = []
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+        rows += csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     except csv.Error as error:
-        raise JobFileError(
-            f"{problems.path.name} is no CSV ({error}): save it anew from a spreadsheet"
-        ) from None
+        wrong = f"expected CSV, got what is none from here on ({error}); save it anew from a spreadsheet"
+        problems.add(len(rows) + 1, "", wrong)
     if not rows:
         return
     columns = [column.strip() for column in rows[0]]
@@ -239,7 +319,7 @@ def _json_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict[str, 
             row = json.loads(line, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             problems.add(
-                number, "", f"expected one JSON object on the line, got {line.strip()[:60]} ({error})"
+                number, "", f"expected one JSON object on the line, got {line.strip()[:60]} ({reason(error)})"
             )
             continue
         if not isinstance(row, dict):
@@ -252,24 +332,34 @@ def _no_constant(name: str):
     raise ValueError(f"{name} is no number of JSON's")
 
 
+class _Draft(NamedTuple):
+    """A job before it has a name: its row, what is known of its values, and the columns that are not."""
+
+    row: int
+    values: dict[str, Value]
+    unread: frozenset[str]
+
+
 class _RowReader:
     """Turns rows into jobs; reads each workflow and hashes each file once."""
 
-    def __init__(self, folder: Path, problems: _Problems):
-        self.folder = folder
+    def __init__(self, path: Path, problems: _Problems):
+        self.folder = path.parent
         self.problems = problems
         self.count = 0
         self._files: dict[Path, str] = {}
         self._workflows: dict[Path, tuple[dict, str]] = {}
+        self._bytes = 0
+        self._said = time.monotonic()
 
-    def multiply(self, row: int, cells: dict[str, Any]) -> list[dict[str, Value]]:
-        """Every combination of a row's values, the last column fastest; none where something is wrong."""
+    def multiply(self, row: int, cells: dict[str, Any]) -> list[_Draft]:
+        """Every combination of a row's values, the last column fastest; none where its workflow is wrong."""
         if "workflow" not in cells:
             self.problems.add(
                 row, "workflow", "expected an API-format file or the name of one of ours, got nothing"
             )
             return []
-        choices, wrong = {}, False
+        choices, unread = {}, set()
         for column, written in cells.items():
             try:
                 _check_text(column)
@@ -277,18 +367,19 @@ class _RowReader:
                     _check_text(value)
                 choices[column] = self._expand(column, written)
             except (ValueError, OSError) as error:
-                self.problems.add(row, column, str(error))
-                wrong = True
-        if wrong:
-            return []
-        combinations = math.prod(len(values) for values in choices.values())
-        self.count += combinations
+                self.problems.add(row, column, reason(error))
+                unread.add(column)
+        if "workflow" in unread:
+            return []  # nothing else can be known
+        self.count += math.prod(len(values) for values in choices.values())
         if self.count > MOST_JOBS:
             self.problems.add(
-                row, "", f"expected at most {MOST_JOBS} jobs in a file, got {self.count} up to here"
+                row, "", f"expected at most {MOST_JOBS} jobs in a file, got more by here; split it"
             )
             return []
-        return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+        combinations = itertools.product(*choices.values())
+        unread -= {"name"}
+        return [_Draft(row, dict(zip(choices, v, strict=True)), frozenset(unread)) for v in combinations]
 
     def workflow(self, name: str) -> tuple[Path, dict, str]:
         """Path, graph and SHA-256 of the graph of a workflow, by path or by the name of one of ours.
@@ -372,15 +463,16 @@ class _RowReader:
             return [text]
         if "\0" in pattern:
             raise ValueError("expected the name of a file, got a zero byte in it")
-        path = self.folder / pattern
+        path, files = self.folder / pattern, []
         if path.is_file():
             return [self._file(path, text)]
-        found = sorted(glob.glob(pattern, root_dir=self.folder, recursive=True))
-        if files := [
-            self._file(self.folder / name, Path(name).as_posix())
-            for name in found
-            if (self.folder / name).is_file()
-        ]:
+        if glob.has_magic(pattern):
+            on_entry = lambda count: self.say(f"looking for {text}: {count} files and folders so far")  # noqa: E731
+            relative = not Path(pattern).is_absolute()
+            for found in matching(self.folder, pattern, on_entry):
+                name = found.relative_to(self.folder) if relative else found
+                files.append(self._file(found, name.as_posix()))
+        if files:
             return files
         if not needed:
             return [text]
@@ -394,8 +486,18 @@ class _RowReader:
     def _file(self, path: Path, text: str) -> InputFile:
         _check_text(text)  # what a pattern found
         if path not in self._files:
-            self._files[path] = sha256_of(path)
+            self._files[path] = sha256_of(path, lambda size: self._count(size, path))
         return InputFile(path=path, text=text, sha256=self._files[path])
+
+    def _count(self, size: int, path: Path) -> None:
+        self._bytes += size
+        self.say(f"reading input files: {self._bytes / 1e9:.1f} GB so far, now {path}")
+
+    def say(self, text: str) -> None:
+        """Say what takes long, every few seconds."""
+        if time.monotonic() - self._said > SAY_EVERY:
+            self._said = time.monotonic()
+            logger.info("%s: %s", self.problems.path.name, text)
 
 
 def _check_text(value: Any) -> None:
@@ -426,15 +528,15 @@ def _identity(workflow_digest: str, values: dict[str, Value]) -> str:
     return hashlib.sha256(_canonical([workflow_digest, content])).hexdigest()
 
 
-def _names(drafts: list[tuple[int, dict[str, Value]]]) -> list[str]:
+def _names(drafts: list[_Draft]) -> list[str]:
     """A readable name for each job: what the row calls it, and the values in which the jobs differ."""
     of_row: dict[int, list[dict[str, Value]]] = {}
-    for row, draft in drafts:
+    for row, draft, _ in drafts:
         of_row.setdefault(row, []).append(draft)
-    everywhere = _varying(draft for _, draft in drafts)
+    everywhere = _varying(draft.values for draft in drafts)
     within = {row: _varying(drafts) for row, drafts in of_row.items()}
     names = []
-    for row, draft in drafts:
+    for row, draft, _ in drafts:
         varying = within[row] if "name" in draft else everywhere
         parts = [str(draft["name"])] if "name" in draft else []
         parts += [_said(c, value) for c, value in draft.items() if c in varying - {"name", "workflow"}]

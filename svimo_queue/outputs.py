@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from svimo_core.files import whole_file
+from svimo_core.files import reading, whole_file
 
 from .jobs import InputFile, Job, JobFailed, Scalar, sha256_of, slug
 from .sheet import write_sheet
@@ -45,7 +46,7 @@ class Record(BaseModel):
     """`job.json`: what a finished job was and what it made.
 
     Attributes:
-        identity, name, row: the job's.
+        identity, name, job_file, row: the job's.
         workflow: name of its file.
         values: by column; of a file, what the job file calls it.
         input_files: column -> SHA-256 of the file.
@@ -57,9 +58,10 @@ class Record(BaseModel):
         files: what it made.
     """
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)  # which the sheet's JSON has not
     identity: str
     name: str
+    job_file: str = ""
     row: int
     workflow: str
     values: dict[str, Scalar]
@@ -76,17 +78,23 @@ class Failure(BaseModel):
     """`error.json`: why a job failed the last time.
 
     Attributes:
+        identity, job_file, row: the job's.
         message: one or few lines, in the words of what ran it.
         details: such as a traceback.
     """
 
     model_config = ConfigDict(extra="ignore")
     identity: str
+    job_file: str = ""
+    row: int = 0
     message: str
     details: str = ""
     where: str = ""
     tries: int = 1
     when: datetime = Field(default_factory=lambda: datetime.now(timezone.utc))
+
+
+Written = TypeVar("Written", Record, Failure)
 
 
 class Outputs:
@@ -147,7 +155,15 @@ class Outputs:
 
     def fail(self, job: Job, message: str, *, details: str = "", where: str = "", tries: int = 1) -> None:
         """Keep why a job failed, until it succeeds."""
-        failure = Failure(identity=job.identity, message=message, details=details, where=where, tries=tries)
+        failure = Failure(
+            identity=job.identity,
+            job_file=job.job_file,
+            row=job.row,
+            message=message,
+            details=details,
+            where=where,
+            tries=tries,
+        )
         self.failures[job.identity] = failure
         try:
             folder = self.begin(job).folder
@@ -183,7 +199,9 @@ class Outputs:
         for row in self.rows():
             names = [name for name in str(row["files"]).split("; ") if name]
             entries.append((row, [self.folder / str(row["folder"]) / name for name in names]))
-        return write_sheet(self.folder / SHEET, title, entries)
+        named = {c for job in self.jobs.values() for c, v in job.values.items() if isinstance(v, InputFile)}
+        named |= {column for record in self.records.values() for column in record.input_files}
+        return write_sheet(self.folder / SHEET, title, entries, sorted(named))
 
     @contextmanager
     def _writing_of_one(self) -> Iterator[None]:
@@ -222,7 +240,7 @@ class Outputs:
         ):  # of a run that was killed; the lock says that no other is at work
             if left.is_file():
                 left.unlink(missing_ok=True)
-        record, failure = _read_json(folder / RECORD, Record), _read_json(folder / FAILURE, Failure)
+        record, failure = _if_sound(folder / RECORD, Record), _if_sound(folder / FAILURE, Failure)
         if record and all(_is_there(folder, file) for file in record.files):
             self.records[record.identity] = record
             self._folders[record.identity] = folder
@@ -290,6 +308,7 @@ class JobFolder:
         record = Record(
             identity=job.identity,
             name=job.name,
+            job_file=job.job_file,
             row=job.row,
             workflow=job.workflow.stem,
             values=_said(job),
@@ -333,8 +352,8 @@ def _said(job: Job) -> dict[str, Scalar]:
 
 
 def _is_there(folder: Path, file: OutputFile) -> bool:
-    path = folder / Path(file.name).name
-    return path.is_file() and path.stat().st_size == file.bytes
+    path = folder / file.name
+    return path.name == file.name and path.is_file() and path.stat().st_size == file.bytes
 
 
 def _write_json(path: Path, content: BaseModel) -> None:
@@ -342,12 +361,23 @@ def _write_json(path: Path, content: BaseModel) -> None:
         partial.write_bytes((content.model_dump_json(indent=2) + "\n").encode("utf-8", errors="replace"))
 
 
-def _read_json(path: Path, kind: type[BaseModel]):
+def read_written(path: Path, kind: type[Written]) -> Written:
+    """A `job.json` or `error.json`.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be read.
+    """
+    with reading(path, "is damaged", "the job runs again"):
+        return kind.model_validate_json(path.read_bytes())
+
+
+def _if_sound(path: Path, kind: type[Written]) -> Written | None:
     """The content of a file, or None where there is none or it is damaged."""
     if not path.is_file():
         return None
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
-        logger.warning("%s cannot be read, and the job runs again: %s", path, str(error).splitlines()[0])
+        return read_written(path, kind)
+    except (ValueError, OSError) as error:
+        logger.warning("%s: %s", path.parent.name, error)
         return None

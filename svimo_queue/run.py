@@ -9,39 +9,65 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import platform
 import uuid
 from collections.abc import Sequence
 
 from .batch import Batch, JobsRefused, together
-from .jobs import Job, JobFailed, JobStalled
+from .jobs import Job, JobFailed, JobStalled, Problem, say_problems
 from .outputs import Outputs
 from .server import Server, ServerFull, ServerLost, new_prompt_id
-from .workflow import make_prompt, say_problems
+from .workflow import make_prompt, problems_of
 
+logger = logging.getLogger(__name__)
+
+MANY = 10_000
+"""Jobs whose check takes seconds."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
 """Seconds until a lost server is asked again, and how far they grow."""
 
 
-async def check(jobs: Sequence[Job], urls: Sequence[str]) -> None:
+async def check(jobs: Sequence[Job], urls: Sequence[str], problems: Sequence[Problem] = ()) -> None:
     """Hold all jobs against the definitions of all servers.
+
+    Args:
+        problems: what is known to be wrong before, said with the rest.
 
     Raises:
         JobsRefused: something is wrong with a job.
-        ServerLost: a server does not answer.
+        ServerLost: a server does not answer, and nothing else is wrong.
     """
-    problems = []
-    for url in urls:
+    answering, lost = [], []
+    for url in dict.fromkeys(urls):
         async with Server(url, batch=new_prompt_id()) as server:
-            await server.prepare()
-            problems.append(_problems(server, jobs, several=len(urls) > 1))
-    if any(problems):
-        raise JobsRefused("\n".join(filter(None, problems)))
+            try:
+                await server.prepare()
+                answering.append(server)
+            except ServerLost as error:
+                lost.append(str(error))
+    said = say_problems([*problems, *_problems(answering, jobs)])
+    if said:
+        raise JobsRefused("\n".join([said, *lost]))
+    if lost:
+        raise ServerLost("\n".join(lost))
 
 
-def _problems(server: Server, jobs: Sequence[Job], *, several: bool) -> str:
-    said = say_problems((job, make_prompt(job, server.definitions).problems) for job in jobs)
-    return f"on {server.url}:\n{said}" if said and several else said
+def _problems(servers: Sequence[Server], jobs: Sequence[Job]) -> list[Problem]:
+    """What is wrong with jobs on some server, and on which where it is not so on all."""
+    found: dict[Problem, set[str]] = {}
+    if len(jobs) * len(servers) > MANY:
+        logger.info("checking %d jobs on %d server%s", len(jobs), len(servers), "s" * (len(servers) > 1))
+    for server in servers:
+        for job in jobs:
+            for problem in problems_of(job, make_prompt(job, server.definitions)):
+                found.setdefault(problem, set()).add(server.url)
+    return [
+        problem
+        if len(urls) == len(servers)
+        else problem._replace(text=f"{problem.text} (on {', '.join(sorted(urls))})")
+        for problem, urls in found.items()
+    ]
 
 
 class Run(Batch):
@@ -89,9 +115,8 @@ class Run(Batch):
         """Refuse what any server that answers cannot run."""
         await asyncio.gather(*(server.prepare() for server in self.servers), return_exceptions=True)
         answering = [server for server in self.servers if server.definitions]
-        found = [_problems(server, self.pending, several=len(self.servers) > 1) for server in answering]
-        if any(found):
-            raise JobsRefused("\n".join(filter(None, found)))
+        if problems := _problems(answering, self.pending):
+            raise JobsRefused(say_problems(problems))
 
     async def _serve(self, server: Server) -> None:
         """Give one server job after job, through all that may happen to it."""
@@ -101,8 +126,9 @@ class Run(Batch):
                 if not server.definitions:
                     await server.prepare()
                     todo = [job for job in self.jobs if not self.outputs.is_done(job)]
-                    if problems := _problems(server, todo, several=False):
-                        self.say(f"{server.url} cannot run these jobs and is left out:\n{problems}")
+                    if problems := _problems([server], todo):
+                        said = say_problems(problems)
+                        self.say(f"{server.url} cannot run these jobs and is left out:\n{said}")
                         return
                 await self._take_up(server)
                 while job := await self._next(server):
@@ -124,7 +150,7 @@ class Run(Batch):
             if job and found.prompt_id not in self._abandoned:
                 self.pending.remove(job)
                 self.begun[job.identity] = max(self.begun[job.identity], 1)
-                self.say(f"{job.name}: found on {server.url}")
+                self.say(f"{job.title}: found on {server.url}")
                 await self._run(server, job, found.prompt_id)
             elif not found.ended:
                 await self._stop(server, found.prompt_id)
@@ -158,7 +184,9 @@ class Run(Batch):
             show = self.shower(server.url, job)
             ended = await server.follow(prompt_id, stall=self.stall, on_progress=show)
             if not ended.files:
-                raise JobFailed("it ended without a file: the workflow needs a node that saves what it makes")
+                raise JobFailed(
+                    "it ended without a file: the workflow needs a node that saves what it makes", again=False
+                )
             folder = self.outputs.begin(job)
             for file in ended.files:
                 with folder.file(file["filename"]) as path:
@@ -171,7 +199,7 @@ class Run(Batch):
                 versions=server.versions,
                 tries=self.begun[job.identity],
             )
-            await self.settle(f"{job.name}: done in {ended.seconds:.1f} s")
+            await self.settle(f"{job.title}: done in {ended.seconds:.1f} s")
         except JobFailed as error:
             await self.job_failed(job, server.url, error)
             if isinstance(error, JobStalled):
@@ -199,7 +227,7 @@ class Run(Batch):
     async def _queue(self, server: Server, job: Job) -> str:
         prompt = make_prompt(job, server.definitions)
         if prompt.problems:
-            raise JobFailed("; ".join(prompt.problems))
+            raise JobFailed("; ".join(prompt.problems), again=False)
         for place, file in prompt.uploads.items():
             prompt.graph[place.node]["inputs"][place.input] = await server.upload(file)
         self.begun[job.identity] += 1

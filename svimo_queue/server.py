@@ -7,6 +7,7 @@ the job may run again elsewhere; anything else is a mistake of ours.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import functools
 import json
@@ -19,7 +20,9 @@ from typing import Any
 
 import aiohttp
 
-from .jobs import InputFile, Job, JobFailed, JobStalled, sha256_of, slug
+from svimo_core.files import DamagedFile
+
+from .jobs import SAME_AGAIN, InputFile, Job, JobFailed, JobStalled, sha256_of, slug
 from .workflow import Definitions
 
 Progress = Callable[[str, float, float], None]
@@ -137,9 +140,10 @@ class Server:
         try:
             size, digest = path.stat().st_size, await asyncio.to_thread(sha256_of, path)
         except OSError as error:
-            raise JobFailed(f"{file.text} cannot be read: {error.strerror or error}") from error
+            raise JobFailed(f"{file.text} cannot be read: {error.strerror or error}", again=False) from error
         if digest != file.sha256:
-            raise JobFailed(f"{file.text} changed since the run began; run again for what it is now")
+            changed = f"{file.text} changed since the run began; run again for what it is now"
+            raise JobFailed(changed, again=False)
         async with self._request("HEAD", "/view", params={"filename": name, "type": "input"}) as reply:
             there = reply.status == 200 and reply.content_length == size
         if not there:
@@ -150,9 +154,8 @@ class Server:
                 form.add_field("image", content, filename=name)
                 async with self._request("POST", "/upload/image", data=form, seconds=None) as reply:
                     if reply.status == 413:
-                        raise JobFailed(
-                            f"{self.url} takes no file as large as {file.text}: start it with --max-upload-size"
-                        )
+                        large = f"{self.url} takes no file as large as {file.text}"
+                        raise JobFailed(f"{large}: start it with --max-upload-size", again=False)
                     await self._good(reply)
         self._there.add(name)
         return name
@@ -178,7 +181,7 @@ class Server:
             await self.cancel(
                 prompt_id
             )  # ComfyUI runs what is sound of a workflow; here it is all or nothing
-            raise JobFailed(_describe_refusal(body))
+            raise JobFailed(_describe_refusal(body), again=False)
 
     async def follow(self, prompt_id: str, *, stall: float, on_progress: Progress) -> Ended:
         """Wait until a queued prompt has ended.
@@ -317,7 +320,8 @@ class Server:
             message = f"{error['node_type']} (node {error['node_id']}): {error['exception_message'].strip()}"
             if any(sign in message for sign in NO_SPACE):
                 raise ServerFull(f"{self.url} has no room on its disk ({message}): make some")
-            raise JobFailed(message, "".join(error.get("traceback") or []))
+            again = not _comes_again(str(error.get("exception_type")))
+            raise JobFailed(message, "".join(error.get("traceback") or []), again=again)
         if "execution_interrupted" in events or entry["status"]["status_str"] != "success":
             raise JobFailed(f"someone interrupted it on {self.url}")
         # Milliseconds since 1970.
@@ -407,6 +411,13 @@ def _files_of(outputs: list[dict[str, Any]]) -> list[dict[str, str]]:
     return list(
         {(file["filename"], file.get("subfolder"), file.get("type")): file for file in saved}.values()
     )
+
+
+def _comes_again(exception_type: str) -> bool:
+    """Whether an error would come again, by its type as ComfyUI says it: with its module, but for Python's own."""
+    ours = exception_type.endswith(f".{DamagedFile.__name__}")
+    kind = DamagedFile if ours else getattr(builtins, exception_type, None)
+    return isinstance(kind, type) and issubclass(kind, SAME_AGAIN)
 
 
 def _describe_refusal(body: dict) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .jobs import InputFile, Job, Value
+from .jobs import InputFile, Job, Problem, Value
 from .outputs import mark
 
 Definitions = dict[str, dict[str, Any]]
@@ -38,11 +38,13 @@ class Prompt:
     Attributes:
         graph: API format, without the files.
         uploads: where the names of uploaded files belong.
+        unread: where a value belongs that the job lacks, since its cell is wrong.
         problems: what is wrong, one sentence each; queue nothing then.
     """
 
     graph: dict[str, dict[str, Any]]
     uploads: dict[Place, InputFile] = field(default_factory=dict)
+    unread: set[Place] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -61,7 +63,7 @@ def make_prompt(job: Job, definitions: Definitions) -> Prompt:
         return prompt  # nothing else can be known
 
     given: dict[Place, str] = {}
-    for column, value in job.values.items():
+    for column in [*job.values, *sorted(job.unread)]:
         try:
             place = workflow.find(column)
             if place in given:
@@ -69,7 +71,10 @@ def make_prompt(job: Job, definitions: Definitions) -> Prompt:
                     f"means the same input as column {given[place]}: {workflow.title(place)}; give one"
                 )
             given[place] = column
-            put = workflow.value(place, value)
+            if column in job.unread:
+                prompt.unread.add(place)
+                continue
+            put = workflow.value(place, job.values[column])
         except ValueError as error:
             prompt.problems.append(f"column {column}: {error}")
             continue
@@ -86,20 +91,9 @@ def make_prompt(job: Job, definitions: Definitions) -> Prompt:
     return prompt
 
 
-def say_problems(found: Iterable[tuple[Job, list[str]]]) -> str:
-    """Every problem of every job, each said once with the rows that have it; empty when there is none."""
-    rows: dict[str, list[int]] = {}
-    for job, problems in found:
-        for problem in problems:
-            rows.setdefault(f"{job.workflow.name}, {problem}", []).append(job.row)
-    lines = []
-    for problem, numbers in rows.items():
-        numbers = sorted(set(numbers))
-        shown = ", ".join(map(str, numbers[:8])) + (
-            f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
-        )
-        lines.append(f"row{'s' if len(numbers) > 1 else ''} {shown}: {problem}")
-    return "\n".join(lines)
+def problems_of(job: Job, prompt: Prompt) -> list[Problem]:
+    """What is wrong with a job's prompt, with the job's place in its file."""
+    return [Problem(job.job_file, job.row, job.workflow.name, text) for text in prompt.problems]
 
 
 def title_of(graph: dict[str, dict[str, Any]], place: Place) -> str:
@@ -284,7 +278,7 @@ class _Workflow:
                     continue
                 written = node["inputs"][name]
                 if is_link(written):
-                    if str(written[0]) not in self.graph:
+                    if written[0] not in self.graph:
                         problems.append(
                             f"{self.title(place)} comes from node {written[0]}, which is not there"
                         )
@@ -300,7 +294,12 @@ class _Workflow:
 
 def is_link(value: Any) -> bool:
     """Whether an input comes from another node, as [id, output]."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+    )
 
 
 def kind_of(definition: list) -> str:

@@ -315,7 +315,7 @@ def sampled_clips(
     @torch.no_grad()
     def sample(folder: EncodedFolder, seed: int, name: str, size: ClipSize) -> Record:
         generator = torch.Generator().manual_seed(seed)
-        clip = EncodedClip.of(folder.record(name, size))
+        clip = folder.clip(name, size)
         image = encode_image(
             vae.encode, clip.image.float() / 255, size.width, size.height, generator=generator
         )

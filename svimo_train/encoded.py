@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from svimo_core.config import ClipSize
-from svimo_core.files import whole_file
+from svimo_core.files import reading, whole_file
 from svimo_core.motion import Camera, HandObjectMotion
 
 from .shards import Record, Shard
@@ -97,21 +97,19 @@ class EncodedFolder:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        try:
+        again = "encode the clips again with `python -m svimo_train encode`"
+        with reading(folder / MANIFEST, "is damaged", again):
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
                 raise ValueError(f"its format is {manifest['format']!r}, expected {FORMAT!r}")
-            self.made_by: str = manifest["made_by"]
+            self.made_by = str(manifest["made_by"])
             self.sizes: dict[str, dict[str, list[str]]] = manifest["sizes"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{folder / MANIFEST} is damaged ({error}): encode the clips again with "
-                "`python -m svimo_train encode`"
-            ) from error
-        self._places: dict[str, dict[str, str]] = {
-            size: {name: file for file, names in shards.items() for name in names}
-            for size, shards in self.sizes.items()
-        }
+            if not all(_is_name(name) for shards in self.sizes.items() for name in (shards[0], *shards[1])):
+                raise ValueError("it has sizes or shards with names that no file has")
+            self._places: dict[str, dict[str, str]] = {
+                size: {str(name): file for file, names in shards.items() for name in names}
+                for size, shards in self.sizes.items()
+            }
         self._shards: dict[Path, Shard] = {}
 
     @staticmethod
@@ -170,6 +168,18 @@ class EncodedFolder:
         """
         return self._shard(name, size).read(name)
 
+    def clip(self, name: str, size: ClipSize) -> EncodedClip:
+        """What :meth:`EncodedClip.record` was given.
+
+        Raises:
+            ValueError: its shard is damaged; the message names it.
+        """
+        record = self.record(name, size)
+        with reading(
+            self._shard(name, size).path, "is a damaged shard", "delete it and encode the clips again"
+        ):
+            return EncodedClip.of(record)
+
     def text(self) -> Text | None:
         """T5's features, if there are any.
 
@@ -179,20 +189,21 @@ class EncodedFolder:
         path = self.folder / TEXT
         if not path.is_file():
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                prompts = json.loads(metadata["prompts"])
-                return Text(metadata["t5"], dict(zip(prompts, file.get_tensor("features"), strict=True)))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}): delete it and run `python -m svimo_train encode` again"
-            ) from error
+        again = "delete it and run `python -m svimo_train encode` again"
+        with reading(path, "is damaged", again), safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            prompts = json.loads(metadata["prompts"])
+            return Text(metadata["t5"], dict(zip(prompts, file.get_tensor("features"), strict=True)))
 
     def _shard(self, name: str, size: ClipSize) -> Shard:
         path = self.folder / size_name(size) / self._places[size_name(size)][name]
         if path not in self._shards:
-            self._shards[path] = Shard(path)
+            shard = Shard(path)
+            if name not in shard.records:
+                raise ValueError(
+                    f"shard {path} lacks {name}, which {MANIFEST} has in it: encode the clips again"
+                )
+            self._shards[path] = shard
         return self._shards[path]
 
 
@@ -213,9 +224,9 @@ class EncodedClips:
         return len(self.places)
 
     def clip(self, index: int, size: ClipSize) -> EncodedClip:
-        """One of them; see :meth:`EncodedFolder.record`."""
+        """One of them; see :meth:`EncodedFolder.clip`."""
         folder, name = self.places[index]
-        return EncodedClip.of(folder.record(name, size))
+        return folder.clip(name, size)
 
     def has_latents(self, index: int, size: ClipSize) -> bool:
         """Whether it has more than its first frame."""
@@ -247,6 +258,10 @@ def write_manifest(folder: Path, made_by: str, sizes: dict[str, dict[str, list[s
     text = json.dumps({"format": FORMAT, "made_by": made_by, "sizes": sizes}, indent=1)
     with whole_file(folder / MANIFEST) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _is_name(text: str) -> bool:
+    return 0 < len(text) < 100 and text == Path(text).name
 
 
 def size_name(size: ClipSize) -> str:

@@ -29,7 +29,7 @@ from svimo_core.render import render_motion
 from .clips import ClipFolder
 from .drawing import DrawingPool
 from .encode import encoded_clips, sampled_clips
-from .encoded import EncodedClip, EncodedClips, EncodedFolder
+from .encoded import EncodedClips, EncodedFolder
 from .settings import Batch, Shape, TrainConfig, VAEObjective
 
 STATISTICS_CLIPS = 512
@@ -297,7 +297,7 @@ def some_motions(config: TrainConfig) -> list[HandObjectMotion]:
         if EncodedFolder.is_one(source.folder):
             clips, size = EncodedFolder(source.folder), config.phases[0].shapes[0].size
             clips.require_sizes([size])
-            motions += [EncodedClip.of(clips.record(name, size)).motion for name in clips.names[:each]]
+            motions += [clips.clip(name, size).motion for name in clips.names[:each]]
         else:
             clips = ClipFolder(source.folder)
             motions += [clips.motion(index) for index in range(min(len(clips), each))]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from svimo_core.files import whole_file
+from svimo_core.files import reason, whole_file
 
 FORMAT = "svimo-shard-1"
 SUFFIX = ".safetensors"
@@ -76,9 +76,9 @@ class Shard:
             metadata = self._file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-            self.records: dict[str, dict[str, Any]] = json.loads(metadata["records"])
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise self._damaged(str(error)) from error
+            self.records = _checked_records(json.loads(metadata["records"]))
+        except (OSError, SafetensorError, ValueError, KeyError, RecursionError) as error:
+            raise self._damaged(reason(error)) from error
 
     def read(self, name: str) -> Record:
         """One record.
@@ -90,7 +90,7 @@ class Shard:
         try:
             tensors = {key: self._file.get_tensor(f"{name}/{key}") for key in listed["tensors"]}
         except SafetensorError as error:
-            raise self._damaged(str(error)) from error
+            raise self._damaged(reason(error)) from error
         if checksum(tensors) != listed["crc32"]:
             raise self._damaged(f"the checksum of {name} is not that of its bytes")
         return Record(tensors, listed["notes"])
@@ -102,3 +102,14 @@ class Shard:
         return ValueError(
             f"shard {self.path} is damaged or missing ({why}): copy it again, or delete it and encode the clips again"
         )
+
+
+def _checked_records(records: Any) -> dict[str, dict[str, Any]]:
+    """What the metadata list, if it has the form that :func:`write_shard` gives it."""
+    forms = {"notes": dict, "tensors": list, "crc32": int}
+    for listed in records.values() if isinstance(records, dict) else [None]:
+        if not (
+            isinstance(listed, dict) and all(isinstance(listed.get(k), form) for k, form in forms.items())
+        ):
+            raise ValueError("its list of records is no such list")
+    return records

@@ -1,5 +1,6 @@
 """The contact sheet of a batch, opened from the disk."""
 
+import shutil
 from datetime import datetime, timezone
 
 import av
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from dev.browser import chromium, find_browser
+from dev.comfy import ROOT
 from svimo_queue.jobs import read_jobs
 from svimo_queue.outputs import Outputs
 
@@ -29,16 +31,23 @@ def video(path) -> None:
 
 @pytest.fixture
 def sheet(tmp_path):
+    for image in ("a", "b"):
+        (tmp_path / f"{image}.png").write_bytes(image.encode())
     (tmp_path / "jobs.csv").write_text(
-        "workflow,prompt,seed\nimage_to_video_and_motion,stir | <b>pour</b>,0-2\n"
+        "workflow,image,prompt,seed\n"
+        "image_to_video_and_motion,a.png,stir,0-2\nimage_to_video_and_motion,b.png,<b>pour</b>,0-2\n"
     )
     jobs = read_jobs(tmp_path / "jobs.csv")
     with Outputs(tmp_path / "out", jobs) as outputs:
         for job in jobs[:4]:
             folder = outputs.begin(job)
-            for name in ("video.webm", "motion.webm"):
-                with folder.file(name) as path:
-                    video(path)
+            if job is jobs[3]:  # of a workflow that saves no picture
+                with folder.file("motion.npz") as path:
+                    shutil.copy(ROOT / "assets" / "motions" / "stir_cup.npz", path)
+            else:
+                for name in ("video.webm", "motion.webm"):
+                    with folder.file(name) as path:
+                        video(path)
             now = datetime.now(timezone.utc)
             folder.finish(started=now, seconds=9 - job.values["seed"], where="here", versions={})
         outputs.fail(jobs[4], "out of memory")
@@ -53,7 +62,11 @@ def test_the_sheet_plays_searches_filters_and_sorts(sheet):
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(sheet.as_uri())
         titles = lambda: page.locator(".card h2").all_text_contents()  # noqa: E731
-        assert titles() == ["stir"] * 3 + ["<b>pour</b>"] * 3
+        stir, pour = "a.png \u00b7 stir", "b.png \u00b7 <b>pour</b>"
+        assert titles() == [stir] * 3 + [pour] * 3
+        drawn = page.locator(".card").nth(3)
+        assert drawn.locator("img").evaluate("image => image.naturalWidth / image.naturalHeight") == 3
+        assert drawn.locator(".links").text_content() == "motion.npz"
         assert page.text_content(".counts") == "4 of 6 done, 1 failed, 1 waiting"
         assert page.locator(".failed .empty").text_content() == "out of memory"
 
@@ -69,7 +82,7 @@ def test_the_sheet_plays_searches_filters_and_sorts(sheet):
         assert page.text_content(".shown") == "1 of 6"
         page.fill("input[type=search]", "")
         page.select_option("select[aria-label=seed]", "2")
-        assert titles() == ["stir", "<b>pour</b>"]
+        assert titles() == [stir, pour]
         page.select_option("select[aria-label=seed]", "")
         page.select_option(".sort", "seconds")
         assert "seed 2" in page.locator(".card").first.text_content()

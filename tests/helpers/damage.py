@@ -36,7 +36,7 @@ def damage(rng: np.random.Generator, name: str, content: bytes) -> bytes:
     suffix = Path(name).suffix
     if suffix in STRUCTURED:
         kinds += STRUCTURED[suffix] * 2
-    if suffix in (".json", ".bvh", ".csv", ".obj", ".off", ".txt", ".ply"):
+    if suffix in (".json", ".jsonl", ".bvh", ".csv", ".obj", ".off", ".txt", ".ply"):
         kinds += TEXT
     return kinds[rng.integers(len(kinds))](rng, content)
 
@@ -178,6 +178,12 @@ def nest_json(rng, content):
     return [b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth][rng.integers(2)]
 
 
+def change_json_line(rng, content):
+    lines = content.split(b"\n")
+    at = int(rng.integers(len(lines)))
+    return b"\n".join([*lines[:at], change_json(rng, lines[at]), *lines[at + 1 :]])
+
+
 def change_safetensors(rng, content):
     (length,) = struct.unpack("<Q", content[:8])
     header = change_json(rng, content[8 : 8 + length])
@@ -304,6 +310,7 @@ def nest_pickle(rng, content):
 
 STRUCTURED = {
     ".json": [change_json, change_json, nest_json],
+    ".jsonl": [change_json_line, change_json_line, nest_json],
     ".safetensors": [change_safetensors, change_safetensors, change_safetensors, nest_safetensors],
     ".npz": [change_npz, change_npz, bomb_npz],
     ".npy": [change_npy, bomb_npy],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from helpers.tiny_cogvideox import save_file_of, save_pipeline, tiny_transformer
 from torch import nn
 
 from svimo_core.checkpoint import load_part, read_header
+from svimo_core.config import ClipSize
 from svimo_core.export.bvh import write_bvh
 from svimo_core.export.json_ import write_json
 from svimo_core.importing.decide import ImportOptions
@@ -28,11 +30,26 @@ from svimo_core.importing.read import import_motion
 from svimo_core.mano import load_mano
 from svimo_core.motion import HandObjectMotion
 from svimo_core.weights import open_weights, read_tensors
+from svimo_queue.definitions import make_task
+from svimo_queue.jobs import Job, read_jobs, read_workflow
+from svimo_queue.outputs import Failure, Outputs, Record, read_written
+from svimo_queue.workflow import make_prompt
 from svimo_train.clips import Clip, ClipFolder, write_clip
 from svimo_train.data.taco.layout import Sequence, read_hand, read_object, read_sequences, read_view
 from svimo_train.data.taco.video import read_frames, video_size
+from svimo_train.encoded import (
+    MANIFEST,
+    TEXT,
+    EncodedClip,
+    EncodedClips,
+    EncodedFolder,
+    Text,
+    size_name,
+    write_manifest,
+)
 from svimo_train.judges import SHIPPED, Judges
 from svimo_train.settings import TrainConfig
+from svimo_train.shards import write_shard
 from svimo_train.state import (
     EMA,
     load_sharded_state,
@@ -130,7 +147,7 @@ def readables(folder: Path, checkpoint: Path) -> dict[str, Readable]:
     (folder / "markers.csv").write_text("\n".join(rows))
     add(folder / "markers.csv", read_markers)
 
-    return made | training_files(folder, motion) | taco_files(folder / "taco")
+    return made | training_files(folder, motion) | taco_files(folder / "taco") | queue_files(folder / "queue")
 
 
 def read_model(path: Path) -> None:
@@ -193,7 +210,7 @@ def training_files(folder: Path, motion: HandObjectMotion) -> dict[str, Readable
     clips = folder / "clips"
     clips.mkdir()
     write_clip(clips, "clip", Clip(np.zeros((FRAMES, 16, 24, 3), np.uint8), motion))
-    clip = lambda: ClipFolder(clips).clip(0, 4)  # noqa: E731
+    read_clip = lambda: ClipFolder(clips).clip(0, 4)  # noqa: E731
 
     settings = Path(__file__).parents[2] / "svimo_train" / "configs" / "tiny-joint.json"
     (folder / "settings.json").write_bytes(settings.read_bytes())
@@ -219,15 +236,78 @@ def training_files(folder: Path, motion: HandObjectMotion) -> dict[str, Readable
         parameters = dict(fresh.named_parameters())
         load_sharded_state(sharded, parameters, EMA(parameters, 0.9), torch.optim.AdamW(fresh.parameters()))
 
+    encoded, size = folder / "encoded", ClipSize(FRAMES, 16, 24)
+    clip = EncodedClip(motion, torch.zeros(16, 24, 3, dtype=torch.uint8), torch.zeros(2, 4, 2, 2, 3).half())
+    packed = write_shard(encoded / size_name(size), {"stir": clip.record()})
+    write_manifest(encoded, "vae", {size_name(size): {packed.name: ["stir"]}})
+    Text("t5", {motion.prompt: torch.zeros(7, 8).bfloat16()}).save(encoded)
+
+    def read_encoded():
+        folder = EncodedFolder(encoded)
+        folder.require_vae("vae")
+        folder.require_sizes([size])
+        clips = EncodedClips([folder])
+        return clips.clip(0, size), clips.has_latents(0, size), clips.features()
+
     made = {
+        "encoded shard": Readable(packed, read_encoded, encoded.name),
+        "encoded manifest": Readable(encoded / MANIFEST, read_encoded, encoded.name),
+        "encoded text": Readable(encoded / TEXT, read_encoded, encoded.name),
         "sharded state": Readable(shard, read_sharded, sharded.name),
         "sharded notes": Readable(sharded / "notes.json", read_sharded, sharded.name),
-        "clip.npy": Readable(clips / "clip.npy", clip, "clip"),
-        "clip.npz": Readable(clips / "clip.npz", clip, "clip"),
+        "clip.npy": Readable(clips / "clip.npy", read_clip, "clip"),
+        "clip.npz": Readable(clips / "clip.npz", read_clip, "clip"),
         "settings.json": Readable(
             folder / "settings.json", lambda: TrainConfig.load(folder / "settings.json")
         ),
         "state.safetensors": Readable(state, read_state),
+    }
+    for readable in made.values():
+        readable.read()
+    return made
+
+
+def queue_files(folder: Path) -> dict[str, Readable]:
+    folder.mkdir()
+    api = Path(__file__).parents[2] / "workflows" / "api" / "image_to_video_and_motion.json"
+    workflow, image = folder / "mine.json", folder / "cup.png"
+    workflow.write_bytes(api.read_bytes())
+    image.write_bytes(b"picture")
+    rows = [
+        {"workflow": "mine.json", "image": "*.png", "prompt": "use spoon to stir cup", "seed": "0-3, 7"},
+        {"workflow": "mine.json", "image": "cup.png", "prompt": "pour | cut", "8.cfg": 1.5},
+        {"workflow": api.stem, "steps": [4, 5], "8.solver": "ddim", "enabled": True, "name": "short"},
+    ]
+    (folder / "jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "jobs.csv").write_text(
+        'workflow,image,prompt,seed,8.cfg\nmine.json,*.png,"stir, slowly","0-3, 7",\nmine.json,cup.png,cut,,1.5\n'
+    )
+    definitions = json.loads(Path(__file__).with_name("definitions.json").read_text())
+
+    def read_the_workflow():
+        graph, values = (
+            read_workflow(workflow),
+            {"prompt": "cut", "negative_prompt": "", "seed": 1, "8.cfg": 2},
+        )
+        where = dict(identity="0" * 64, name="x", job_file="jobs.csv", row=2, workflow=workflow)
+        job = Job(**where, graph=graph, values=values)
+        return make_prompt(job, definitions), make_task(job, "svimo-tiny.safetensors")
+
+    jobs = read_jobs(folder / "jobs.csv")
+    with Outputs(folder / "out", jobs) as outputs:
+        done = outputs.begin(jobs[0])
+        with done.file("motion.npz") as path:
+            path.write_bytes(b"motion")
+        now = datetime.now(timezone.utc)
+        done.finish(started=now, seconds=1.5, where="here", versions={"torch": "2"})
+        outputs.fail(jobs[1], "out of memory", details="trace", where="there", tries=2)
+    (record,), (failure,) = folder.glob("out/*/job.json"), folder.glob("out/*/error.json")
+    made = {
+        "jobs.csv": Readable(folder / "jobs.csv", lambda: read_jobs(folder / "jobs.csv")),
+        "jobs.jsonl": Readable(folder / "jobs.jsonl", lambda: read_jobs(folder / "jobs.jsonl")),
+        "workflow": Readable(workflow, read_the_workflow),
+        "job.json": Readable(record, lambda: read_written(record, Record)),
+        "error.json": Readable(failure, lambda: read_written(failure, Failure)),
     }
     for readable in made.values():
         readable.read()

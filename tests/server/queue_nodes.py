@@ -1,5 +1,6 @@
 """Custom nodes that only test servers have: jobs that take their time, hang, or fail."""
 
+import builtins
 import time
 
 import comfy.model_management
@@ -50,13 +51,14 @@ class Fail(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         inputs = [io.String.Input("message"), io.Int.Input("times"), io.Int.Input("seed", default=0)]
+        inputs.append(io.Combo.Input("error", ["RuntimeError", "ValueError"]))
         return io.Schema(node_id="TestFail", inputs=inputs, outputs=[io.Image.Output()])
 
     @classmethod
-    def execute(cls, message, times, seed):
+    def execute(cls, message, times, seed, error):
         FAILURES[seed] = FAILURES.get(seed, 0) + 1
         if FAILURES[seed] <= times:
-            raise RuntimeError(message)
+            raise getattr(builtins, error)(message)
         return io.NodeOutput(torch.ones(1, 48, 64, 3))
 
 

@@ -37,7 +37,7 @@ SLOW = {
     "save": node("SaveImage", images=["slow", 0], filename_prefix="queue/slow"),
 }
 FAIL = {
-    "fail": node("TestFail", message="out of cheese", times=0, seed=0),
+    "fail": node("TestFail", message="out of cheese", times=0, error="RuntimeError", seed=0),
     "save": node("SaveImage", images=["fail", 0], filename_prefix="queue/fail"),
 }
 SILENT = {
@@ -151,27 +151,50 @@ def test_check_says_all_problems_at_once_and_nothing_runs(server, batch, capsys)
         {"workflow": "scale.json"},
         {"workflow": "slow.json", "seed": "0-1", "step": 3},
         {"workflow": OURS, "image": "coffee.png", "ckpt_name": "none.safetensors", "steps": "few"},
+        {
+            "workflow": "scale.json",
+            "image": "none.png",
+            "height": -1,
+        },  # known without a server, and only with one
+        {"image": "coffee.png"},
     )
     for command in ("check", "run"):
         assert batch.run("--server", server.url, command=command) == 1
         said = capsys.readouterr().err.splitlines()
         expected = (
-            "row 1: scale.json, column width: scale.width (ImageScale) expects a whole number from 0 to",
-            "row 2: scale.json, load.image (LoadImage) expects a file beside the job file or on the server, got",
-            "row 3: slow.json, column step: the workflow has no such input; did you mean steps",
-            f'row 4: {OURS}.json, column ckpt_name: 1.ckpt_name (SViMoCheckpointLoader "Load SViMo Checkpoint")',
-            f'row 4: {OURS}.json, column steps: 8.steps (SViMoSampler "SViMo Sampler") expects a whole number',
+            "jobs.jsonl, row 1, scale.json: column width: scale.width (ImageScale) expects a whole number from 0 to",
+            "jobs.jsonl, row 2, scale.json: load.image (LoadImage) expects a file beside the job file or on",
+            "jobs.jsonl, row 3, slow.json: column step: the workflow has no such input; did you mean steps",
+            f"jobs.jsonl, row 4, {OURS}.json: column ckpt_name: 1.ckpt_name (SViMoCheckpointLoader",
+            f'jobs.jsonl, row 4, {OURS}.json: column steps: 8.steps (SViMoSampler "SViMo Sampler") expects a whole',
+            "jobs.jsonl, row 5, column image: there is no file none.png",
+            "jobs.jsonl, row 5, scale.json: column height: scale.height (ImageScale) expects a whole number",
+            "jobs.jsonl, row 6, column workflow: expected an API-format file",
         )
-        for start in expected:
-            assert sum(line.startswith(start) for line in said) == 1
-        assert len([line for line in said if line.startswith("row")]) == len(expected)
+        assert len(said) == len(expected)
+        for line, start in zip(said, expected, strict=True):
+            assert line.startswith(start)
     assert batch.records() == []
+    assert batch.run("--server", "http://127.0.0.1:9", command="check") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in said[:2]] == [
+        "jobs.jsonl, row 5, column image",
+        "jobs.jsonl, row 6, column workflow",
+    ]
+    assert said[2].startswith("http://127.0.0.1:9 does not answer")
 
 
 def test_a_failing_job_is_tried_again_and_the_others_go_on(server, batch, capsys):
     batch.write(
         {"workflow": "fail.json", "name": "flaky", "times": 1, "seed": 1},
         {"workflow": "fail.json", "name": "hopeless", "times": 9, "seed": 2},
+        {
+            "workflow": "fail.json",
+            "name": "same",
+            "message": "no such cheese",
+            "error": "ValueError",
+            "times": 1,
+        },
         {"workflow": "silent.json", "name": "silent", "seconds": 30, "seed": 1},
         {
             "workflow": "fail.json",
@@ -182,7 +205,7 @@ def test_a_failing_job_is_tried_again_and_the_others_go_on(server, batch, capsys
         },
         {"workflow": "slow.json", "seed": "10-12"},
     )
-    assert batch.run("--server", server.url, "--stall", "2") == 1
+    assert batch.run("--server", server.url, "--stall", "4") == 1
     records = {record.name: record for record in batch.records()}
     assert set(records) == {"flaky", "full", "seed-10-slow", "seed-11-slow", "seed-12-slow"}
     assert (records["flaky"].tries, records["seed-10-slow"].tries, records["full"].tries) == (2, 1, 1)
@@ -191,9 +214,12 @@ def test_a_failing_job_is_tried_again_and_the_others_go_on(server, batch, capsys
     (error,) = batch.out.glob("hopeless-*/error.json")
     error = json.loads(error.read_text())
     assert (error["tries"], "queue_nodes.py" in error["details"]) == (2, True)
-    assert "no progress for 2 s" in table
+    assert "no progress for 4 s" in table
     said = capsys.readouterr().err
-    assert "2 jobs failed, 0 did not run" in said
+    assert "3 jobs failed, 0 did not run" in said
+    assert "same (jobs.jsonl, row 3): FAILED: TestFail (node fail): no such cheese" in said
+    (error,) = batch.out.glob("same-*/error.json")
+    assert json.loads(error.read_text())["tries"] == 1  # what would come again is not tried again
     assert "has no room on its disk (TestFail (node fail): [Errno 28] No space left): make some" in said
     assert queue_of(server.url) == []
 

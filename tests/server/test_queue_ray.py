@@ -51,6 +51,7 @@ def token():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_worker_niceness", "0")  # else `ray start` has them wait for whatever else runs here
         yield
 
 
@@ -103,10 +104,10 @@ def frames(path: Path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(int)
 
 
-def wait_for(condition, seconds: float = 120) -> None:
+def wait_for(condition, seconds: float = 300, log: Path | None = None) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, log.read_text() if log else "it did not happen in time"
         time.sleep(0.05)
 
 
@@ -118,14 +119,6 @@ def workers(head: subprocess.Popen) -> set[int]:
             if " ".join(process.cmdline()).startswith("ray::Worker"):
                 found.add(process.pid)
     return found
-
-
-def new_worker(process: subprocess.Popen, head: subprocess.Popen, before: int | None = None) -> int:
-    """Process of a worker in a Ray, when there is one; a process has no name for a moment as it gets another."""
-    found: set[int] = set()
-    wait_for(lambda: found.update(workers(head) - {before}) or found or process.poll() is not None)
-    assert process.poll() is None, (Path(process.args[4]).with_name("said.txt")).read_text()
-    return found.pop()
 
 
 def test_the_nodes_are_the_servers(server):
@@ -158,7 +151,7 @@ def test_ray_makes_what_a_server_makes(server, write, tmp_path, capsys):
     there, here = tmp_path / "there", tmp_path / "here"
     assert main(["run", str(jobs), "--server", server.url, "--out", str(there)]) == 0
     with tool(jobs, "--ray", "local", "--workers", 2, "--cpus", 0.25, "--out", here) as process:
-        assert process.wait(timeout=120) == 0, (tmp_path / "said.txt").read_text()
+        assert process.wait(timeout=300) == 0, (tmp_path / "said.txt").read_text()
     by_server, by_ray = records(there), records(here)
     assert by_server.keys() == by_ray.keys()
     assert len(by_ray) == 3
@@ -193,25 +186,35 @@ def test_ray_makes_what_a_server_makes(server, write, tmp_path, capsys):
     assert "3 done already, 0 to run" in capsys.readouterr().err
 
 
-def test_four_workers_one_killed(cluster, write, tmp_path):
+def test_four_workers_one_killed_and_a_stop(cluster, write, tmp_path):
+    head, address = cluster
+    small = ONE | {"width": 48, "height": 32}
     jobs = write(
-        ONE | {"name": "odd", "frames": 10},
-        ONE | {"seed": "0-6", "steps": 6},
+        small | {"name": "odd", "frames": 10},
+        small | {"seed": "0-6", "steps": 30},
+        ONE | {"name": "endless", "steps": 1000},
     )
-    out = tmp_path / "jobs_outputs"
-    said = tmp_path / "said.txt"
-    with tool(jobs, "--ray", cluster[1], "--workers", 4, "--cpus", 0.25) as process:
-        wait_for(lambda: records(out) or process.poll() is not None)
+    out, said = tmp_path / "jobs_outputs", tmp_path / "said.txt"
+    with tool(jobs, "--ray", address, "--workers", 4, "--cpus", 0.25) as process:
+        going = lambda condition: wait_for(lambda: condition() or process.poll() is not None, log=said)  # noqa: E731
+        going(lambda: records(out))
         assert process.poll() is None, said.read_text()
+        before = workers(head)
         killed = next(iter(records(out).values())).where
         time.sleep(0.7)  # a job takes seconds: it has the next one
         os.kill(int(killed.rpartition(" ")[2]), signal.SIGKILL)
-        assert process.wait(timeout=120) == 1  # for the odd one
-    said = said.read_text()
-    assert "died as it ran; tried again later" in said
-    assert "1 job failed, 0 did not run" in said
+        going(lambda: workers(head) - before)  # Ray starts another in its place
+        going(lambda: len(records(out)) == 7 and list(out.glob("odd-*/error.json")))
+        assert process.poll() is None, said.read_text()
+        if os.name == "nt":  # Ctrl-C cannot be sent to one process there
+            process.kill()
+        else:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 130
+            assert "Stopped" in said.read_text()
+    wait_for(lambda: not workers(head), 30)
+    assert "died as it ran; tried again later" in said.read_text()
     made = records(out).values()
-    assert len(made) == 7
     assert sorted(record.tries for record in made) == [1] * 6 + [2]
     (again,) = (record for record in made if record.tries == 2)
     assert again.where != killed
@@ -219,25 +222,10 @@ def test_four_workers_one_killed(cluster, write, tmp_path):
     (error,) = out.glob("odd-*/error.json")
     error = json.loads(error.read_text())
     assert "SViMoImageEncode (node 6): frames must be 8k + 1" in error["message"]
-    assert (error["tries"], "engine.py" in error["details"]) == (2, True)
+    assert (error["tries"], "engine.py" in error["details"]) == (1, True)  # it would come again
+    table = (out / "table.csv").read_text(encoding="utf-8-sig")
+    assert [table.count(f"\n{status},") for status in ("done", "failed", "waiting")] == [7, 1, 1]
     assert list(out.rglob("*.partial")) == []
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process there")
-def test_a_dead_worker_begins_again_and_ctrl_c_ends_it(cluster, write, tmp_path):
-    head, address = cluster
-    jobs = write(ONE | {"seed": "0-3", "steps": 6})
-    wait_for(lambda: not workers(head), 30)
-    with tool(jobs, "--ray", address, "--workers", 1) as process:
-        first = new_worker(process, head)
-        os.kill(first, signal.SIGKILL)
-        new_worker(process, head, before=first)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
-    assert "Stopped" in (tmp_path / "said.txt").read_text()
-    wait_for(lambda: not workers(head), 30)
-    table = (tmp_path / "jobs_outputs" / "table.csv").read_text(encoding="utf-8-sig")
-    assert table.count("\nwaiting,") == 4
 
 
 def test_what_cannot_begin_is_said_at_once(write, tmp_path, capsys):
@@ -245,8 +233,8 @@ def test_what_cannot_begin_is_said_at_once(write, tmp_path, capsys):
     for command in ("check", "run"):
         assert main([command, str(jobs), "--ray", "local", "--checkpoint", str(CHECKPOINT)]) == 1
         said = capsys.readouterr().err
-        assert "row 1: motion_to_video.json, node 6 (SViMoMotionToVideo) does not run without ComfyUI" in said
+        assert "row 1, motion_to_video.json: node 6 (SViMoMotionToVideo) does not run without ComfyUI" in said
         assert (
-            'row 2: image_to_video_and_motion.json, 8.solver (SViMoSampler "SViMo Sampler") expects' in said
+            'row 2, image_to_video_and_motion.json: 8.solver (SViMoSampler "SViMo Sampler") expects' in said
         )
     assert records(tmp_path / "jobs_outputs") == {}

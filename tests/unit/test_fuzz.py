@@ -15,6 +15,8 @@ import pytest
 from helpers.damage import damage, peak_memory
 from helpers.readers import readables
 
+from svimo_queue.jobs import JobFileError
+
 COUNT = int(os.environ.get("SVIMO_FUZZ", "400"))
 SECONDS, BYTES = 5, 2**31
 FORBIDDEN = (
@@ -42,14 +44,16 @@ def files(tmp_path_factory, checkpoint_file):
 
 
 def complaint(error: Exception, names: list[str]) -> str | None:
-    """What is wrong with an error, if anything."""
+    """What is wrong with an error, if anything; a job file's has a line for each mistake, each with its name."""
     if not isinstance(error, (ValueError, OSError)):
         return f"{type(error).__name__}: {error}"
-    text = str(error)
-    if not any(name in text for name in names):
-        return f"no name: {text}"
-    if "\n" in text.strip() or len(text) > 700:
-        return f"no sentence: {text}"
+    lines = str(error).splitlines()
+    if isinstance(error, JobFileError):
+        return next((f"no line: {line!r}" for line in lines if not line.startswith(names[0])), None)
+    if not any(name in lines[0] for name in names):
+        return f"no name: {error}"
+    if len(lines) > 1 or len(lines[0]) > 700:
+        return f"no sentence: {error}"
     return None
 
 

@@ -87,6 +87,7 @@ LAB_ORDER = [
 """svimo_train, which stands beside svimo_core and upon it."""
 QUEUE = ROOT / "svimo_queue"
 QUEUE_ORDER = [
+    "patterns",
     "jobs",
     "sheet",
     "outputs",
@@ -99,7 +100,7 @@ QUEUE_ORDER = [
     "engine",
     "cluster",
 ]
-"""svimo_queue: the first five know nothing of what runs the jobs."""
+"""svimo_queue: the first six know nothing of what runs the jobs."""
 
 
 def modules(house: Path) -> dict[str, Path]:

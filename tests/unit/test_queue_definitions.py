@@ -19,9 +19,10 @@ def workflow(name: str = "image_to_video_and_motion") -> dict:
 
 
 def problems(graph: dict, checkpoint: str = TINY, **values) -> list[str]:
-    values = {"image": PICTURE} | values
-    job = Job(identity="1f" * 32, name="x", row=2, workflow=Path("w.json"), graph=graph, values=values)
-    return make_task(job, checkpoint).problems
+    where = dict(identity="1f" * 32, name="x", job_file="jobs.csv", row=2, workflow=Path("w.json"))
+    unread = frozenset(column for column, value in values.items() if value is None)
+    values = {c: value for c, value in ({"image": PICTURE} | values).items() if c not in unread}
+    return make_task(Job(**where, graph=graph, values=values, unread=unread), checkpoint).problems
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in API.glob("*.json")))
@@ -74,3 +75,4 @@ def test_files_are_ours_and_the_checkpoint_is_the_runs():
     assert "expects one of other.safetensors, got svimo-tiny.safetensors" in found
     (found,) = problems(workflow(), image="stir_cup.png")
     assert "expects a file beside the job file, as there is no server that has 'stir_cup.png'" in found
+    assert problems(workflow(), image=None) == []  # its cell is wrong, which was said

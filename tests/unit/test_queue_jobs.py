@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from glob import glob
 from pathlib import Path
 
 import pytest
 
-from svimo_queue.jobs import InputFile, JobFileError, read_jobs, read_workflow, slug
+from svimo_queue import jobs, patterns
+from svimo_queue.jobs import InputFile, JobFileError, read_jobs, read_what_can_be, read_workflow, slug
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = "image_to_video_and_motion"
@@ -112,10 +114,63 @@ def test_all_mistakes_are_said_at_once(folder):
         "jobs.csv, row 6, column image: expected a file, got the folder images; write images/*.png",
         "jobs.csv, row 7, column image: no file matches *.jpg",
     ]
-    said = sorted(str(error.value).splitlines())
+    said = str(error.value).splitlines()
     assert len(said) == len(expected)
     for line, start in zip(said, expected, strict=True):
         assert line.startswith(start)
+
+
+def test_what_is_sound_beside_mistakes_can_be_checked(folder):
+    text = (
+        f'workflow,image,seed\n{OURS},images/*.png,9-0\n{OURS},none.png,0-1\n,a.png,1\n{OURS},images/a.png,"1'
+    )
+    (folder / "jobs.csv").write_text(text)
+    jobs, problems = read_what_can_be(folder / "jobs.csv")
+    assert [(problem.row, problem.where) for problem in problems] == [
+        (5, ""),
+        (2, "column seed"),
+        (3, "column image"),
+        (4, "column workflow"),
+    ]
+    assert [(job.row, sorted(job.values), sorted(job.unread)) for job in jobs] == [
+        *[(2, ["image"], ["seed"])] * 2,
+        *[(3, ["seed"], ["image"])] * 2,
+    ]
+
+
+def test_a_pattern_reads_what_glob_would(folder):
+    for name in ("images/c/d/e.png", "images/c/f.png", "images/c/.hidden/g.png", "images/.h.png", "x[1].png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    for pattern in (
+        "**/*.png",
+        "images/**",
+        "*/?.png",
+        "**/c/*.png",
+        "images/../*.png",
+        "x[[]1].png",
+        "**/d/**/*",
+    ):
+        found = [path.relative_to(folder).as_posix() for path in patterns.matching(folder, pattern)]
+        known = {Path(name).as_posix() for name in glob(pattern, root_dir=folder, recursive=True)}
+        assert found == sorted(name for name in known if (folder / name).is_file()), pattern
+        assert patterns.matching(folder, f"{folder.as_posix()}/{pattern}") == [
+            folder / name for name in found
+        ]
+
+
+def test_a_pattern_of_the_whole_disk_ends_soon_and_what_takes_long_is_said(folder, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(patterns, "MOST_ENTRIES", 2)
+    monkeypatch.setattr(jobs, "SAY_EVERY", -1.0)
+    with pytest.raises(JobFileError) as error:
+        csv(folder, f"workflow,image\n{OURS},/**\n{OURS},images/*.png\n")
+    assert str(error.value) == (
+        "jobs.csv, row 2, column image: expected a pattern that looks at no more than 2 files and folders, "
+        "got /**; name a folder further down"
+    )
+    assert "jobs.csv: looking for /**: 2 files and folders so far" in caplog.text
+    assert "jobs.csv: reading input files: 0.0 GB so far, now " in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -125,7 +180,7 @@ def test_all_mistakes_are_said_at_once(folder):
         ("jobs.csv", b"workflow,seed\n", "at least one row"),
         ("jobs.csv", b"workflow,seed,seed\nx,1,2\n", "row 1, column seed: expected each name once"),
         ("jobs.csv", b"workflow\n\xff\xfe", "not UTF-8 text .*CSV UTF-8"),
-        ("jobs.csv", b'workflow\n"open', "jobs.csv is no CSV"),
+        ("jobs.csv", b'workflow\n"open', "jobs.csv, row 2: expected CSV"),
         ("jobs.txt", b"", r"ends in .csv or .jsonl"),
         ("jobs.jsonl", b'{"workflow": NaN}', "row 1: expected one JSON object"),
         ("jobs.jsonl", b"[" * 100_000, "row 1: expected one JSON object"),

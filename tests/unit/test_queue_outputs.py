@@ -75,6 +75,22 @@ def test_nothing_is_half_written(tmp_path, jobs):
     assert [path.name for path in folder.folder.iterdir()] == ["job.json"]
 
 
+@pytest.mark.parametrize(
+    ("sound", "damaged"), [('"a.png"', '"{folder}/a.png"'), ("1.5", "1e400"), ('"2"', '"2')]
+)
+def test_a_damaged_record_is_said_and_spoils_neither_table_nor_sheet(tmp_path, jobs, caplog, sound, damaged):
+    with Outputs(tmp_path / "out", jobs) as outputs:
+        make(outputs, jobs[0], "a.png")
+        make(outputs, jobs[1], "b.png")
+    path = next((tmp_path / "out").glob("seed-0-*/job.json"))
+    path.write_text(path.read_text().replace(sound, damaged.replace("{folder}", path.parent.as_posix())))
+    with Outputs(tmp_path / "out", jobs) as outputs:
+        assert [outputs.is_done(job) for job in jobs] == [False, True, False]
+        assert "job.json" in caplog.text
+        outputs.write_table()
+        assert "b.png" in outputs.write_sheet("batch").read_text()
+
+
 def test_two_runs_never_share_a_folder(tmp_path, jobs):
     first, second = (Outputs(tmp_path / "out", jobs) for _ in range(2))
     with first, pytest.raises(OSError, match="another run is at work"):

@@ -19,6 +19,7 @@ def job(number: int, model: str) -> Job:
     return Job(
         identity=f"{number:064}",
         name=str(number),
+        job_file="jobs.csv",
         row=2,
         workflow=Path("w.json"),
         graph=graph,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from svimo_queue.jobs import InputFile, Job
-from svimo_queue.workflow import Place, make_prompt, say_problems
+from svimo_queue.jobs import InputFile, Job, say_problems
+from svimo_queue.workflow import Place, make_prompt, problems_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFINITIONS = json.loads((ROOT / "tests" / "helpers" / "definitions.json").read_text())
@@ -14,8 +14,9 @@ OURS = json.loads((ROOT / "workflows" / "api" / "image_to_video_and_motion.json"
 PICTURE = InputFile(path=Path("a.png"), text="a.png", sha256="0" * 64)
 
 
-def job(graph: dict, row: int = 2, **values) -> Job:
-    return Job(identity="1f" * 32, name="x", row=row, workflow=Path("w.json"), graph=graph, values=values)
+def job(graph: dict, row: int = 2, unread: tuple[str, ...] = (), **values) -> Job:
+    where = dict(identity="1f" * 32, name="x", job_file="jobs.csv", row=row, workflow=Path("w.json"))
+    return Job(**where, graph=graph, values=values, unread=frozenset(unread))
 
 
 def node(kind: str, **inputs) -> dict:
@@ -151,14 +152,13 @@ def test_all_problems_of_all_rows_with_each_said_once():
     del broken["6"]["inputs"]["frames"]
     broken["7"]["inputs"]["model"] = ["99", 0]
     jobs = [job(broken, row, image=PICTURE, seed=seed) for row, seed in ((2, 1), (3, -1), (4, 2))]
-    said = say_problems((job, make_prompt(job, DEFINITIONS).problems) for job in jobs).splitlines()
+    said = say_problems(p for job in jobs for p in problems_of(job, make_prompt(job, DEFINITIONS)))
+    everywhere = "jobs.csv, rows 2, 3, 4, w.json: "
+    said = said.splitlines()
     assert len(said) == 4
-    assert "rows 2, 3, 4: w.json, 8.steps (SViMoSampler" in said[-1] or any(
-        "rows 2, 3, 4: w.json, 8.steps" in s for s in said
-    )
-    assert any(line.startswith("row 3: w.json, column seed: ") for line in said)
-    assert any("6.frames" in line and "missing" in line for line in said)
-    assert any("comes from node 99" in line for line in said)
+    assert said[-1].startswith("jobs.csv, row 3, w.json: column seed: 8.seed (SViMoSampler")
+    for problem in ("8.steps (SViMoSampler", "6.frames (SViMoImageEncode", "7.model (SViMoFeedbackLoop"):
+        assert sum(line.startswith(everywhere + problem) for line in said) == 1
 
     unknown = make_prompt(job({"1": node("FancyNode")}), DEFINITIONS).problems
     assert unknown == [
@@ -167,6 +167,13 @@ def test_all_problems_of_all_rows_with_each_said_once():
     assert (
         "saves nothing" in make_prompt(job({"1": node("RandomNoise", noise_seed=1)}), DEFINITIONS).problems[0]
     )
+
+
+def test_a_column_that_cannot_be_read_hides_nothing():
+    assert make_prompt(job(OURS, unread=("image",)), DEFINITIONS).problems == []
+    assert len(make_prompt(job(OURS), DEFINITIONS).problems) == 1  # without the column, the file is missed
+    said = make_prompt(job(OURS, unread=("image", "step"), steps=0), DEFINITIONS).problems
+    assert [line.split(":")[0] for line in said] == ["column steps", "column step"]
 
 
 def test_two_columns_for_one_input():
