@@ -106,12 +106,12 @@ class MotionNormalizer:
     ) -> tuple[Tensor, Tensor]:
         """Normalised motion (... x 42 x 3, ... x P x 3) moved by so many metres, shaped alike."""
         _, hands_std, _, points_std = self._on(points.shape[-2], points.device)
-        return hands + hands_by / hands_std, points + points_by / points_std
+        return torch.addcdiv(hands, hands_by, hands_std), torch.addcdiv(points, points_by, points_std)
 
     def denormalize(self, hands: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised (... x 42 x 3, ... x P x 3) to metres, differentiable."""
         hands_mean, hands_std, points_mean, points_std = self._on(points.shape[-2], points.device)
-        return hands * hands_std + hands_mean, points * points_std + points_mean
+        return torch.addcmul(hands_mean, hands, hands_std), torch.addcmul(points_mean, points, points_std)
 
     def project(self, hands: Tensor, points: Tensor) -> Tensor:
         """Where normalised joints and points (... x 42 x 3, ... x P x 3) lie in the image: ... x 42 + P x 2, across and

@@ -49,11 +49,32 @@ class Grid(NamedTuple):
         return self.width + 2
 
 
+class Tables(NamedTuple):
+    """What is the same in all frames. Across and down are 2 1 1."""
+
+    focal: Tensor
+    """Across and down, spots."""
+    middle: Tensor
+    """Of the camera, across and down, from the middle of the first spot."""
+    ends: Tensor
+    """The spots just outside, to the right and below."""
+    strides: Tensor
+    """Between spots, across and down."""
+    radii: Tensor
+    """Of joints and points, spots."""
+    nearer: Tensor
+    """Metres that joints and points count as nearer than they are."""
+    bones: Tensor
+    """2 D, joints at both ends."""
+    colors: Tensor
+    """Of joints, points and bones, three channels in a number."""
+
+
 class Strokes(NamedTuple):
-    """What is written where: F x S each, int64."""
+    """Where each of D may be seen, and whether it is: F places D each."""
 
     spots: Tensor
-    numbers: Tensor
+    covered: Tensor
 
 
 class Rasterizer:
@@ -71,8 +92,9 @@ class Rasterizer:
         self.fine = min(MOST_SPOTS, max(LEAST_SPOTS, math.ceil(LEAST_WIDTH / width)))
         """Spots in a row of a pixel."""
         self.grid = Grid(height * self.fine, width * self.fine)
-        self.sizes = _drawn_sizes(size[1], self.grid.width)
-        self.parts = OnceForEach(_parts)
+        self.bone, self.joint, self.point, self.offset = _drawn_sizes(size[1], self.grid.width)
+        """Radii, and how far to the right and down everything is drawn, in spots."""
+        self.tables = OnceForEach(self._tables)
 
     def __call__(self, metres: Tensor, clouds: tuple[int, ...]) -> Tensor:
         """Draw joints of both hands and the points of all objects in order.
@@ -84,107 +106,124 @@ class Rasterizer:
         Returns:
             B N 3 h w in [0, 1], float32; a frame in which a number is not finite is NaN.
         """
-        parts = self.parts(clouds, metres.device)
+        tables = self.tables(clouds, metres.device)
         at_once = max(1, SPOTS_AT_ONCE // (self.grid.height * self.grid.width))
-        drawn = [self._draw(frames, *parts) for frames in metres.float().flatten(0, 1).split(at_once)]
+        drawn = [self._draw(frames, tables) for frames in metres.float().flatten(0, 1).split(at_once)]
         return torch.cat(drawn).unflatten(0, metres.shape[:2])
 
     def memory(self, frames: int) -> int:
         """Bytes that so many frames need: counted, 44 for each spot that is drawn at once."""
         return 45 * min(frames * self.grid.height * self.grid.width, SPOTS_AT_ONCE)
 
-    def _draw(
-        self, frames: Tensor, starts: Tensor, ends: Tensor, bone_colors: Tensor, colors: Tensor
-    ) -> Tensor:
+    def _draw(self, frames: Tensor, tables: Tables) -> Tensor:
         """Frames (F 42+P 3) to drawings, F 3 h w."""
         grid, fine = self.grid, self.fine
-        bone, joint, point, offset = self.sizes
 
         # 1. where everything lies in the grid, and what it writes
-        fx, fy, cx, cy = self.camera
         x, y, z = frames.unbind(dim=-1)
-        seen = z > NEAR
-        near = z.clamp(min=NEAR)
-        x = (fx * x / near + cx) * grid.width + offset
-        y = (fy * y / near + cy) * grid.height + offset
-        places = torch.stack([x, y], dim=-1).nan_to_num().clamp(-8 * max(grid), 8 * max(grid))
-        between = (near[:, starts] + near[:, ends]) / 2
-        numbers = _numbers(near, seen, colors)
-        front = _numbers(
-            (near - JOINT_BEFORE_BONES)[:, :NUM_JOINTS], seen[:, :NUM_JOINTS], colors[:NUM_JOINTS]
-        )
-        bones = _numbers(between, seen[:, starts] & seen[:, ends], bone_colors)
+        depth = torch.where(z > NEAR, z, math.inf)
+        places = torch.addcdiv(tables.middle, torch.stack([x, y]) * tables.focal, depth)  # 2 F 42+P
+        places = places.nan_to_num().clamp(-8 * max(grid), 8 * max(grid))
+        of_bones = depth[:, tables.bones].mean(dim=1)
+        numbers = _numbers(torch.cat([depth - tables.nearer, of_bones], dim=1), tables.colors)
 
         # 2. the smallest number of each spot
-        strokes = (
-            _capsules(places[:, starts], places[:, ends], bones, bone, grid),
-            _discs(places[:, :NUM_JOINTS], front, joint, grid),
-            _discs(places[:, NUM_JOINTS:], numbers[:, NUM_JOINTS:], point, grid),
-        )
-        spots, numbers = (torch.cat(x, dim=1) for x in zip(*strokes, strict=True))
+        starts, ends = places[:, :, tables.bones].unbind(dim=2)
+        discs = _discs(places, tables, max(self.joint, self.point))
+        capsules = _capsules(starts, ends, tables, self.bone, LONGEST_BONE * grid.width)
         canvas = numbers.new_full((len(frames), (grid.height + 2) * grid.stride), NOTHING)
-        canvas.scatter_reduce_(1, spots, numbers, "amin")
+        counts = places.shape[-1], starts.shape[-1]
+        for (spots, covered), number in zip((discs, capsules), numbers.split(counts, dim=1), strict=True):
+            number = torch.where(covered, number[:, None], NOTHING)
+            canvas.scatter_reduce_(1, spots.flatten(1).long(), number.flatten(1), "amin")
 
-        # 3. its colour, in the mean over a pixel's spots
+        # 3. its colour, in the mean over a pixel's spots; NaN in a frame with a number that is not finite
         colors = canvas.bitwise_and_(COLOR_MASK).view(-1, grid.height + 2, grid.stride)[:, 1:-1, 1:-1]
         sums = colors.unflatten(1, (-1, fine)).sum(dim=2).unflatten(2, (-1, fine)).sum(dim=3)
-        channels = [sums >> (CHANNEL_BITS * i) & (2**CHANNEL_BITS - 1) for i in range(3)]
-        drawn = torch.stack(channels, dim=1) / (255 * fine**2)
-        return drawn + 0 * frames.sum(dim=(1, 2))[:, None, None, None]
+        channels = torch.stack([sums >> (CHANNEL_BITS * i) for i in range(3)], dim=1)
+        share = 0 * frames.sum(dim=(1, 2)) + 1 / (255 * fine**2)
+        return channels.bitwise_and_(2**CHANNEL_BITS - 1) * share[:, None, None, None]
+
+    def _tables(self, clouds: tuple[int, ...], device: torch.device) -> Tables:
+        grid, (fx, fy, cx, cy) = self.grid, self.camera
+        size = torch.tensor([grid.width, grid.height], dtype=torch.int32)
+        colors = [MOTION_STYLE.joint_color] * NUM_JOINTS
+        for i, points in enumerate(clouds):
+            colors += [MOTION_STYLE.object_colors[i % len(MOTION_STYLE.object_colors)]] * points
+        colors += [color for color in MOTION_STYLE.hand_colors for _ in HAND_BONES]
+        tables = Tables(
+            focal=(size * torch.tensor([fx, fy])).view(2, 1, 1),
+            middle=(size * torch.tensor([cx, cy]) + self.offset - 0.5).view(2, 1, 1),
+            ends=size.view(2, 1, 1),
+            strides=torch.tensor([1, grid.stride], dtype=torch.int32).view(2, 1, 1),
+            radii=torch.tensor([self.joint] * NUM_JOINTS + [self.point] * sum(clouds)),
+            nearer=torch.tensor([JOINT_BEFORE_BONES] * NUM_JOINTS + [0.0] * sum(clouds)),
+            bones=torch.cat(
+                [torch.tensor(HAND_BONES).T + i * JOINTS_PER_HAND for i in range(len(HAND_NAMES))], 1
+            ),
+            colors=torch.tensor(
+                [sum(c << (CHANNEL_BITS * i) for i, c in enumerate(color)) for color in colors]
+            ),
+        )
+        return Tables(*(x.to(device) for x in tables))
 
 
-def _numbers(depth: Tensor, seen: Tensor, colors: Tensor) -> Tensor:
-    """Depth (F S, metres) before colour (S)."""
+def _numbers(depth: Tensor, colors: Tensor) -> Tensor:
+    """Depth (F S, metres; infinite: not seen) before colour (S)."""
     steps = (depth.clamp(max=FARTHEST) * DEPTH_STEPS).long()
-    return torch.where(seen, steps << (3 * CHANNEL_BITS) | colors, NOTHING)
+    return torch.where(depth < math.inf, steps << (3 * CHANNEL_BITS) | colors, NOTHING)
 
 
-def _discs(centers: Tensor, numbers: Tensor, radius: float, grid: Grid) -> Strokes:
-    """Of centres (F D 2, spots) and what they write (F D)."""
-    reach = torch.arange(math.floor(2 * radius) + 1, device=centers.device)
-    first = (centers - radius - 0.5).ceil()[..., None]  # the first spot whose middle may lie within
-    away = (first + reach + 0.5 - centers[..., None]).square()
-    covered = away[..., 0, None, :] + away[..., 1, :, None] <= radius**2  # F D rows columns
-    columns = (first[..., 0, :].long() + reach).clamp(-1, grid.width) + 1
-    rows = (first[..., 1, :].long() + reach).clamp(-1, grid.height) + 1
-    spots = (rows * grid.stride)[..., :, None] + columns[..., None, :]
-    return Strokes(spots.flatten(1), torch.where(covered, numbers[..., None, None], NOTHING).flatten(1))
+def _discs(centers: Tensor, tables: Tables, widest: float) -> Strokes:
+    """Of centres (2 F D, spots)."""
+    reach = torch.arange(math.floor(2 * widest) + 1, device=centers.device)
+    # from the first that may lie within, 2 F reach D
+    places = (centers - tables.radii).ceil()[:, :, None] + reach[:, None]
+    across, down = (places - centers[:, :, None]).square()
+    covered = across[:, None] + down[:, :, None] <= tables.radii.square()  # F rows columns D
+    inside = places.int().clamp(min=-1).minimum(tables.ends[..., None]) + 1
+    columns, rows = inside * tables.strides[..., None]
+    spots = columns[:, None] + rows[:, :, None]
+    return Strokes(spots.flatten(1, 2), covered.flatten(1, 2))
 
 
-def _capsules(starts: Tensor, ends: Tensor, numbers: Tensor, radius: float, grid: Grid) -> Strokes:
-    """Of the ends of bones (F D 2 each, spots) and what they write (F D)."""
-    # 1. u runs along the axis on which a bone is longer, from its lower end; v across it
-    way = ends - starts
-    steep = (way[..., 1].abs() > way[..., 0].abs())[..., None]
-    way = torch.where(steep, way.flip(-1), way)
-    start = torch.where(steep, starts.flip(-1), starts)
-    start = torch.where(way[..., :1] < 0, start + way, start)
-    way = way * way[..., :1].sign()
-    length = way.norm(dim=-1, keepdim=True)
-    along, across = (way / length.clamp(min=1e-6)).split(1, dim=-1)
-    along = torch.where(length < 1e-6, 1.0, along)  # a bone without length is a disc
-    u0, v0 = start.split(1, dim=-1)
+def _capsules(starts: Tensor, ends: Tensor, tables: Tables, radius: float, longest: float) -> Strokes:
+    """Of the ends of bones (2 F D each, spots)."""
+    # 1. u runs along the axis on which a bone is longer, v across it
+    across, down = (ends - starts).abs()
+    steep = down > across
 
-    # 2. the spots at each u, and how far their middles are from the bone's middle line
-    steps = math.ceil(LONGEST_BONE * grid.width + 2 * radius) + 1
-    u = (u0 - radius - 0.5).ceil() + torch.arange(steps, device=u0.device)  # F D steps
-    du = u + 0.5 - u0
+    def turned(pair: Tensor) -> Tensor:
+        return torch.where(steep, pair.flip(0), pair)
+
+    start = turned(starts)  # all 2 F D
+    way = turned(ends) - start
+    u_first, v_first = start[:, :, None]  # all F 1 D
+    du, dv = way[:, :, None]
+    squared = torch.addcmul(du * du, dv, dv).clamp(min=1e-12)  # a bone without length is a disc
+
+    # 2. the spots at each u, and how far they are from the bone
+    steps = torch.arange(math.ceil(longest + 2 * radius) + 1, device=du.device)
     reach = radius * math.sqrt(2)  # across a line of 45 degrees
-    v = (v0 + du * (across / along.clamp(min=math.sqrt(0.5))) - reach - 0.5).ceil()
-    v = v[..., None] + torch.arange(math.floor(2 * reach) + 1, device=u0.device)  # F D steps reach
-    dv = v + (0.5 - v0[..., None])
-    forth = dv * across[..., None] + (du * along)[..., None]
-    aside = dv * along[..., None] - (du * across)[..., None]
-    beyond = forth - forth.clamp(min=0).minimum(length[..., None])
-    covered = torch.addcmul(aside * aside, beyond, beyond) <= radius**2
+    u = (u_first + du.clamp(max=0) - radius).ceil() + steps[:, None]  # F steps D
+    forth = u - u_first
+    v = torch.addcmul(v_first - reach, forth, du * dv / (du * du).clamp(min=1e-12)).ceil()
+    v = (
+        v[:, None] + torch.arange(math.floor(2 * reach) + 1, device=du.device)[:, None, None]
+    )  # F reach steps D
+    aside = v - v_first[:, None]
+    share = torch.addcmul((forth * (du / squared))[:, None], aside, (dv / squared)[:, None])
+    share = share.clamp(0, 1)  # of the way, to what is nearest
+    forth = torch.addcmul(forth[:, None], share, du[:, None], value=-1)
+    aside = torch.addcmul(aside, share, dv[:, None], value=-1)
+    covered = torch.addcmul(aside * aside, forth, forth) <= radius**2
 
     # 3. back to rows and columns
-    u_end, v_end = (torch.where(steep, *x) for x in ((grid.height, grid.width), (grid.width, grid.height)))
-    u_step, v_step = (torch.where(steep, *x) for x in ((grid.stride, 1), (1, grid.stride)))
-    u = u.long().clamp(min=-1).minimum(u_end) + 1
-    v = v.long().clamp(min=-1).minimum(v_end[..., None]) + 1
-    spots = v * v_step[..., None] + (u * u_step)[..., None]
-    return Strokes(spots.flatten(1), torch.where(covered, numbers[..., None, None], NOTHING).flatten(1))
+    u_end, v_end = turned(tables.ends)[:, :, None]
+    u_stride, v_stride = turned(tables.strides)[:, :, None]
+    u = (u.int().clamp(min=-1).minimum(u_end) + 1) * u_stride + v_stride
+    spots = torch.addcmul(u[:, None], v.int().clamp(min=-1).minimum(v_end[:, None]), v_stride[:, None])
+    return Strokes(spots.flatten(1, 2), covered.flatten(1, 2))
 
 
 def _drawn_sizes(width: int, spots: int) -> tuple[float, float, float, float]:
@@ -199,17 +238,3 @@ def _drawn_sizes(width: int, spots: int) -> tuple[float, float, float, float]:
     line = 1.3 if line == 1 else 2 * math.ceil(line / 2) + 1.3
     joint, point = (r * unit + 0.55 for r in (MOTION_STYLE.joint_radius, MOTION_STYLE.point_radius))
     return line / 2 * scale, joint * scale, point * scale, scale / 2
-
-
-def _parts(clouds: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Joints at the starts and ends of all bones; colours of bones, and of joints and points."""
-    bones = torch.cat([torch.tensor(HAND_BONES) + i * JOINTS_PER_HAND for i in range(len(HAND_NAMES))])
-    of_bones = [color for color in MOTION_STYLE.hand_colors for _ in HAND_BONES]
-    of_rest = [MOTION_STYLE.joint_color] * NUM_JOINTS
-    for i, points in enumerate(clouds):
-        of_rest += [MOTION_STYLE.object_colors[i % len(MOTION_STYLE.object_colors)]] * points
-    colors = (
-        torch.tensor([sum(c << (CHANNEL_BITS * i) for i, c in enumerate(color)) for color in part])
-        for part in (of_bones, of_rest)
-    )
-    return tuple(x.to(device) for x in (bones[:, 0], bones[:, 1], *colors))

@@ -104,17 +104,18 @@ class ImageAlignment(nn.Module):
         x = F.silu(self.compare(torch.cat([apart.flatten(1), first.flatten(1)], dim=1)))
         x = F.silu(self.hidden(x))[:, None]
 
-        bodies = *hands.chunk(NUM_HANDS, dim=2), *clouds.chunk(self.num_objects, dim=2)
-        way = torch.cat([(body - body[:, :1]).mean(dim=2) for body in bodies], dim=-1).to(dtype)
+        bodies = (hands.unflatten(2, (NUM_HANDS, -1)), clouds.unflatten(2, (self.num_objects, -1)))
+        middles = torch.cat([body.mean(dim=3) for body in bodies], dim=2).flatten(2)  # B N bodies*3
+        way = (middles - middles[:, :1]).to(dtype)
         x = x.expand(-1, way.shape[1], -1)
         x = x + F.silu(self.frame(torch.cat([way, x], dim=-1)))
         shift = SHIFT_UNIT * self.shift(x).float().unflatten(-1, (-1, 3))
 
-        alone = self.joint(apart[:, : self.num_joints].flatten(1)[..., None]).float()
-        alone = SHIFT_UNIT * alone.reshape(len(found), 1, self.num_joints, 3)
-        of_hands = shift[:, :, :NUM_HANDS].repeat_interleave(self.num_joints // NUM_HANDS, dim=2) + alone
-        of_points = shift[:, :, NUM_HANDS:].repeat_interleave(self.num_points // self.num_objects, dim=2)
-        return of_hands, of_points
+        alone = SHIFT_UNIT * self.joint(apart[:, : self.num_joints].flatten(1)[..., None]).float()
+        of_hands, of_points = shift[:, :, :, None].split([NUM_HANDS, self.num_objects], dim=2)
+        of_hands = of_hands + alone.view(len(found), 1, NUM_HANDS, -1, 3)
+        of_points = of_points.expand(-1, -1, -1, self.num_points // self.num_objects, -1)
+        return of_hands.flatten(2, 3), of_points.flatten(2, 3)
 
     def chosen(self, points: Tensor) -> Tensor:
         """The points that are looked for, evenly among each object's: B N P c to B N (objects x align_points) c."""

@@ -139,9 +139,8 @@ class LatentReader(nn.Module):
     def forward(self, video: Tensor, drawing: Tensor, where: Tensor) -> Tensor:
         """Latents (B C T h w each) and the coordinates of their cells (c h w) to features of every frame,
         B channels N."""
-        latents = torch.cat([video, drawing], dim=1)
-        first = latents[:, :, :1].expand_as(latents)
-        x = with_coordinates(torch.cat([latents, first], dim=1), where)
+        first = (latent[:, :, :1].expand_as(latent) for latent in (video, drawing))
+        x = with_coordinates(torch.cat([video, drawing, *first], dim=1), where)
         x = self.stem(rearrange(x, "b c t h w -> (b t) c h w"))
         for block in self.blocks:
             x = block(x)
@@ -153,7 +152,7 @@ class LatentReader(nn.Module):
 
 
 Modulation = tuple[Tensor, Tensor]
-"""Scale and shift, B C 1 each."""
+"""Shift and factor, B C 1 each."""
 
 
 class Heard(NamedTuple):
@@ -198,28 +197,28 @@ class TemporalBlock(nn.Module):
         self.ff = FeedForward(channels, operations, expansion=2)
 
     def modulation(self, time: Tensor) -> Modulation:
-        """What activated timestep features (B time_dim) scale and shift by, B C 1 each."""
-        return tuple(self.time(time)[..., None].chunk(2, dim=1))
+        """What activated timestep features (B time_dim) make of a block, as in DiT."""
+        scale, shift = self.time(time)[..., None].chunk(2, dim=1)
+        return shift, 1 + scale
 
     def forward(
         self, x: Tensor, modulation: Modulation, features: Tensor, positions: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Update x (B C N) with its modulation and one level of the pyramid (B c T h w).
+        """Update x (B C N) with its modulation and one level of the pyramid (B T*h*w c).
 
         Args:
-            positions: of the frames (N C) and of the level's cells (T*h*w c), see :func:`positions_of`.
+            positions: of the frames (N C) and of the level's cells (T*h*w c).
         """
         h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = modulation
-        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
-        x = rearrange(self.shortcut(x) + h, "b c n -> b n c")
+        shift, factor = modulation
+        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), factor)))
+        x = (self.shortcut(x) + h).mT.contiguous()  # B N C; every norm would copy it for itself
 
-        where, cells = (table.to(x) for table in positions)
+        where, cells = positions
         x = x + self.self_attention(self.attention_norm(x) + where)
-        context = self.context_norm(rearrange(features, "b c t h w -> b (t h w) c"))
-        x = x + self.cross_attention(self.cross_norm(x) + where, context + cells)
+        x = x + self.cross_attention(self.cross_norm(x) + where, self.context_norm(features) + cells)
         x = x + self.ff(self.ff_norm(x))
-        return rearrange(x, "b n c -> b c n")
+        return x.mT.contiguous()
 
 
 class InteractionModel(nn.Module):
@@ -271,15 +270,15 @@ class InteractionModel(nn.Module):
         self.positions = OnceForEach(self._positions)
 
     def _positions(
-        self, frames: int, shapes: tuple[tuple[int, int, int], ...], device: torch.device
+        self, frames: int, shapes: tuple[tuple[int, int, int], ...], device: torch.device, dtype: torch.dtype
     ) -> list[tuple[Tensor, Tensor]]:
         """Of the frames and of the pyramid's cells at each level, whose frames are every second of those before."""
         times = torch.arange(frames, device=device)
         levels = zip(self.config.denoiser_channels, self.config.pyramid_channels, shapes, strict=True)
         return [
             (
-                timestep_embedding(times[:: 2**i], width, POSITION_PERIOD),
-                cell_positions(*shape, channels, device),
+                timestep_embedding(times[:: 2**i], width, POSITION_PERIOD).to(dtype),
+                cell_positions(*shape, channels, device).to(dtype),
             )
             for i, (width, channels, shape) in enumerate(levels)
         ]
@@ -319,10 +318,12 @@ class InteractionModel(nn.Module):
     def read(self, heard: Heard, video: Tensor, drawing: Tensor) -> tuple[Tensor, Tensor]:
         """The rest of :meth:`forward`; what was heard may be one for all latents."""
         num_frames = heard.motion.shape[-1]
-        where = self.coordinates(*video.shape[-2:], video.device)
+        where = self.coordinates(*video.shape[-2:], video.device, video.dtype)
         read = self.reader(video, drawing, where)[:, :, :num_frames]
         pyramid = self.pyramid(video, drawing, where)
-        positions = self.positions(num_frames, tuple(tuple(p.shape[2:]) for p in pyramid), video.device)
+        shapes = tuple(tuple(features.shape[2:]) for features in pyramid)
+        positions = self.positions(num_frames, shapes, video.device, video.dtype)
+        pyramid = [features.flatten(2).mT.contiguous() for features in pyramid]  # B T*h*w c
 
         x = heard.motion + read
         skips = []
@@ -336,10 +337,10 @@ class InteractionModel(nn.Module):
             x = self.up[i](F.interpolate(x, size=skips[i].shape[-1], mode="nearest"))
             x = self.decoder[i](torch.cat([x, skips[i]], dim=1), heard.decoder[i], pyramid[i], positions[i])
         # what was read is a first estimate that the denoiser only has to correct
-        out = self.proj_out(F.silu(self.norm_out(x)) + read)
-        out = rearrange(out, "b (p xyz) n -> b n p xyz", xyz=3)
-        joints = self.config.num_joints
-        return out[:, :, :joints], out[:, :, joints:]
+        out = (
+            self.proj_out(F.silu(self.norm_out(x)) + read).mT.contiguous().unflatten(-1, (-1, 3))
+        )  # B N 42+P 3
+        return out.split([self.config.num_joints, self.config.num_points], dim=2)
 
 
 def cell_positions(frames: int, height: int, width: int, channels: int, device: torch.device) -> Tensor:

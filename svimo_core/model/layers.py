@@ -28,7 +28,7 @@ What options there are, is between whoever calls the network and whoever brings 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, **_options: Any) -> Tensor:
     """PyTorch's attention in the AttentionFunction form."""
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def timestep_embedding(timestep: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -107,11 +107,10 @@ class SelfAttention(nn.Module):
         """Attend x (B N dim) to itself; `rotary` (cos, sin) of M x head_dim turns the last M tokens. `options` go to
         the attention function."""
         q, k, v = (
-            rearrange(project(x), "b n (heads d) -> b n heads d", heads=self.num_heads)
-            for project in (self.to_q, self.to_k, self.to_v)
+            project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.to_q, self.to_k, self.to_v)
         )
         q, k = self.norm_q(q), self.norm_k(k)  # before the heads move, which would cost a copy
-        q, k, v = (rearrange(t, "b n heads d -> b heads n d") for t in (q, k, v))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         if rotary is not None:
             q, k = rotate_last(q, *rotary), rotate_last(k, *rotary)
         return self.to_out[0](self.attention(q, k, v, **(options or {})))
@@ -139,22 +138,24 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Attend x (B N dim) to context (B M context_dim)."""
         q, k, v = (
-            rearrange(projected, "b n (heads d) -> b heads n d", heads=self.num_heads)
+            projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projected in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         return self.to_out(self.attention(q, k, v))
 
 
-def cell_coordinates(height: int, width: int, device: torch.device) -> Tensor:
-    """Where every cell of a latent frame is, as COORDINATE_CHANNELS h w float32: row and column in [-1, 1], sines and
-    cosines of them. With these a convolution can tell what is where (Liu et al. 2018, CoordConv)."""
+def cell_coordinates(
+    height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Where every cell of a latent frame is, as COORDINATE_CHANNELS h w: row and column in [-1, 1], sines and cosines
+    of them. With these a convolution can tell what is where (Liu et al. 2018, CoordConv)."""
     channels = []
     for axis, size in ((0, height), (1, width)):
         place = (2 * torch.arange(size, device=device) + 1) / size - 1
         waves = [place, *(f(k * torch.pi * place) for k in (1, 2) for f in (torch.sin, torch.cos))]
         shape = (size, 1) if axis == 0 else (1, size)
         channels += [wave.view(shape).expand(height, width) for wave in waves]
-    return torch.stack(channels)
+    return torch.stack(channels).to(dtype)
 
 
 def with_coordinates(x: Tensor, where: Tensor) -> Tensor:

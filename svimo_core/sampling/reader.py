@@ -111,4 +111,4 @@ class MeanReading:
         """Count one more reading with this weight."""
         self.total += weight
         before, share = self.value or reading, weight / self.total if self.total else 1.0
-        self.value = Reading(*(x + share * (new - x) for x, new in zip(before, reading, strict=True)))
+        self.value = Reading(*(x.lerp(new, share) for x, new in zip(before, reading, strict=True)))

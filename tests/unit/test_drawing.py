@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from svimo_core.checkpoint import load_part, read_header, save_checkpoint
 from svimo_core.config import COGVIDEOX_5B_I2V, TINY, ClipSize
 from svimo_core.model.drawing import DrawingEncoder
-from svimo_core.motion import HandObjectMotion
-from svimo_core.rasterize import NUM_JOINTS, Rasterizer
-from svimo_core.render import HAND_COLORS, JOINT_COLOR, OBJECT_COLORS, render_motion
+from svimo_core.motion import HAND_BONES, HandObjectMotion
+from svimo_core.rasterize import JOINT_BEFORE_BONES, NUM_JOINTS, Rasterizer
+from svimo_core.render import HAND_COLORS, JOINT_COLOR, NEAR, OBJECT_COLORS, render_motion
 from svimo_core.sampling.guidance import FeedbackOptions
 from svimo_core.sampling.painter import QuickPainter, as_known, quickly_encoded
 from svimo_core.sampling.pipeline import SViMo, generate
-from svimo_core.sampling.reader import Reading
+from svimo_core.sampling.reader import MeanReading, Reading
 from svimo_train.data.synthetic import generate_motion
 from svimo_train.data.wild import MOST_OBJECTS, wild_motion
 from svimo_train.drawing import CAMERA, DrawingPool, through_camera
@@ -145,6 +145,44 @@ def test_a_bone_goes_from_joint_to_joint_in_every_direction(end):
         low, high = sorted((MIDDLE, MIDDLE + 2 * SIDE * e))
         assert found.min() >= low - 5
         assert found.max() <= high + 5
+
+
+@pytest.mark.parametrize("focal", [1.0, 2.0])
+def test_each_spot_has_the_nearest_of_what_covers_it(focal):
+    """As asked of every spot and everything, one by one; also where most lies beside the picture."""
+    motion = generate_motion(5, frames=1)
+    metres = torch.from_numpy(through_camera(motion, CAMERA))
+    metres[0, 3, 2] = -0.01  # its bones are not seen either
+    metres[0, 30] = metres[0, 29]  # a bone without length
+    fx, fy, cx, cy = CAMERA
+    camera = focal * fx, focal * fy, cx, cy
+    draw = Rasterizer(camera, (64, 96), 2)
+    height, width = draw.grid
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    lens = torch.tensor([camera[0] * width, camera[1] * height])
+    middle = torch.tensor([camera[2] * width, camera[3] * height]) + draw.offset
+    places = metres[0, :, :2] * lens / metres[0, :, 2:] + middle
+    seen = []  # depth, colour, covered
+    for i, (place, depth) in enumerate(zip(places, metres[0, :, 2], strict=True)):
+        radius = draw.joint if i < NUM_JOINTS else draw.point
+        color = JOINT_COLOR if i < NUM_JOINTS else OBJECT_COLORS[(i - NUM_JOINTS) // 128]
+        covered = (x - place[0]) ** 2 + (y - place[1]) ** 2 <= radius**2
+        seen.append((depth - JOINT_BEFORE_BONES * (i < NUM_JOINTS), color, covered & (depth > NEAR)))
+    for hand, color in enumerate(HAND_COLORS):
+        for bone in HAND_BONES:
+            start, end = (21 * hand + joint for joint in bone)
+            way = places[end] - places[start]
+            away = torch.stack([x, y], dim=-1) - places[start]
+            share = ((away @ way) / way.square().sum().clamp(min=1e-12)).clamp(0, 1)
+            covered = (away - share[..., None] * way).norm(dim=-1) <= draw.bone
+            depth = metres[0, [start, end], 2]
+            seen.append((depth.mean(), color, covered & (depth.min() > NEAR)))
+    expected = torch.zeros(height, width, 3)
+    for _, color, covered in sorted(seen, key=lambda x: -x[0]):
+        expected[covered] = torch.tensor(color).float()
+    expected = F.avg_pool2d(expected.permute(2, 0, 1), draw.fine) / 255
+    assert expected.mean() > 0.02
+    torch.testing.assert_close(draw(metres[None], (128, 128))[0, 0], expected)
 
 
 def test_what_is_behind_or_beside_is_not_drawn():
@@ -310,6 +348,31 @@ def test_the_bundled_encoder_agrees_with_its_vae(bundled):
     for error, of_drawing in errors:
         assert error < 0.02
         assert of_drawing < error
+
+
+@torch.inference_mode()
+def test_the_bundled_models_loop_computes_what_it_always_did(bundled):
+    """Numbers of version 0.2 before its VID and painter were made quick: two readings, their mean, that held against an
+    image, and the latent of its drawing."""
+    shape = 1, *bundled.config.latent_shape(9, 64, 96)
+    ramp = torch.arange(torch.Size(shape).numel())
+    latents = [(pace * ramp).sin().view(shape) for pace in (0.7, 1.9, 3.1)]
+    reader, mean = bundled.reader(), MeanReading()
+    first = reader.read(*latents[:2])
+    mean.add(first, 0.75)
+    mean.add(reader.read(*latents[1:]), 0.25)
+    aligned = reader.align(reader.look(latents[2][:, :, 0]), mean.value)
+    drawn = bundled.painter(ClipSize(9, 64, 96))(aligned)
+    for found, expected, atol in (
+        (first.hands[0, [0, 8], 7], [[-0.46127, 0.06775, -0.22524], [0.09552, 0.44326, 0.00929]], 1e-4),
+        (first.points[0, -1, [0, 200]], [[1.05882, 0.41607, -1.02763], [0.23281, 0.36241, 0.12074]], 1e-4),
+        (mean.value.hands[0, 3, 30], [-0.01019, 0.18428, 0.13154], 1e-4),
+        (aligned.hands[0, [0, 8], 20], [[0.57356, 0.80193, 1.29768], [0.71219, 1.36264, 1.68471]], 3e-4),
+        (aligned.points[0, 5, [3, 255]], [[0.48643, 0.94275, 1.52111], [0.57061, 0.34948, 1.24429]], 3e-4),
+        (drawn[0, 5, 2, 4, 2:6], [1.52234, 1.57375, 2.02339, 1.66937], 0.02),  # a spot may be another
+        (drawn.abs().mean(), 1.05265, 1e-3),
+    ):
+        torch.testing.assert_close(found, torch.tensor(expected), atol=atol, rtol=1e-4)
 
 
 # --- its training ---
