@@ -251,7 +251,7 @@ def test_a_given_motion_guides_while_it_holds(checkpoint_file: Path):
 import numpy as np
 from pack.svimo_core.motion import Camera, HandObjectMotion
 
-cloud = np.random.default_rng(0).normal(scale=0.05, size=(9, 10, 3)) + (0, 0, 0.5)
+cloud = np.random.default_rng(0).normal(scale=0.05, size=(9, 6, 3)) + (0, 0, 0.5)
 motion = HandObjectMotion(
     hands=np.random.default_rng(1).normal(scale=0.05, size=(9, 2, 21, 3)) + (0, 0, 0.5),
     objects={"tool": cloud, "target": cloud}, camera=Camera.from_fov(48, 32), fps=8,
