@@ -100,9 +100,8 @@ def folder_clips(
     if broken:
         more = f"\n... and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise ValueError(
-            f"{len(broken)} clips of {folder} cannot be measured against: delete them, or write them again:\n"
-            + "\n".join(broken[:NAMED])
-            + more
+            f"{len(broken)} clips of {folder} cannot be measured against: write them again, delete them, or give "
+            "another folder:\n" + "\n".join(broken[:NAMED]) + more
         )
     if not clips:
         raise ValueError(
