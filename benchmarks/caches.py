@@ -220,7 +220,7 @@ def measure(comfyui: Path, first: int, count: int, file: Path) -> None:
     import_pack(comfyui)
     import torch
     from comfyui_version import __version__
-    from pack.svimo_train.evaluate import evaluation_clips
+    from pack.svimo_train.truth import synthetic_clips
     from tqdm import tqdm
 
     with torch.inference_mode():
@@ -237,7 +237,7 @@ def measure(comfyui: Path, first: int, count: int, file: Path) -> None:
                 f"{file} is of another run ({done[0].get(HEADER)}, this one: {run}): give another --lines"
             )
         known = {(line["setting"], line["clip"]) for line in done[1:]}
-        clips = evaluation_clips(0, count, "test", bench.config)
+        clips = synthetic_clips(0, count, "test", bench.config)
         missing = [
             (setting, number)
             for number in range(first, count)

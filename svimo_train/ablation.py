@@ -24,10 +24,11 @@ from svimo_core.files import reading, whole_file
 from svimo_core.sampling.guidance import FeedbackOptions
 from svimo_core.sampling.pipeline import SViMo
 
-from .evaluate import evaluate, evaluation_clips
+from .evaluate import evaluate
 from .judges import Judges
 from .settings import TrainConfig
 from .trainer import TrainingStopped, train
+from .truth import synthetic_clips
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def run_variant(config: TrainConfig, name: str, seed: int, folder: Path, count: 
         model = SViMo.load(path)
         scores, _ = evaluate(
             model,
-            evaluation_clips(0, count, "test", model.config),
+            synthetic_clips(0, count, "test", model.config),
             Judges.load(),
             steps=steps,
             guidance_scale=1.0,

@@ -1,12 +1,14 @@
 """How good is a model? Generate clips that it never saw from their first frames, and measure them against the truth.
 
     python -m svimo_train.evaluate --checkpoint assets/models/svimo-tiny.safetensors --seed 0 --count 64
+    python -m svimo_train.evaluate --checkpoint FILE --clips output/taco/test --count 64
 
 The clips come from the synthetic world and from the seed alone; their numbers lie far beyond those of training clips.
-Everything is measured a second time with the loop open (`feedback_off`), and beside baselines that know less:
+With `--clips` they are a folder's. Everything is measured a second time with the loop open (`feedback_off`), and beside
+baselines that know less:
 
 - `baseline_triplet_mean`: the mean training motion of the prompt's words, which ignores the image. For words that no
-  training clip has, the mean over the training triplets that share most words with them.
+  training clip has, the mean over the training triplets that share most words with them. Synthetic clips only.
 - `baseline_first_pose`: the generated first pose, held still.
 - `baseline_repeat_image`: the reference image as every frame.
 """
@@ -19,7 +21,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -30,7 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from svimo_core.config import SViMoConfig
+from svimo_core.checkpoint import CheckpointHeader, read_header
 from svimo_core.files import reading, whole_file
 from svimo_core.motion import HandObjectMotion
 from svimo_core.render import render_motion
@@ -38,19 +40,23 @@ from svimo_core.sampling.guidance import FeedbackOptions
 from svimo_core.sampling.pipeline import Generation, SViMo, generate, to_uint8
 
 from . import vbench
-from .data.synthetic import Clip, generate_clip, generate_motion
+from .data.synthetic import generate_motion
 from .data.words import HELD_OUT, SPLITS, Triplet, triplet_weights
 from .judges import Judges
 from .scores import motion_scores, other_action, paired, reprojection, scores_of, video_scores
 from .tasks import KEPT, MEASURES, WINDOWS, Setting, frames_of
+from .text import KnownText, t5_features
+from .truth import TrueClip, folder_clips, synthetic_clips
 
 log = logging.getLogger(__name__)
 
-FIRST_CLIP = 2**40
-"""Number of the first clip of evaluation seed 0: training never counts that far."""
 MEAN_CLIPS = 48
 """Training motions behind the mean of a triplet."""
 
+SPLIT = "test"
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
+NEEDED = "backbone", "interaction", "vae"
+"""Parts of a checkpoint; text can be encoded by others."""
 COMPARISONS = "loop", "drawing"
 COLUMNS = {
     "mpjpe_mm": "hands mm",
@@ -65,27 +71,16 @@ COLUMNS = {
     "ssim": "SSIM",
 }
 """What is measured (:mod:`svimo_train.metrics`), and its heading in the table."""
-
-
-def evaluation_clips(
-    seed: int, count: int, split: str, config: SViMoConfig, frames: int | None = None
-) -> list[Clip]:
-    """The clips of one evaluation at the model's native size, or longer.
-
-    Raises:
-        ValueError: an unknown split, or a negative seed or no clips.
-    """
-    if seed < 0 or count < 1:
-        raise ValueError(f"an evaluation needs a seed from 0 and at least one clip, got {seed=} and {count=}")
-    size = dict(frames=frames or config.frames, height=config.height, width=config.width, fps=config.fps)
-    first = FIRST_CLIP + seed * 2**20
-    return [generate_clip(number, split, **size) for number in range(first, first + count)]
+LEFT_OUT = (
+    "FID, obedience of words and the mean motion of a prompt are left out: their judges and training motions are of "
+    "the synthetic world, and know nothing of other clips."
+)
 
 
 def evaluate(
     model: SViMo,
-    clips: Sequence[Clip],
-    judges: Judges,
+    clips: Sequence[TrueClip],
+    judges: Judges | None,
     *,
     steps: int = 10,
     guidance_scale: float = 1.0,
@@ -95,9 +90,10 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Generation]]:
     """Generate every clip from its first frame and prompt, with and without feedback, and measure.
 
-    The noise of a clip comes from its number, so both runs and every repetition start alike.
+    The noise of a clip comes from its own seed, so both runs and every repetition start alike.
 
     Args:
+        judges: None where the clips are not of the synthetic world; what only it can tell is then left out.
         compare: "loop": also generate with the loop open, and from the same image with only the action's word changed;
             and measure the baselines. "drawing": also generate with OpenCV and the VAE in place of the drawing encoder.
             None: nothing.
@@ -121,7 +117,7 @@ def evaluate(
     closed, opened, exact, changed, asked = [], [], [], [], []
     for clip in tqdm(clips, desc="generate", unit="clip"):
         image, seed = torch.from_numpy(clip.video[0]).float() / 255, clip.seed
-        prompt = clip.triplet.prompt
+        prompt = clip.motion.prompt
         closed.append(generate(model, image, prompt, seed, options=options, **settings))
         if compare == "drawing":
             exactly = replace(options, exact=True)
@@ -130,7 +126,7 @@ def evaluate(
             continue
         off = replace(options, enabled=False)
         opened.append(generate(model, image, prompt, seed, options=off, **settings))
-        other = other_action(clip.triplet)
+        other = None if clip.triplet is None else other_action(clip.triplet)
         if other is not None:
             made = generate(model, image, other.prompt, seed, options=options, **settings)
             changed.append(made.motion)
@@ -153,16 +149,18 @@ def evaluate(
         scores["clips_changed_action"] = len(changed)
     scores["feedback_off"] = scores_of(opened, clips, judges)
     scores["feedback_gain"] = paired(closed, opened, clips)
+    worded = [(i, clip.triplet) for i, clip in enumerate(clips) if clip.triplet is not None]
     for name, held_out in (("seen_words", False), ("held_out_words", True)):
-        chosen = [i for i, clip in enumerate(clips) if bool(HELD_OUT.intersection(clip.triplet)) == held_out]
+        chosen = [i for i, triplet in worded if bool(HELD_OUT.intersection(triplet)) == held_out]
         if len(chosen) > 1:
             part = [clips[i] for i in chosen]
             scores[name] = {"clips": len(chosen), **scores_of([closed[i] for i in chosen], part, judges)}
 
     # 3. baselines
     truth = [clip.motion for clip in clips]
-    means = [mean_motion(clip.triplet, clip.motion) for clip in clips]
-    scores["baseline_triplet_mean"] = motion_scores(means, clips, judges)
+    if judges is not None:
+        means = [mean_motion(clip.triplet, clip.motion) for clip in clips]
+        scores["baseline_triplet_mean"] = motion_scores(means, clips, judges)
     held = [made.motion.take(np.zeros(len(made.motion), int)) for made in closed]
     scores["baseline_first_pose"] = motion_scores(held, clips, judges)
     scores["baseline_repeat_image"] = video_scores(
@@ -196,7 +194,7 @@ def _mean_of(
     return hands, {name: np.mean([m.objects[name] for m in motions], axis=0) for name in motions[0].objects}
 
 
-def contact_sheet(clips: Sequence[Clip], made: Sequence[Generation], columns: int = 5) -> np.ndarray:
+def contact_sheet(clips: Sequence[TrueClip], made: Sequence[Generation], columns: int = 5) -> np.ndarray:
     """For each clip: frames of the true video and drawing, over the generated video, its motion video, and the drawn 3D
     motion."""
     rows = []
@@ -215,21 +213,22 @@ def contact_sheet(clips: Sequence[Clip], made: Sequence[Generation], columns: in
             for row in (true, generated)
         ]
         banner = np.full((18, strips[0].shape[1], 3), 245, np.uint8)
-        text = f"{clip.triplet.prompt}   (above: truth, below: generated)"
+        text = f"{clip.motion.prompt}   (above: truth, below: generated)"
         cv2.putText(banner, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1, cv2.LINE_AA)
         rows.append(np.concatenate([banner, *strips]))
     return np.concatenate(rows)
 
 
 def table(scores: dict[str, Any]) -> str:
-    """The scores as text for people."""
+    """The scores as text for people, in the columns that there is something for."""
     names = [name for name, value in scores.items() if isinstance(value, dict) and not name.endswith("_gain")]
     rows = [("model", scores), *((name, scores[name]) for name in names)]
-    lines = [" " * 24 + "".join(f"{heading:>12}" for heading in COLUMNS.values())]
+    columns = [key for key in COLUMNS if any(row.get(key) is not None for _, row in rows)]
+    lines = [" " * 24 + "".join(f"{COLUMNS[key]:>12}" for key in columns)]
     for name, row in rows:
         if row.keys().isdisjoint(COLUMNS) and row is not scores:
             continue
-        cells = (f"{row[key]:12.3f}" if row.get(key) is not None else " " * 12 for key in COLUMNS)
+        cells = (f"{row[key]:12.3f}" if row.get(key) is not None else " " * 12 for key in columns)
         lines.append(f"{name:24}" + "".join(cells))
     for name, gain in scores.items():
         if name.endswith("_gain"):
@@ -241,6 +240,8 @@ def table(scores: dict[str, Any]) -> str:
         )
         if others:
             lines.append(f"{name:24}{others}")
+    if "left_out" in scores:
+        lines.append(scores["left_out"])
     return "\n".join(lines)
 
 
@@ -259,9 +260,25 @@ def main(arguments: list[str] | None = None) -> int:
     )
     default = Path(__file__).resolve().parents[1] / "assets" / "models" / "svimo-tiny.safetensors"
     parser.add_argument("--checkpoint", type=Path, default=default, help="a whole SViMo checkpoint")
-    parser.add_argument("--seed", type=int, default=0, help="which clips")
-    parser.add_argument("--count", type=int, default=64, help="how many clips")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="whose words")
+    parser.add_argument(
+        "--clips",
+        type=Path,
+        metavar="FOLDER",
+        help="of plain clips to measure on; without it the synthetic world's",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which clips, and their noise")
+    parser.add_argument(
+        "--count", type=int, default=64, help="how many clips, at most those that a folder has"
+    )
+    parser.add_argument(
+        "--split", choices=SPLITS, help=f"whose words synthetic clips have (default: {SPLIT})"
+    )
+    parser.add_argument(
+        "--text-model",
+        type=Path,
+        metavar="FOLDER",
+        help="T5 in transformers' form, for a model without a text encoder of its own",
+    )
     parser.add_argument("--steps", type=int, default=10, help="sampling steps")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance")
     parser.add_argument(
@@ -280,6 +297,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="joint: image and words to both; others need a model that was trained with known streams and frames",
     )
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--precision",
+        choices=tuple(PRECISIONS),
+        default="no",
+        help='"bf16": weights and computation in bfloat16',
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores here")
     parser.add_argument(
         "--export-vbench", type=Path, metavar="FOLDER", help="also write the videos and prompts for VBench"
@@ -299,34 +322,42 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.export_vbench is not None:
             vbench.place_for_videos(args.export_vbench)  # before hours go into what cannot be written there
-        model = SViMo.load(args.checkpoint, args.device)
-        frames = model.config.frames
-        if args.task == "continue":
-            frames += (WINDOWS - 1) * (frames - frames_of(KEPT))
-        clips = evaluation_clips(args.seed, args.count, args.split, model.config, frames)
+        header = read_header(args.checkpoint)
+        for part in NEEDED:
+            header.check_has(part)
+        if args.task != "joint" and not header.config.backbone.any_to_any:
+            raise ValueError(
+                f"{args.checkpoint.name} was not trained with known streams and frames: {args.task} needs it"
+            )
+        clips, judges = _clips(args, header)
+        text = _text(header, args.text_model, clips, args.device)
+        model = SViMo.load(args.checkpoint, args.device, PRECISIONS[args.precision], text)
         settings = dict(
             steps=args.steps,
             guidance_scale=args.guidance_scale,
             guidance_schedule="dynamic" if args.dynamic_guidance else "constant",
         )
         if args.task == "joint":
-            scores, made = evaluate(model, clips, Judges.load(), compare=args.compare, **settings)
+            scores, made = evaluate(model, clips, judges, compare=args.compare, **settings)
         else:
-            if not model.config.backbone.any_to_any:
-                raise ValueError(
-                    f"{args.checkpoint.name} was not trained with known streams and frames: {args.task} needs it"
-                )
-            setting = Setting(model=model, judges=Judges.load(), options=settings)
+            setting = Setting(model=model, judges=judges, options=settings)
             scores, made = MEASURES[args.task](setting, clips)
         run = dict(
-            task=args.task, seed=args.seed, split=args.split, checkpoint=args.checkpoint.name, **settings
+            task=args.task,
+            seed=args.seed,
+            checkpoint=args.checkpoint.name,
+            precision=args.precision,
+            **settings,
         )
+        if args.clips is None:
+            run["split"] = args.split or SPLIT
+        else:
+            run |= dict(folder=str(args.clips), left_out=LEFT_OUT)
         scores = {**run, "seconds": round(time.perf_counter() - began, 1), **scores}
         if args.json is not None:
             _write(args.json, json.dumps(scores, indent=2).encode())
         if args.export_vbench is not None:
-            names = [str(clip.seed - FIRST_CLIP) for clip in clips]
-            prompts = [clip.triplet.prompt for clip in clips]
+            names, prompts = [clip.name for clip in clips], [clip.motion.prompt for clip in clips]
             videos = [to_uint8(generation.video) for generation in made]
             vbench.export(args.export_vbench, names, prompts, videos, model.config.fps)
         if args.sheet is not None:
@@ -337,6 +368,46 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     sys.stdout.write(f"{table(scores)}\n")
     return 0
+
+
+def _clips(args: argparse.Namespace, header: CheckpointHeader) -> tuple[list[TrueClip], Judges | None]:
+    """What to measure on, and who judges it."""
+    config = header.config
+    frames = config.frames
+    if args.task == "continue":
+        frames += (WINDOWS - 1) * (frames - frames_of(KEPT))
+    if args.clips is None:
+        return synthetic_clips(args.seed, args.count, args.split or SPLIT, config, frames), Judges.load()
+    if args.split is not None:
+        raise ValueError("--split is about synthetic clips: leave it out, or give another folder for --clips")
+    return folder_clips(args.clips, args.seed, args.count, config, header.normalizer, frames), None
+
+
+def _text(
+    header: CheckpointHeader, folder: Path | None, clips: Iterable[TrueClip], device: str
+) -> KnownText | None:
+    """Features of all prompts of an evaluation, by the T5 in a folder; None for a model that encodes them itself."""
+    own = "text_encoder" in header.parts
+    if own and folder is not None:
+        raise ValueError(f"{header.path.name} has a text encoder of its own: leave --text-model out")
+    if own:
+        return None
+    if folder is None:
+        raise ValueError(
+            f"{header.path.name} has no text encoder of its own: set --text-model to the folder of the T5-XXL "
+            "that it was trained with"
+        )
+    prompts = {"", *(clip.motion.prompt for clip in clips)}
+    others = (other_action(clip.triplet) for clip in clips if clip.triplet is not None)
+    prompts |= {other.prompt for other in others if other is not None}
+    length, dim = header.config.backbone.text_length, header.config.backbone.text_dim
+    features = t5_features(sorted(prompts), folder, length, torch.device(device))
+    if features.shape[-1] != dim:
+        raise ValueError(
+            f"{folder} gives text features of {features.shape[-1]} numbers, and {header.path.name} reads {dim}: give "
+            "the T5 that it was trained with"
+        )
+    return KnownText(dict(zip(sorted(prompts), features, strict=True)))
 
 
 def _add_vbench(results: Sequence[Path], file: Path | None) -> int:

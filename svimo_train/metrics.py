@@ -146,10 +146,19 @@ def psnr_moving_db(predicted: np.ndarray, true: np.ndarray) -> float:
         ValueError: unequal shapes, or nothing moves.
     """
     _check_alike(predicted, true)
-    moving = (np.abs(true.astype(np.int16) - true[0]) > MOVING).any(-1)
-    if not moving.any():
+    return _psnr(predicted, true, moving(true))
+
+
+def moving(video: np.ndarray) -> np.ndarray:
+    """Which pixels differ from the first frame, N x H x W bool (see MOVING).
+
+    Raises:
+        ValueError: none.
+    """
+    differs = (np.abs(video.astype(np.int16) - video[0]) > MOVING).any(-1)
+    if not differs.any():
         raise ValueError("nothing moves in the true video, so PSNR on moving pixels is not defined")
-    return _psnr(predicted, true, moving)
+    return differs
 
 
 def ssim(predicted: np.ndarray, true: np.ndarray) -> float:

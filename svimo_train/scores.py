@@ -9,7 +9,6 @@ import numpy as np
 from svimo_core.motion import HandObjectMotion
 from svimo_core.sampling.pipeline import Generation, to_uint8
 
-from .data.synthetic import Clip
 from .data.words import Triplet, triplet_weights
 from .judges import Judges
 from .metrics import (
@@ -22,10 +21,13 @@ from .metrics import (
     smoothness_mm,
     ssim,
 )
+from .truth import TrueClip
 
 
-def scores_of(made: Sequence[Generation], clips: Sequence[Clip], judges: Judges) -> dict[str, float]:
-    """Of generated clips against the true ones."""
+def scores_of(
+    made: Sequence[Generation], clips: Sequence[TrueClip], judges: Judges | None
+) -> dict[str, float | None]:
+    """Of generated clips against the true ones; see :func:`motion_scores` about the judges."""
     motions = [generation.motion for generation in made]
     drawings = [to_uint8(generation.drawing) for generation in made]
     return {
@@ -35,7 +37,7 @@ def scores_of(made: Sequence[Generation], clips: Sequence[Clip], judges: Judges)
     }
 
 
-def errors(motions: Sequence[HandObjectMotion], clips: Sequence[Clip]) -> dict[str, float]:
+def errors(motions: Sequence[HandObjectMotion], clips: Sequence[TrueClip]) -> dict[str, float]:
     """How far hands and objects are from those of the true clips."""
     pairs = [(motion, clip.motion) for motion, clip in zip(motions, clips, strict=True)]
     return {
@@ -45,20 +47,26 @@ def errors(motions: Sequence[HandObjectMotion], clips: Sequence[Clip]) -> dict[s
 
 
 def motion_scores(
-    motions: Sequence[HandObjectMotion], clips: Sequence[Clip], judges: Judges
+    motions: Sequence[HandObjectMotion], clips: Sequence[TrueClip], judges: Judges | None
 ) -> dict[str, float | None]:
-    """Of 3D motion against that of the true clips."""
+    """Of 3D motion against that of the true clips. Where these are not of the synthetic world, which is all that the
+    judges know, there are none."""
     truth = [clip.motion for clip in clips]
     several = len(motions) > 1
-    return {
+    scores = {
         **errors(motions, clips),
         "smoothness": mean(smoothness_mm(motion.hands) for motion in motions),
+    }
+    if judges is None:
+        return scores
+    return {
+        **scores,
         "fid": frechet_distance(judges.codes(motions), judges.codes(truth)) if several else None,
         "prompt_obedience": judges.obedience(motions, [clip.triplet.action for clip in clips]),
     }
 
 
-def video_scores(videos: Sequence[np.ndarray], clips: Sequence[Clip]) -> dict[str, float]:
+def video_scores(videos: Sequence[np.ndarray], clips: Sequence[TrueClip]) -> dict[str, float]:
     """Of videos (N H W 3 uint8 each) against those of the true clips."""
     pairs = [(video, clip.video) for video, clip in zip(videos, clips, strict=True)]
     return {
@@ -69,7 +77,7 @@ def video_scores(videos: Sequence[np.ndarray], clips: Sequence[Clip]) -> dict[st
 
 
 def paired(
-    made: Sequence[Generation], others: Sequence[Generation], clips: Sequence[Clip]
+    made: Sequence[Generation], others: Sequence[Generation], clips: Sequence[TrueClip]
 ) -> dict[str, dict[str, float]]:
     """How much lower errors are than those of others, clip by clip: mean and its standard error."""
     errors = {
@@ -86,8 +94,8 @@ def paired(
 
 
 def chamfer(motion: HandObjectMotion, truth: HandObjectMotion) -> float:
-    """Mean over objects; see :func:`svimo_train.metrics.chamfer_mm2`."""
-    return mean(chamfer_mm2(motion.objects[name], truth.objects[name]) for name in truth.objects)
+    """Mean over the motion's objects, all of which the truth has; see :func:`svimo_train.metrics.chamfer_mm2`."""
+    return mean(chamfer_mm2(points, truth.objects[name]) for name, points in motion.objects.items())
 
 
 def reprojection(motions: Iterable[HandObjectMotion], drawings: Iterable[np.ndarray]) -> float:

@@ -26,10 +26,11 @@ from svimo_core.sampling.pipeline import Generation, SViMo, generate, to_uint8
 from svimo_core.sampling.sampler import SamplerReport
 from svimo_core.windows import join_motions, join_videos
 
-from .data.synthetic import Clip, generate_clip
+from .data.synthetic import generate_clip
 from .judges import Judges
 from .metrics import MOVING, psnr_moving_db
 from .scores import errors, mean, motion_scores, other_action, paired, reprojection, scores_of, video_scores
+from .truth import TrueClip
 
 WINDOWS = 3
 """Of a clip that goes on."""
@@ -42,7 +43,8 @@ class Setting:
     """A model, and how it samples."""
 
     model: SViMo
-    judges: Judges
+    judges: Judges | None
+    """None where the clips are not of the synthetic world."""
     options: dict[str, Any]
     """Of :func:`svimo_core.sampling.pipeline.generate`."""
 
@@ -57,12 +59,12 @@ class Setting:
         """Frames of a clip that the next one begins with."""
         return frames_of(KEPT)
 
-    def make(self, clip: Clip, known: Known | None = None, prompt: str | None = None) -> Generation:
+    def make(self, clip: TrueClip, known: Known | None = None, prompt: str | None = None) -> Generation:
         """A clip from another's first frame and words (or these), and what is known."""
-        prompt = clip.triplet.prompt if prompt is None else prompt
+        prompt = clip.motion.prompt if prompt is None else prompt
         return generate(self.model, frames_in(clip)[0], prompt, clip.seed, known=known, **self.options)
 
-    def known(self, clip: Clip, video: bool = True, motion: bool = True, **some: int) -> Known:
+    def known(self, clip: TrueClip, video: bool = True, motion: bool = True, **some: int) -> Known:
         """What is given of a clip: streams, or so many latent frames `first` and `last`."""
         streams = frames_in(clip) if video else None, clip.motion if motion else None
         return self.model.known(self.size, *streams, **some)
@@ -72,7 +74,7 @@ Measured = tuple[dict[str, Any], list[Generation]]
 """Scores, and what was made."""
 
 
-def video_to_motion(setting: Setting, clips: Sequence[Clip]) -> Measured:
+def video_to_motion(setting: Setting, clips: Sequence[TrueClip]) -> Measured:
     """The motion in a given video, with the words and without, against that of first frame and words alone."""
     joint, made, wordless = [], [], []
     for clip in _told(clips, "video to motion"):
@@ -89,7 +91,7 @@ def video_to_motion(setting: Setting, clips: Sequence[Clip]) -> Measured:
     return scores, made
 
 
-def motion_to_video(setting: Setting, clips: Sequence[Clip]) -> Measured:
+def motion_to_video(setting: Setting, clips: Sequence[TrueClip]) -> Measured:
     """The video of a given motion, against first frame and words alone; what motion is seen in it; and the video
     of a motion that the words do not say, against the true video of that motion."""
     joint, made, seen, followed = [], [], [], []
@@ -98,7 +100,7 @@ def motion_to_video(setting: Setting, clips: Sequence[Clip]) -> Measured:
         joint.append(setting.make(clip))
         shown = setting.model.known(setting.size, video=made[-1].video)
         seen.append(setting.make(clip, shown).motion)
-        asked = other_action(clip.triplet)
+        asked = None if clip.triplet is None else other_action(clip.triplet)
         if asked is not None:
             followed.append(_another_motion(setting, clip, asked))
     scores = {
@@ -119,17 +121,18 @@ def motion_to_video(setting: Setting, clips: Sequence[Clip]) -> Measured:
     return scores, made
 
 
-def _another_motion(setting: Setting, clip: Clip, asked: Any) -> tuple[float, float]:
+def _another_motion(setting: Setting, clip: TrueClip, asked: Any) -> tuple[float, float]:
     """How near the video of another action's motion comes to its true one under the clip's own words: with the motion,
     and without."""
     frames, height, width = setting.size
     size = dict(frames=frames, height=height, width=width, fps=clip.motion.fps)
-    other, words = generate_clip(clip.seed, clip.split, triplet=asked, **size), clip.triplet.prompt
+    made = generate_clip(clip.seed, clip.motion.metadata["split"], triplet=asked, **size)
+    other, words = replace(clip, video=made.video, motion=made.motion), clip.motion.prompt
     made = (setting.make(other, known, words) for known in (setting.known(other, video=False), None))
     return tuple(psnr_moving_db(to_uint8(x.video), other.video) for x in made)
 
 
-def go_on(setting: Setting, clips: Sequence[Clip]) -> Measured:
+def go_on(setting: Setting, clips: Sequence[TrueClip]) -> Measured:
     """True clips, as long as all windows together, whose first window is given and the others go on from each other.
 
     Returns:
@@ -174,7 +177,7 @@ def go_on(setting: Setting, clips: Sequence[Clip]) -> Measured:
     return scores, made
 
 
-def between(setting: Setting, clips: Sequence[Clip]) -> Measured:
+def between(setting: Setting, clips: Sequence[TrueClip]) -> Measured:
     """Clips whose first latent frame is known, with and without the last: errors of what is known in neither."""
     ends, starts = [], []
     for clip in _told(clips, "between"):
@@ -193,7 +196,7 @@ def between(setting: Setting, clips: Sequence[Clip]) -> Measured:
     return scores, ends
 
 
-MEASURES: dict[str, Callable[[Setting, Sequence[Clip]], Measured]] = {
+MEASURES: dict[str, Callable[[Setting, Sequence[TrueClip]], Measured]] = {
     "video-to-motion": video_to_motion,
     "motion-to-video": motion_to_video,
     "continue": go_on,
@@ -206,7 +209,7 @@ def frames_of(latent_frames: int) -> int:
     return 1 + TEMPORAL_COMPRESSION * (latent_frames - 1)
 
 
-def frames_in(clip: Clip) -> Tensor:
+def frames_in(clip: TrueClip) -> Tensor:
     """N H W 3 in [0, 1]."""
     return _in_01(clip.video)
 
@@ -215,11 +218,11 @@ def _in_01(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(frames).float() / 255
 
 
-def _told(clips: Sequence[Clip], what: str) -> Iterable[Clip]:
+def _told(clips: Sequence[TrueClip], what: str) -> Iterable[TrueClip]:
     return tqdm(clips, desc=what, unit="clip")
 
 
-def _padded(clip: Clip, frames: int) -> Clip:
+def _padded(clip: TrueClip, frames: int) -> TrueClip:
     """A clip with its last frame held until it has so many."""
     index = np.minimum(np.arange(frames), len(clip.video) - 1)
     return replace(clip, video=clip.video[index], motion=clip.motion.take(index))
@@ -229,7 +232,7 @@ def _cut(motion: HandObjectMotion, part: range) -> HandObjectMotion:
     return trim(motion, part.start, part.stop - 1)
 
 
-def _clip_cut(clip: Clip, part: range) -> Clip:
+def _clip_cut(clip: TrueClip, part: range) -> TrueClip:
     return replace(clip, video=clip.video[part.start : part.stop], motion=_cut(clip.motion, part))
 
 

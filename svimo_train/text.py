@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
+from svimo_core.files import reading
 from svimo_core.model.text import TextEncoder
 
 from .encoded import EncodedClips
@@ -23,15 +24,32 @@ def prompt_encoder(model: SimpleNamespace, clips: EncodedClips) -> Callable[[lis
     """From prompts to features (B L text_dim): the model's own encoder, or a look-up of the clips' stored ones."""
     if "text_encoder" in model.parts:
         return TextEncoder(model.parts["text_encoder"], model.config.text).encode
-    features = clips.features()
-    return lambda prompts: torch.stack([features[prompt] for prompt in prompts]).float()
+    return KnownText(clips.features()).encode
+
+
+class KnownText:
+    """Features that were made beforehand, where a model has no text encoder of its own."""
+
+    def __init__(self, features: dict[str, Tensor]):
+        self.features = features
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        """Prompts to features, B x L x text_dim."""
+        return torch.stack([self.features[prompt] for prompt in prompts]).float()
 
 
 @torch.no_grad()
 def t5_features(prompts: list[str], folder: Path, length: int, device: torch.device) -> Tensor:
-    """Features (B length 4096 bfloat16, on the CPU) of prompts by a T5 in transformers' form, loaded for this."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    t5 = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16).to(device)
+    """Features (B length 4096 bfloat16, on the CPU) of prompts by a T5 in transformers' form, loaded for this.
+
+    Raises:
+        FileNotFoundError, ValueError: no such folder, or it holds something else.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}: give one with T5 in transformers' form")
+    with reading(folder, "holds no T5 in transformers' form with its tokenizer", "give a folder that does"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        t5 = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16).to(device)
     features = []
     for first in range(0, len(prompts), BATCH):
         some = prompts[first : first + BATCH]

@@ -49,9 +49,16 @@ class SViMo:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        path: str | os.PathLike,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        text_encoder: TextEncoder | None = None,
     ) -> SViMo:
         """Load a checkpoint that holds all parts; it may lack the drawing encoder.
+
+        Args:
+            text_encoder: for a checkpoint that has none, or anything else that encodes like one.
 
         Raises:
             FileNotFoundError, ValueError: see :func:`svimo_core.checkpoint.read_header` and `load_part`.
@@ -60,14 +67,17 @@ class SViMo:
         parts = {
             part: load_part(header, part, dtype).to(device)
             for part in PARTS
-            if part in header.parts or part != "drawing_encoder"
+            if (part in header.parts or part != "drawing_encoder")
+            and (part != "text_encoder" or text_encoder is None)
         }
+        if text_encoder is None:
+            text_encoder = TextEncoder(parts["text_encoder"], header.config.text)
         return cls(
             config=header.config,
             backbone=parts["backbone"],
             interaction=parts["interaction"],
             vae=VideoVAE(parts["vae"], header.config.vae, header.preview),
-            text_encoder=TextEncoder(parts["text_encoder"], header.config.text),
+            text_encoder=text_encoder,
             normalizer=header.normalizer,
             drawing_encoder=parts.get("drawing_encoder"),
         )
@@ -179,7 +189,7 @@ class SViMo:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Generation:
-    """What one run makes."""
+    """What one run makes, on the CPU."""
 
     video: Tensor
     """N H W 3 in [0, 1]."""
@@ -232,8 +242,8 @@ def generate(
     # 3. decode
     (motion,) = model.reader().to_motions(reading, size.width, size.height, config.fps, prompt)
     return Generation(
-        video=model.vae.decode(latents.video)[0],
-        drawing=model.vae.decode(latents.drawing)[0],
+        video=model.vae.decode(latents.video)[0].cpu(),
+        drawing=model.vae.decode(latents.drawing)[0].cpu(),
         motion=motion,
         report=report,
     )

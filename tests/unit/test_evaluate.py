@@ -1,23 +1,28 @@
 """The evaluation on the smallest model: what it reports, from which clips, and against what."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from svimo_core.checkpoint import save_checkpoint
+from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
 from svimo_core.sampling.pipeline import to_uint8
 from svimo_train import vbench
+from svimo_train.clips import Clip, resize_video, write_clip
 from svimo_train.data.synthetic import generate_motion
 from svimo_train.data.words import Triplet
-from svimo_train.evaluate import COLUMNS, FIRST_CLIP, evaluate, evaluation_clips, main, mean_motion, table
+from svimo_train.evaluate import COLUMNS, evaluate, main, mean_motion, table
 from svimo_train.judges import Judges
 from svimo_train.metrics import mpjpe_mm, psnr_moving_db, smoothness_mm
 from svimo_train.scores import other_action
 from svimo_train.tasks import MEASURES, Setting
+from svimo_train.truth import FIRST_CLIP, folder_clips, synthetic_clips
 
 KEYS = {"mpjpe_mm", "chamfer_mm2", "smoothness", "fid", "prompt_obedience"}
 VIDEO_KEYS = {"psnr_db", "psnr_moving_db", "ssim"}
@@ -25,7 +30,7 @@ VIDEO_KEYS = {"psnr_db", "psnr_moving_db", "ssim"}
 
 @pytest.fixture(scope="module")
 def clips(config):
-    return evaluation_clips(0, 3, "test", config)
+    return synthetic_clips(0, 3, "test", config)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def scores(model, clips):
 
 
 def test_clips_come_from_the_seed_and_never_from_training(clips, config):
-    again, other = evaluation_clips(0, 3, "test", config), evaluation_clips(1, 3, "test", config)
+    again, other = synthetic_clips(0, 3, "test", config), synthetic_clips(1, 3, "test", config)
     assert [clip.seed for clip in clips] == [FIRST_CLIP + i for i in range(3)]
     for one, same, different in zip(clips, again, other, strict=True):
         np.testing.assert_array_equal(one.video, same.video)
@@ -97,7 +102,7 @@ def test_what_is_given_is_what_the_other_directions_show(model, config):
     """With weights that know nothing: what comes back of what was given is the VAE's and the drawing's, and no more."""
     options = dict(steps=1, guidance_scale=1.0, guidance_schedule="constant")
     setting = Setting(model=model, judges=Judges.load(), options=options)
-    drawn = evaluation_clips(0, 6, "test", config)
+    drawn = synthetic_clips(0, 6, "test", config)
     clips = [clip for clip in drawn if other_action(clip.triplet)][:2]
 
     scores, made = MEASURES["video-to-motion"](setting, clips)
@@ -115,7 +120,7 @@ def test_what_is_given_is_what_the_other_directions_show(model, config):
     assert scores["psnr_db"] != scores["joint"]["psnr_db"]
     assert scores["another_motion"].keys() >= {"psnr_moving_db", "psnr_moving_db_words_alone"}
 
-    long = evaluation_clips(0, 2, "test", config, frames=17)
+    long = synthetic_clips(0, 2, "test", config, frames=17)
     scores, made = MEASURES["continue"](setting, long)
     for one, clip in zip(made, long, strict=True):
         assert len(one.motion) == len(one.video) == len(one.drawing) == 17
@@ -223,3 +228,180 @@ def test_results_that_are_not_vbenchs_are_refused(scores, names, says, tmp_path)
     (tmp_path / "b.json").write_text('{"mpjpe_mm": 3}')
     with pytest.raises(ValueError, match=r"b\.json is not what VBench writes"):
         vbench.read_results([tmp_path / "b.json"])
+
+
+# --- clips of a folder ---
+
+
+@pytest.fixture(scope="module")
+def long_clips(config):
+    """Longer and larger than the model's."""
+    larger = replace(config, height=2 * config.height, width=2 * config.width)
+    return synthetic_clips(0, 3, "test", larger, frames=13)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, long_clips):
+    """Those, and one of a first frame."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number, clip in enumerate(long_clips):
+        write_clip(folder, f"clip-{number}", Clip(clip.video, clip.motion))
+    write_clip(folder, "first-frame", Clip(long_clips[0].video[:1], long_clips[0].motion))
+    return folder
+
+
+def test_clips_of_a_folder_are_cut_resized_and_in_an_order_of_their_own(
+    folder, long_clips, config, normalizer, tmp_path
+):
+    found = folder_clips(folder, 0, 64, config, normalizer)
+    assert {clip.name for clip in found} == {"clip-0", "clip-1", "clip-2"}
+    for clip in found:
+        long = long_clips[int(clip.name[-1])]
+        np.testing.assert_array_equal(clip.video, resize_video(long.video[:9], config.height, config.width))
+        np.testing.assert_array_equal(clip.motion.hands, long.motion.hands[:9])
+        assert clip.motion.camera == long.motion.camera.resized(config.width, config.height)
+        assert (clip.motion.prompt, clip.triplet) == (long.motion.prompt, None)
+    more = tmp_path / "more"
+    shutil.copytree(folder, more)
+    write_clip(more, "another", Clip(long_clips[0].video, long_clips[0].motion))
+    seeds = {clip.name: clip.seed for clip in found}
+    again = [clip for clip in folder_clips(more, 0, 64, config, normalizer) if clip.name != "another"]
+    assert [(clip.name, clip.seed) for clip in again] == list(seeds.items())
+    orders = [[c.name for c in folder_clips(folder, seed, 2, config, normalizer)] for seed in range(8)]
+    assert len(set(map(tuple, orders))) > 2
+    assert orders[0] == list(seeds)[:2]
+
+
+def test_a_folder_gives_the_scores_of_the_same_clips_built_in(folder, long_clips, model, config, normalizer):
+    """All but what only judges of the synthetic world can tell."""
+    clips = folder_clips(folder, 0, 2, config, normalizer)
+    built_in = [replace(clip, triplet=long_clips[int(clip.name[-1])].triplet) for clip in clips]
+    expected, _ = evaluate(model, built_in, Judges.load(), steps=1, compare="drawing")
+    scores, _ = evaluate(model, clips, None, steps=1, compare="drawing")
+    judged = {"fid", "prompt_obedience"}
+    for known in (expected, expected["exact_drawing"]):
+        for name in judged:
+            del known[name]
+    assert scores == expected
+
+    scores, made = evaluate(model, clips[:1], None, steps=1)
+    assert {name for name, value in scores.items() if isinstance(value, dict)} == {
+        *("feedback_off", "feedback_gain", "baseline_first_pose", "baseline_repeat_image", "truth")
+    }
+    for row in (scores, scores["feedback_off"], scores["baseline_first_pose"], scores["truth"]):
+        assert judged.isdisjoint(row)
+    assert scores["mpjpe_mm"] == mpjpe_mm(made[0].motion.hands, clips[0].motion.hands)
+    scores, _ = MEASURES["motion-to-video"](
+        Setting(model=model, judges=None, options=dict(steps=1)), clips[:1]
+    )
+    assert scores.keys() >= VIDEO_KEYS
+    assert "another_motion" not in scores
+
+
+def test_command_measures_a_folder(folder, checkpoint_file, tmp_path, capsys):
+    files = {
+        "--json": tmp_path / "scores.json",
+        "--sheet": tmp_path / "sheet.png",
+        "--export-vbench": tmp_path,
+    }
+    arguments = ["--checkpoint", str(checkpoint_file), "--clips", str(folder), "--steps", "1", "--count", "2"]
+    assert (
+        main([*arguments, *(str(word) for pair in files.items() for word in pair), "--precision", "bf16"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "FID, obedience of words and the mean motion of a prompt are left out" in out
+    assert "baseline_first_pose" in out
+    for absent in ("FID  ", "obeys", "changed", "baseline_triplet_mean"):
+        assert absent not in out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["folder"], scores["clips"]) == (str(folder), 2)
+    assert "split" not in scores
+    assert cv2.imread(str(tmp_path / "sheet.png")).shape == (2 * (18 + 2 * 32), 5 * 3 * 48, 3)
+    prompts = json.loads((tmp_path / "prompts.json").read_text())
+    assert len(prompts) == 2
+    assert set(prompts) < {"clip-0.mp4", "clip-1.mp4", "clip-2.mp4"}
+    assert {path.name for path in (tmp_path / "videos").iterdir()} == set(prompts)
+    assert main([*arguments, "--split", "train"]) == 1
+    assert "--split is about synthetic clips" in capsys.readouterr().err
+
+
+def without_a_hand(clip):
+    hands = clip.motion.hands.copy()
+    hands[4:6, 0] = np.nan
+    return Clip(clip.video, replace(clip.motion, hands=hands))
+
+
+def with_other_objects(clip):
+    tool, cup = clip.motion.objects.values()
+    return Clip(clip.video, replace(clip.motion, objects={"tool": tool, "cup": cup}))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda clip: Clip(clip.video[:8], clip.motion.take(slice(8))), "has 8 frames, 9 are needed"),
+        (lambda clip: Clip(clip.video[:9], clip.motion), "has 9 frames of video and 13 of motion"),
+        (
+            without_a_hand,
+            "bad: this model needs both hands in every frame, and the left one is absent in 2 of 9",
+        ),
+        (with_other_objects, r"bad: the motion lacks \['target'\]: this model needs objects named"),
+        (lambda clip: Clip(np.zeros_like(clip.video), clip.motion), "bad: nothing moves in the true video"),
+    ],
+)
+def test_clips_that_cannot_be_measured_against_are_named(
+    change, says, long_clips, config, normalizer, tmp_path
+):
+    write_clip(tmp_path, "bad", change(long_clips[0]))
+    write_clip(tmp_path, "good", Clip(long_clips[1].video, long_clips[1].motion))
+    with pytest.raises(ValueError, match="1 clips of .* cannot be measured against.*\n.*" + says):
+        folder_clips(tmp_path, 0, 64, config, normalizer)
+
+
+def test_damaged_clips_are_all_named(folder, checkpoint_file, tmp_path, capsys):
+    broken = tmp_path / "clips"
+    shutil.copytree(folder, broken)
+    (broken / "clip-0.npz").write_bytes(b"not an archive")
+    (broken / "clip-1.npy").unlink()
+    (broken / "clip-2.npy").write_bytes(b"\x93NUMPY")
+    assert main(["--checkpoint", str(checkpoint_file), "--clips", str(broken)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("3 clips of")
+    assert sorted(name for name in ("0.npz", "1.npy", "2.npy") for line in lines[1:] if name in line) == [
+        *("0.npz", "1.npy", "2.npy")
+    ]
+    for path in broken.glob("clip-*"):
+        path.unlink()
+    for clips, says in ((broken, "have only their first frames"), (tmp_path, "no clips in")):
+        assert main(["--checkpoint", str(checkpoint_file), "--clips", str(clips)]) == 1
+        assert says in capsys.readouterr().err
+
+
+def test_a_model_without_a_text_encoder_takes_t5s_features(
+    folder, checkpoint_file, config, parts, normalizer, tmp_path, capsys
+):
+    """As at full size."""
+    bare = tmp_path / "bare.safetensors"
+    others = {name: part for name, part in parts.items() if name != "text_encoder"}
+    save_checkpoint(bare, replace(config, text=None), others, normalizer)
+    t5 = tmp_path / "t5"
+    parts["text_encoder"].save_pretrained(t5)
+    PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER_FILE), pad_token="<pad>").save_pretrained(t5)
+
+    def run(*more):
+        file = tmp_path / "scores.json"
+        common = ["--clips", str(folder), "--count", "1", "--steps", "1", "--compare", "drawing"]
+        common += ["--guidance-scale", "20"]  # so that words matter to a model that knows nothing
+        code = main([*common, "--json", str(file), *map(str, more)])
+        return capsys.readouterr().err if code else json.loads(file.read_text())
+
+    scores, own = run("--checkpoint", bare, "--text-model", t5), run("--checkpoint", checkpoint_file)
+    assert scores["psnr_db"] == pytest.approx(own["psnr_db"], rel=1e-3)  # T5 computes in bfloat16
+    assert "bare.safetensors has no text encoder of its own: set --text-model" in run("--checkpoint", bare)
+    assert "leave --text-model out" in run("--checkpoint", checkpoint_file, "--text-model", t5)
+    assert "there is no folder" in run("--checkpoint", bare, "--text-model", tmp_path / "no")
+    assert "holds no T5" in run("--checkpoint", bare, "--text-model", folder)
+    wide = build_text_encoder(replace(config.text, dim=32))
+    wide.save_pretrained(t5)
+    assert "gives text features of 32 numbers" in run("--checkpoint", bare, "--text-model", t5)

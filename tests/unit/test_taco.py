@@ -24,6 +24,7 @@ from svimo_train.data.taco.prepare import prepare
 from svimo_train.data.taco.settings import Settings
 from svimo_train.data.taco.split import split_sequences
 from svimo_train.data.taco.video import read_frames
+from svimo_train.evaluate import main as evaluate
 
 SETTINGS = Settings(frames=9, hop=4, width=144, height=96, points=32)
 FOLDER, PRE_RELEASE = "(pour in some, cup, bowl)/20231031_001", "(hit, hammer, toy)/20230917_002"
@@ -142,6 +143,16 @@ def test_pixels_lie_where_the_motion_says(prepared):
             inside = ((pixels[:, side] > 8) & (pixels[:, side] < (136, 88))).all(axis=1)
             assert inside.any()
             assert np.abs(np.array(seen) - pixels[:, side])[inside].max() < 0.5, name
+
+
+def test_models_are_measured_on_the_held_out_clips(prepared, checkpoint_file, tmp_path):
+    file = tmp_path / "scores.json"
+    command = ["--checkpoint", str(checkpoint_file), "--steps", "1", "--json", str(file)]
+    assert evaluate([*command, "--clips", str(prepared / "test"), "--count", "2"]) == 0
+    scores = json.loads(file.read_text())
+    assert scores["clips"] == 2
+    # 3 cm and more: this model has learned nothing
+    assert scores["truth"]["mpjpe_mm"] == 0 < 30 < scores["mpjpe_mm"]
 
 
 def test_markers_are_removed_where_they_can_be(world, tmp_path):
