@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.linalg import solveh_banded
 from torch import Tensor
 
-from .motion import HAND_NAMES, Camera, HandObjectMotion
+from .motion import Camera, HandObjectMotion
 from .tracks import fit_rigid_track
-
-STAY = 0.25
-"""How much windows that were seen one by one hold on to where each has a body, beside agreeing with neighbours."""
 
 
 def window_starts(total: int, frames: int, overlap: int) -> list[int]:
@@ -47,8 +42,7 @@ def join_motions(
         starts: first frame of each window in the whole, ascending; windows touch or overlap.
         follow: for windows that go on from each other, the first of which is right: move each hand of a window by as
             much as it is off, on average, from where the window before has it, and carry the points that an object has
-            along with those of the next window. Windows that were seen one by one agree instead: each body of a
-            window, which is off by something of its own (its depth, above all), moves towards its neighbours.
+            along with those of the next window. Windows that were seen one by one are right by themselves.
 
     Raises:
         ValueError: windows of another rate or other objects than the first, or a gap between them.
@@ -59,15 +53,12 @@ def join_motions(
         overlap = lengths[-1] - start
         _check_alike(first, motion, lengths[-1], overlap, follow and overlap > 0)
         lengths.append(start + len(motion))
-    others = [_seen_through(first.camera, motion) for motion in others]
-    if not follow:
-        first, *others = _agreeing([first, *others], starts)
 
     # In place, so that the time grows with the frames and not with their square
     hands = _room(first.hands, lengths[-1])
     objects = {name: _room(points, lengths[-1]) for name, points in first.objects.items()}
     for motion, start, length in zip(others, starts[1:], lengths, strict=False):
-        end = start + len(motion)
+        motion, end = _seen_through(first.camera, motion), start + len(motion)
         goes_on = follow and length > start
         apart = _apart(hands[start:length], motion.hands) if goes_on else 0
         hands[start:end] = _blended(hands[start:length], motion.hands + apart)
@@ -77,43 +68,6 @@ def join_motions(
             else:
                 points[start:end] = _blended(points[start:length], motion.objects[name])
     return dataclasses.replace(first, hands=hands, objects=objects)
-
-
-def _agreeing(motions: Sequence[HandObjectMotion], starts: Sequence[int]) -> list[HandObjectMotion]:
-    """Windows of which each hand and object as a whole is moved so that neighbours agree where they overlap, and no
-    farther than that takes."""
-    hands = [[motion.hands[:, i] for motion in motions] for i in range(len(HAND_NAMES))]
-    moved = np.stack([_moved_to_agree(windows, starts) for windows in hands], axis=1)
-    objects = {
-        name: _moved_to_agree([motion.objects[name] for motion in motions], starts)
-        for name in motions[0].objects
-    }
-    return [
-        dataclasses.replace(
-            motion,
-            hands=(motion.hands + moved[i][:, None]).astype(np.float32),
-            objects={name: motion.objects[name] + objects[name][i] for name in objects},
-        )
-        for i, motion in enumerate(motions)
-    ]
-
-
-def _moved_to_agree(windows: Sequence[np.ndarray], starts: Sequence[int]) -> np.ndarray:
-    """How far to move a body in each window (N K 3 each), W 3 float32: the least squares of what neighbours still
-    differ by on average in the frames that both show, and of the moves, which count `STAY`."""
-    count = len(windows)
-    apart, both = (
-        np.zeros((count + 1, 3)),
-        np.zeros(count + 1),
-    )  # from the window before, and from nothing at the ends
-    for i, (before, after) in enumerate(itertools.pairwise(windows), start=1):
-        overlap = starts[i - 1] + len(before) - starts[i]
-        differ = before[len(before) - overlap :] - after[:overlap]
-        differ = differ[np.isfinite(differ).all(axis=(1, 2))]
-        if len(differ):
-            apart[i], both[i] = differ.mean(axis=(0, 1)), 1
-    banded = np.stack([-both[:-1], STAY + both[:-1] + both[1:]])  # of a tridiagonal matrix, the diagonal last
-    return solveh_banded(banded, apart[:-1] - apart[1:]).astype(np.float32)
 
 
 def join_videos(videos: Sequence[Tensor], starts: Sequence[int], blend: bool = False) -> Tensor:
