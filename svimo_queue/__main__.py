@@ -82,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
         runs = args.command == "run" and not problems
         return asyncio.run(_stoppable(_run(args, jobs) if runs else _check(args, jobs, problems)))
     except (OSError, ValueError, ServerLost) as error:
-        sys.stderr.write(f"{error}\n")
+        bare = isinstance(error, OSError) and error.errno is not None  # not a sentence of ours
+        advice = ": mend that, and the same command goes on from here" if bare else ""
+        sys.stderr.write(f"{error}{advice}\n")
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.stderr.write("Stopped. The same command goes on from here.\n")
@@ -152,9 +154,14 @@ async def _stoppable(work: Coroutine[Any, Any, int]) -> int:
     """Await `work`, which the signals to end cancel, so that it can clean up behind itself."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        sys.stderr.write("Stopping: taking back what waits on the servers, which may take a minute\n")
+        task.cancel()
+
     with contextlib.suppress(NotImplementedError):  # Windows: asyncio cancels on Ctrl-C by itself
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, task.cancel)
+            loop.add_signal_handler(number, stop)
     return await task
 
 

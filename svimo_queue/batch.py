@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from .display import Display
 from .jobs import Job, JobFailed
-from .outputs import Outputs
+from .outputs import OF_ALL, SHEET, TABLE, Outputs
 
 TABLE_EVERY, SHEET_EVERY = 5.0, 60.0
 """Seconds between two tables, and two contact sheets, while jobs run; both take longer the more jobs there are."""
@@ -50,6 +50,7 @@ class Batch:
         self._order = {job.identity: place for place, job in enumerate(jobs)}
         self._changed = asyncio.Condition()
         self._display: Display
+        self._unwritten: set[str] = set()
         self._table_at = self._sheet_at = time.monotonic()
 
     @contextmanager
@@ -59,8 +60,8 @@ class Batch:
             with Display(self.unsettled, names) as self._display:
                 yield
         finally:
-            self.outputs.write_table()
-            self.outputs.write_sheet(self.title)
+            self._write_table()
+            self._write_sheet()
 
     async def next_job(self, cost: Callable[[Job], tuple] = lambda job: ()) -> Job | None:
         """The next job, when there is one: the least begun, then the cheapest, then the first; None when all are
@@ -94,10 +95,10 @@ class Batch:
         self._display.settled()
         if time.monotonic() - self._table_at > TABLE_EVERY:
             self._table_at = time.monotonic()
-            await asyncio.to_thread(self.outputs.write_table)
+            await asyncio.to_thread(self._write_table)
         if time.monotonic() - self._sheet_at > SHEET_EVERY:
             self._sheet_at = time.monotonic()
-            await asyncio.to_thread(self.outputs.write_sheet, self.title)
+            await asyncio.to_thread(self._write_sheet)
         async with self._changed:
             self._changed.notify_all()
 
@@ -120,6 +121,28 @@ class Batch:
             self._display.step(name, f"{job.name}  {kind}", value, maximum)
 
         return show
+
+    def _write_table(self) -> None:
+        with self._for_people(TABLE):
+            self.outputs.write_table()
+
+    def _write_sheet(self) -> None:
+        with self._for_people(SHEET):
+            self.outputs.write_sheet(self.title)
+
+    @contextmanager
+    def _for_people(self, name: str) -> Iterator[None]:
+        """What only people read may wait: a spreadsheet that has the table open keeps it on Windows."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in OF_ALL:
+                raise
+            if name not in self._unwritten:
+                self.say(f"{name} cannot be written now ({error.strerror or error}): is it open? Jobs go on")
+            self._unwritten.add(name)
+        else:
+            self._unwritten.discard(name)
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -295,10 +295,18 @@ def _csv_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict[str, s
     if not rows:
         return
     columns = [column.strip() for column in rows[0]]
-    for column in {column for column in columns if columns.count(column) > 1}:
-        problems.add(1, column or "without a name", "expected each name once, got it twice")
+    for column in {column for column in columns if column and columns.count(column) > 1}:
+        problems.add(1, column, "expected each name once, got it twice")
     for number, cells in enumerate(rows[1:], 2):
         cells = [cell.strip() for cell in cells]
+        for column, cell in zip(columns, cells, strict=False):
+            if cell and not column:
+                problems.add(
+                    number, "", f"expected a name in the header for the column with {cell[:60]}, got none"
+                )
+            elif separator == ";" and column not in TEXT_COLUMNS and re.fullmatch(r"-?\d+,\d+", cell):
+                ways = f"{cell.replace(',', '.')} for one number, or {cell.replace(',', ', ')} for two"
+                problems.add(number, column, f"expected {ways}, got {cell}")
         if not any(cells):
             continue
         if any(cells[len(columns) :]):
@@ -308,7 +316,7 @@ def _csv_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict[str, s
                 f"expected {len(columns)} cells as in the header, got {len(cells)}; a cell with a comma needs quotes",
             )
             continue
-        yield number, {column: cell for column, cell in zip(columns, cells, strict=False) if cell}
+        yield number, {column: cell for column, cell in zip(columns, cells, strict=False) if column and cell}
 
 
 def _json_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -431,6 +439,9 @@ class _RowReader:
     def _read(self, column: str, text: str) -> list[Scalar]:
         if column in TEXT_COLUMNS or column in FILE_COLUMNS:
             return [text]
+        if re.fullmatch(r"-?\d{1,3}(,\d{3})+", text):
+            one, several = text.replace(",", ""), text.replace(",", ", ")
+            raise ValueError(f"expected {one} for one number, or {several} for several, got {text}")
         numbers: list[Scalar] = []
         for part in (part.strip() for part in text.split(",")):
             if span := RANGE.fullmatch(part):

@@ -16,7 +16,8 @@ MOST_ENTRIES = 100_000
 
 
 def matching(folder: Path, pattern: str, on_entry: Callable[[int], None] = lambda count: None) -> list[Path]:
-    """The files that match a pattern, sorted; `**` stands for any folders, but for hidden ones and links.
+    """The files that match a pattern, sorted; `**` stands for any folders, but for hidden ones, links, and
+    the results of jobs.
 
     Args:
         folder: where a relative pattern begins.
@@ -30,6 +31,10 @@ def matching(folder: Path, pattern: str, on_entry: Callable[[int], None] = lambd
     start = Path(path.anchor) if path.is_absolute() else folder
     parts = path.parts[1:] if path.is_absolute() else path.parts
     return sorted({found for found in _Walk(pattern, on_entry).find(start, parts) if os.path.isfile(found)})
+
+
+OF_JOBS = "job.json", "error.json"
+"""What the folder of a job holds: its results are no input for `**`, or the same batch would grow by every run."""
 
 
 class _Walk:
@@ -49,7 +54,8 @@ class _Walk:
         elif part == "**":
             yield from self.find(folder, rest or ("*",))
             for entry in self.entries(folder):
-                if not entry.name.startswith(".") and os.path.isdir(entry) and not entry.is_symlink():
+                walked = not entry.name.startswith(".") and os.path.isdir(entry) and not entry.is_symlink()
+                if walked and not any(os.path.exists(folder / entry.name / name) for name in OF_JOBS):
                     yield from self.find(folder / entry.name, parts)
         else:
             for entry in self.entries(folder):

@@ -80,7 +80,7 @@ def _reads_answers(method: Callable[..., Awaitable[Any]]) -> Callable[..., Await
         try:
             return await method(self, *args, **options)
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-            raise ServerLost(_no_comfyui(self.url, str(error) or type(error).__name__)) from error
+            raise ServerLost(_no_comfyui(self.url, "an answer of another form")) from error
 
     return reading
 
@@ -353,6 +353,10 @@ class Server:
     async def _good(self, reply: aiohttp.ClientResponse) -> None:
         if reply.status >= 400:
             text = (await reply.text(errors="replace"))[:200].strip()
+            if reply.status == 404 and reply.url.path.endswith("/system_stats"):
+                raise ServerLost(_no_comfyui(self.url, "404 Not Found"))
+            if "html" in reply.content_type:
+                text = ""
             raise ServerLost(f"{self.url} answers {reply.status} {reply.reason} {text}".strip())
 
     @contextlib.asynccontextmanager
@@ -415,7 +419,9 @@ def _files_of(outputs: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def _comes_again(exception_type: str) -> bool:
     """Whether an error would come again, by its type as ComfyUI says it: with its module, but for Python's own."""
-    ours = exception_type.endswith(f".{DamagedFile.__name__}")
+    ours = exception_type.endswith(
+        (f".{DamagedFile.__name__}", ".UnidentifiedImageError")
+    )  # of Pillow: no image
     kind = DamagedFile if ours else getattr(builtins, exception_type, None)
     return isinstance(kind, type) and issubclass(kind, SAME_AGAIN)
 

@@ -91,6 +91,32 @@ def test_same_job_twice_runs_once(folder, caplog):
 def test_spreadsheets_of_other_countries(folder):
     (job,) = csv(folder, f"\ufeffworkflow;prompt\r\n{OURS};\u7528\u52fa\u5b50\r\n")
     assert job.values == {"prompt": "\u7528\u52fa\u5b50"}
+    # empty columns at the end are what is left of others
+    (job,) = csv(folder, f"workflow,prompt,,\n{OURS},a,,\n")
+    assert job.values == {"prompt": "a"}
+    for text, message in (
+        (
+            f"workflow;8.cfg\n{OURS};2,5\n",
+            r"column 8\.cfg: expected 2\.5 for one number, or 2, 5 for two, got 2,5",
+        ),
+        (
+            f'workflow,width\n{OURS},"1,024"\n',
+            "expected 1024 for one number, or 1, 024 for several, got 1,024",
+        ),
+        (f"workflow,\n{OURS},a\n", "row 2: expected a name in the header for the column with a, got none"),
+    ):
+        with pytest.raises(JobFileError, match=message):
+            csv(folder, text)
+
+
+def test_results_of_jobs_are_no_input_for_a_pattern(folder):
+    """Or the same command again would find more jobs each time."""
+    for name in ("jobs_outputs/one/job.json", "jobs_outputs/one/x.png", "jobs_outputs/two/error.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"{}")
+    found = [path.name for path in patterns.matching(folder, "**/*.*")]
+    assert found == ["a.png", "b.png"]
+    assert [path.name for path in patterns.matching(folder, "jobs_outputs/*/*.png")] == ["x.png"]
 
 
 def test_all_mistakes_are_said_at_once(folder):

@@ -43,6 +43,25 @@ def test_servers_keep_the_models_that_they_have_loaded(tmp_path):
         assert asyncio.run(take(one, two, one, two, one, two, one, three)) == [*"01234", "7", "6", "5"]
 
 
+def test_a_table_that_is_open_elsewhere_stops_nothing(tmp_path, capsys, monkeypatch):
+    """On Windows a spreadsheet keeps it; here a folder in its place does."""
+    monkeypatch.setattr("svimo_queue.batch.TABLE_EVERY", 0.0)
+    (tmp_path / "table.csv").mkdir()
+    jobs = [job(number, "a.safetensors") for number in range(2)]
+    with Outputs(tmp_path, jobs) as outputs:
+        run = Run(jobs, outputs, ["one"], title="", tries=2, stall=1)
+
+        async def settle() -> None:
+            with run.shown(["one"]):
+                await run.settle("one is done")
+                (tmp_path / "table.csv").rmdir()
+                await run.settle("two is done")
+
+        asyncio.run(settle())
+    assert capsys.readouterr().err.count("table.csv cannot be written now") == 1
+    assert (tmp_path / "table.csv").is_file()
+
+
 @pytest.mark.parametrize(
     "address", ["ftp://host", "http://", "http://host:99999", "host:port", "http://[::1"]
 )

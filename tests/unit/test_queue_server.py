@@ -10,12 +10,14 @@ from svimo_queue.server import Server, ServerLost
 
 NODE = '{"X": {"input": {"required": {}}}}'
 DEEP = "[" * 100_000
+NOT_FOUND = "404"
 
 
 @pytest.mark.parametrize(
     ("path", "answer"),
     [
         *(("/system_stats", answer) for answer in ("[]", "null", '"hello"', '{"system": 1}', DEEP, "<html>")),
+        ("/system_stats", NOT_FOUND),
         *(("/object_info", answer) for answer in ("[]", "null", "{}", '{"X": 1}', '{"X": {"input": []}}')),
         *(("/queue", answer) for answer in ("[]", "{}", '{"queue_running": 1, "queue_pending": []}')),
         *(("/history", answer) for answer in ("[]", '{"a": 1}')),
@@ -32,7 +34,8 @@ def test_who_answers_what_no_comfyui_does_is_lost(path, answer, job):
     }
 
     async def reply(request: web.Request) -> web.Response:
-        return web.Response(text=(answers | {path: answer})[request.path])
+        text = (answers | {path: answer})[request.path]
+        return web.Response(text=text, status=404 if text == NOT_FOUND else 200)
 
     async def ask() -> None:
         app = web.Application()
