@@ -6,7 +6,7 @@ import pytest
 from aiohttp import web
 
 from svimo_queue.jobs import read_jobs
-from svimo_queue.server import Server, ServerLost
+from svimo_queue.server import Server, ServerLost, _comes_again
 
 NODE = '{"X": {"input": {"required": {}}}}'
 DEEP = "[" * 100_000
@@ -59,3 +59,10 @@ def test_who_answers_what_no_comfyui_does_is_lost(path, answer, job):
 def job(tmp_path):
     (tmp_path / "jobs.csv").write_text("workflow\nimage_to_video_and_motion\n")
     return read_jobs(tmp_path / "jobs.csv")[0]
+
+
+def test_what_is_no_image_would_be_none_again():
+    assert _comes_again("PIL.UnidentifiedImageError")
+    assert _comes_again("ValueError")
+    assert not _comes_again("torch.OutOfMemoryError")
+    assert not _comes_again("RuntimeError")

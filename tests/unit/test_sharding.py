@@ -214,7 +214,7 @@ def test_a_state_is_of_the_step_after_which_it_was_begun(tmp_path, monkeypatch):
         return write(*args)
 
     def training():
-        parameters = dict(torch.nn.Linear(3, 2).named_parameters())
+        parameters = dict(torch.nn.PReLU(3).named_parameters())
         return parameters, EMA(parameters, 0.5), torch.optim.AdamW(parameters.values(), lr=0.1)
 
     def values(parameters, ema, optimizer):
