@@ -28,7 +28,7 @@ from .workflow import Definitions
 Progress = Callable[[str, float, float], None]
 """Called with a node's id, steps done, and steps to do (0 where it does not say)."""
 POLL = 2.0
-"""Seconds between looks at the queue, in case that a message was lost: ComfyUI may forget a new connection with the old."""
+"""Seconds between looks at the queue: a message may be lost, as ComfyUI drops a new connection with an old one."""
 PATIENCE = 60.0
 """Seconds that a request may take: a server at work can be slow to answer."""
 NO_SPACE = ("No space left on device", "[Errno 28]", "not enough space on the disk", "Disk quota exceeded")
