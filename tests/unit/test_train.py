@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -158,6 +159,15 @@ def test_v_weighting_is_the_error_of_the_velocity(config):
     assert denoising_loss(clean, x0, abar, "v", ~every) == 0
 
 
+@pytest.fixture
+def another_precision():
+    """A process chooses its precision once; this test has several."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("another_precision")
 @pytest.mark.parametrize(
     ("stage", "precision"),
     [("vae", "no"), ("interaction", "bf16"), ("backbone", "no"), ("joint", "no"), ("alignment", "bf16")],
