@@ -504,7 +504,7 @@ def check_given(model: SViMoModel, latent: Tensor, mask: Tensor | None, sigmas: 
     """
     if mask is None or not model.config.backbone.any_to_any:
         return
-    free = mask > 0
+    free = (mask > 0).to(latent.device)  # core has the mask on the card by now, and not the latent
     if not free.any():
         raise ValueError(
             "the latent's noise mask keeps all of video and motion, so there is nothing to make: give one of them, or some "
