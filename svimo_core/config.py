@@ -353,7 +353,7 @@ TINY = SViMoConfig(
         num_layers=6, num_heads=6, head_dim=32, time_embed_dim=32, text_dim=128, text_length=16
     ),
     interaction=InteractionConfig(
-        pyramid_channels=(16, 24, 24), denoiser_channels=(64, 56, 40), num_heads=4, align_channels=(40, 52)
+        pyramid_channels=(16, 24, 24), denoiser_channels=(64, 56, 40), num_heads=4, align_channels=(40, 160)
     ),
     vae=VAEConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, norm_groups=8),
     text=TextConfig(

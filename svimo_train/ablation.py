@@ -2,10 +2,10 @@
 
     python -m svimo_train.ablation --config svimo_train/configs/tiny-ablation.json --out output/train/ablation
 
-Every variant and seed starts from the same checkpoints (an MM-DiT that was trained without VID, and VID's warm-up),
-learns from the same clips for the same number of steps, and is evaluated on the same clips. Runs that are done are
-kept, so the command can be run again after a stop. `results.json` in the output folder has every score; a table of
-them is printed.
+Every variant and seed starts from the same checkpoints, learns from the same clips for the same number of steps, and is
+evaluated on the same clips. None of them knows guidance at the start: what an MM-DiT in `init` has learned of it is set
+to zero (`start.safetensors` in the output folder). Runs that are done are kept, so the command can be run again after a
+stop. `results.json` in the output folder has every score; a table of them is printed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from svimo_core.checkpoint import load_part, read_header, save_checkpoint
 from svimo_core.files import reading, whole_file
 from svimo_core.sampling.guidance import FeedbackOptions
 from svimo_core.sampling.pipeline import SViMo
@@ -50,6 +52,21 @@ VARIANTS = {
 }
 """In the paper's order. VID always reads the motion off the latents; without guidance it never speaks back."""
 METRICS = ("psnr_moving_db", "mpjpe_mm", "smoothness", "chamfer_mm2", "fid", "reprojection_px")
+
+
+def without_guidance(init: Path, folder: Path) -> Path:
+    """A checkpoint whose MM-DiT has still to learn what guidance means, as the paper's has at the start: the guidance
+    half of its motion patch kernel is zero."""
+    path = folder / "start.safetensors"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        header = read_header(init)
+        parts = {name: load_part(header, name, torch.float32) for name in header.parts}
+        kernel = parts["backbone"].patch_embed.motion_proj.weight
+        with torch.no_grad():
+            kernel[:, kernel.shape[1] // 2 :] = 0
+        save_checkpoint(path, header.config, parts, header.normalizer, header.preview, header.provenance)
+    return path
 
 
 def run_folder(name: str, seed: int | str) -> str:
@@ -109,6 +126,8 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, dict[str, dict]] = {name: {} for name in args.variants}
     try:
         config = TrainConfig.load(args.config)
+        if config.init is not None:
+            config = replace(config, init=without_guidance(config.init, args.out))
         for seed in args.seeds:  # all variants of a seed before the next: an early stop still compares them
             for name in args.variants:
                 log.info("%s, seed %d", name, seed)

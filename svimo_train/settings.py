@@ -103,6 +103,9 @@ class InteractionObjective(Checked):
     first frame and prompt: what VID reads in the end, and must not trust in every detail. 0 is the paper's setting."""
     sampled_steps: Number = 6
     """Of the sampler, behind `sampled_share`. One step gives the blurred first guess that the loop starts from."""
+    readings: Count = 0
+    """Of each clip, that the `alignment` stage makes beforehand and keeps beside the encoded clips, each with noise and
+    a task of its own: the MM-DiT and VID are most of a step and learn nothing in it. 0 makes one anew at each use."""
     reading_share: Share = 0.0
     """Fraction of samples, in warm-up and constraint, whose hands and points are at the last timestep, pure noise: how
     the sampler reads latents (`MotionReader.read`). 0 is the paper's setting."""
@@ -221,6 +224,9 @@ class TrainConfig(Checked):
     backbone: Literal["init", "new", "separate"] = "init"
     """Where the MM-DiT starts: "init", as far as that has one; "new", from the seed; "separate", as from "init", but as
     two networks, one for the video and one for the motion (the paper's ablation)."""
+    alignment: Literal["init", "new"] = "init"
+    """Where VID's alignment starts: "init", as far as that has one; "new", what corrects a reading from the seed, as
+    large as in the preset, and what finds places in the image from "init" where that is as large."""
     preset: Preset = "tiny"
     """Model size when there is no `init`."""
     text_model: Path | None = None

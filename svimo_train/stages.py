@@ -391,7 +391,8 @@ class AlignmentStage(BackboneStage):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         normalizer = self.frozen.normalizer
-        hands, points, image = self._read(batch, generator)
+        hands, points, image = batch.get("read") or self.first_reading(batch, generator)
+        hands, points = self._nearer(hands, points, batch, generator)
 
         # 1. where the image shows everything
         found = self.alignment.find(image)
@@ -406,20 +407,21 @@ class AlignmentStage(BackboneStage):
         return places + reading, {"places": places, "hands": of_hands, "points": of_points}
 
     @torch.no_grad()
-    def _read(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """What the sampler reads after its first step: hands and points, some of them already a part of the way to the
-        truth, as they will be when the loop has closed; and the image latents."""
+    def first_reading(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """What the sampler reads after its first step: normalised hands and points; and the image latents."""
         denoise, _, image = self._conditioned(batch, generator)
         known = self._tasks(batch, generator)[0] if any(self.objective.shares) else None
         first = self._first_pass(batch, denoise, known, generator)
-        read = self.reader(self.frozen.interaction).read(*first.clean)
-        way = torch.rand(len(image), generator=generator) * NEARER_BY
-        way = way * (torch.rand(len(image), generator=generator) < NEARER_SHARE)
-        way = way.to(image)[:, None, None, None]
-        hands, points = (
-            x + way * (batch[name] - x) for x, name in zip(read, ("hands", "points"), strict=True)
-        )
-        return hands, points, image
+        return *self.reader(self.frozen.interaction).read(*first.clean), image
+
+    def _nearer(
+        self, hands: Tensor, points: Tensor, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Some readings already a part of the way to the truth, as they will be when the loop has closed."""
+        way = torch.rand(len(hands), generator=generator) * NEARER_BY
+        way = way * (torch.rand(len(hands), generator=generator) < NEARER_SHARE)
+        way = way.to(hands)[:, None, None, None]
+        return tuple(x + way * (batch[name] - x) for x, name in ((hands, "hands"), (points, "points")))
 
 
 NEARER_SHARE, NEARER_BY = 0.3, 0.8

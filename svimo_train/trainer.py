@@ -37,7 +37,7 @@ from svimo_core.checkpoint import (
 )
 from svimo_core.config import PRESETS, SViMoConfig
 from svimo_core.files import reading
-from svimo_core.model.alignment import ImageAlignment, start_without_corrections
+from svimo_core.model.alignment import ImageAlignment, keep_finding, start_without_corrections
 from svimo_core.model.mmdit import split_streams, start_from_nothing
 from svimo_core.normalization import MotionNormalizer
 
@@ -53,6 +53,7 @@ from .loader import (
     training_data,
 )
 from .parallel import clip_gradients, fill, gathered, micro_batch, precision, shard, whole
+from .readings import with_readings
 from .recipe import Stages
 from .settings import TrainConfig
 from .sheets import shown, write_sheet
@@ -138,6 +139,8 @@ def train(config: TrainConfig) -> Path:
         used = tuple(model.parts)
     data = training_data(config, model, accelerator)
     stage = STAGE_MODULES[config.stage](config, model, data.clips)
+    if config.stage == "alignment" and config.interaction.readings:
+        data = with_readings(data, stage, config, model, accelerator)
     parameters = trained_parameters(model, config)
     if config.sharded:
         shard(stage, accelerator)
@@ -363,9 +366,10 @@ def load_vae(config: TrainConfig) -> SimpleNamespace:
 
 
 def _with_alignment(size: SViMoConfig, interaction: nn.Module, config: TrainConfig) -> SViMoConfig:
-    """Add to a VID that was made without it what holds readings against the image, as large as in the preset of
-    its name (or the one asked for), from the seed; the configuration with it."""
-    if interaction.alignment is not None:
+    """Give a VID what holds readings against the image, as large as in the preset of its name (or the one asked for),
+    from the seed, where it has none or is to have a new one; the configuration with it."""
+    before = interaction.alignment
+    if before is not None and config.alignment == "init":
         return size
     preset = PRESETS.get(size.name, PRESETS[config.preset]).interaction
     points = min(preset.align_points, size.interaction.points_per_object)
@@ -374,6 +378,8 @@ def _with_alignment(size: SViMoConfig, interaction: nn.Module, config: TrainConf
         torch.manual_seed(config.seed)
         interaction.alignment = ImageAlignment(added).requires_grad_(False)
     start_without_corrections(interaction.alignment)
+    if before is not None:
+        keep_finding(before, interaction.alignment)
     return replace(size, interaction=added)
 
 

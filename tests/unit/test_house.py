@@ -68,6 +68,7 @@ LAB_ORDER = [
     "drawing",
     "loader",
     "stages",
+    "readings",
     "plan",
     "sheets",
     "trainer",

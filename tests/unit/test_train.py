@@ -25,7 +25,7 @@ from torch.amp import autocast
 from transformers import PreTrainedTokenizerFast
 
 from svimo_core.checkpoint import PARTS, init_part, load_part, read_header, save_checkpoint
-from svimo_core.config import COGVIDEOX_5B_I2V, TINY
+from svimo_core.config import COGVIDEOX_5B_I2V, PRESETS, TINY
 from svimo_core.model.interaction import InteractionModel
 from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion, split_streams
 from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
@@ -605,6 +605,43 @@ def test_alignment_learns_from_what_the_sampler_reads_first(settings, monkeypatc
     assert loss.item() > terms["places"].item()
 
 
+def test_readings_are_made_once_and_are_what_the_sampler_reads(settings, monkeypatch):
+    """The alignment stage learns from them without running the MM-DiT, and goes on from where it stopped."""
+    objective = replace(settings.interaction, readings=2)
+    run = replace(settings, stage="alignment", interaction=objective, phases=(phase(3, 2),))
+    batches, passes = [], []
+    forward, first_reading = AlignmentStage.forward, AlignmentStage.first_reading
+    monkeypatch.setattr(
+        AlignmentStage, "forward", lambda self, *given: batches.append(given[0]) or forward(self, *given)
+    )
+    monkeypatch.setattr(
+        AlignmentStage,
+        "first_reading",
+        lambda self, *given: passes.append(first_reading(self, *given)) or passes[-1],
+    )
+    header = read_header(train(run))
+    assert len(passes) == len(ClipFolder(settings.clips)) == 2
+    made = [x for read in passes for x in read[0].half().float()]
+    assert not torch.equal(made[0], made[1])
+    for batch in batches:
+        assert all(any(torch.equal(hands, x) for x in made) for hands in batch["read"][0])
+    train(replace(run, output=run.output / "again"))
+    assert len(passes) == 2
+    train(replace(run, output=run.output / "other", joint=replace(run.joint, image_noise=(-4.0, 0.1))))
+    assert len(passes) == 4
+
+    # what corrects may start anew and larger, and what finds stays
+    for channels, kept in ((8, True), (16, False)):
+        preset = replace(TINY, interaction=replace(TINY.interaction, align_channels=(channels, 24)))
+        monkeypatch.setitem(PRESETS, header.config.name, preset)
+        new = load_model(replace(run, init=run.output / CHECKPOINT, alignment="new"))
+        assert new.config.interaction.align_channels == (channels, 24)
+        alignment, before = new.parts["interaction"].alignment, load_part(header, "interaction").alignment
+        assert alignment.hidden.weight.shape == (24, 24)
+        assert not alignment.shift.weight.any()
+        assert torch.equal(alignment.stem.bias[:8], before.stem.bias) == kept
+
+
 def test_not_a_number_stops_with_a_usable_checkpoint(settings, clips):
     config = replace(settings, save_every=1, phases=(phase(1, 2),))
     train(config)  # encodes the clips
@@ -824,6 +861,13 @@ def test_ablation_trains_evaluates_and_goes_on(settings, tmp_path, capsys):
         name: read_header(out / ablation.run_folder(name, 0) / CHECKPOINT).config.backbone for name in results
     }
     assert [name for name, backbone in backbones.items() if backbone.separate] == [list(results)[-1]]
+    # none knew guidance at the start
+    started = load_part(read_header(out / "start.safetensors"), "backbone").patch_embed.motion_proj.weight
+    given = load_part(read_header(settings.init), "backbone").patch_embed.motion_proj.weight
+    noisy, guidance = started.chunk(2, dim=1)
+    assert not guidance.any()
+    assert given.chunk(2, dim=1)[1].any()
+    assert torch.equal(noisy, given.chunk(2, dim=1)[0])
     # without guidance in training there is none in the evaluation
     for name, variant in ablation.VARIANTS.items():
         assert (results[name]["0"]["feedback_passes"] > 0) == variant.guidance
