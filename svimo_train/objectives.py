@@ -37,20 +37,17 @@ def denoising_loss(clean: Tensor, target: Tensor, abar: Tensor, weighting: str, 
 
 
 def chamfer(points: Tensor, target: Tensor) -> Tensor:
-    """Squared, two-sided Chamfer distance between clouds (... P 3), mean over all clouds, in their units squared."""
-    # mse_loss takes the mean over the three axes too, a squared distance their sum
-    return 3 * (F.mse_loss(points, nearest(target, points)) + F.mse_loss(nearest(points, target), target))
+    """Squared, two-sided Chamfer distance between clouds (... P 3), mean over all clouds, in their units squared.
 
-
-def nearest(cloud: Tensor, points: Tensor) -> Tensor:
-    """Of each cloud (... P 3), the points that lie nearest to others (... Q 3): shape of the others.
-
-    The search needs no gradient, so only the points that it finds are kept for the backward pass. It takes no matrix
-    product, which autocast would do in bf16: too coarse to tell neighbours apart.
+    The search for neighbours needs no gradient, so only the points that it finds are kept for the backward pass. It
+    takes no matrix product, which autocast would do in bf16: too coarse to tell neighbours apart.
     """
     with torch.no_grad():
-        apart = torch.cdist(points, cloud, compute_mode="donot_use_mm_for_euclid_dist")
-    return cloud.gather(-2, apart.min(dim=-1).indices[..., None].expand_as(points))
+        apart = torch.cdist(points, target, compute_mode="donot_use_mm_for_euclid_dist")
+        of_target, of_points = (apart.min(dim=dim).indices[..., None] for dim in (-1, -2))
+    nearest = target.gather(-2, of_target.expand_as(points)), points.gather(-2, of_points.expand_as(target))
+    # mse_loss takes the mean over the three axes too, a squared distance their sum
+    return 3 * (F.mse_loss(points, nearest[0]) + F.mse_loss(nearest[1], target))
 
 
 def interaction_loss(
