@@ -150,7 +150,9 @@ def _samples(triangles: _Triangles, height: int, width: int) -> _Samples:
         level = np.abs(rise) < 1e-6  # such an edge bounds rows, which is already done
         slope = np.where(level, 0, (triangles.x[j] - x) / np.where(level, 1, rise))
         crossing = (x - slope * y)[owner] + slope[owner] * center
-        lower, upper = (np.where(bounds & ~level, 0, np.inf).astype(np.float32) for bounds in (rise > 0, rise <= 0))
+        lower, upper = (
+            np.where(bounds & ~level, 0, np.inf).astype(np.float32) for bounds in (rise > 0, rise <= 0)
+        )
         np.maximum(left, crossing - lower[owner], out=left)
         np.minimum(right, crossing + upper[owner], out=right)
     first = np.ceil(left - HALF).astype(np.intp)
