@@ -1,5 +1,5 @@
-"""Clips that are drawn as training goes: those that a folder would hold, none twice, and on from where a run stopped; and
-the configuration that trains on them."""
+"""Clips that are drawn as training goes: what a folder would hold, none twice, and on from where a run stopped;
+and the configuration that trains on them."""
 
 from dataclasses import replace
 from pathlib import Path
