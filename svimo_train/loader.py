@@ -384,6 +384,7 @@ def batches(
     Raises:
         OSError, ValueError: a clip that cannot be read; the message names it.
     """
+    cv2.setNumThreads(1)  # a worker that is forked while OpenCV has threads may wait for them for ever
     loader = DataLoader(
         dataset,
         batch_size=None,

@@ -66,7 +66,7 @@ class Synthetic(Checked):
     varied: bool = False
     """Tools, motions and targets that no word has, under made-up words (:mod:`svimo_train.data.synthetic`)."""
     first_frames: bool = False
-    """No video but the first frame: a quarter of the work."""
+    """No video but the first frame: a fifth of the work."""
     uses: Number = 1
     """Samples that each clip makes, one after the other, with noise, timesteps and dropout of their own: drawing a
     clip takes a core longer than a GPU takes to learn from it."""
