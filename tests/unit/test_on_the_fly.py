@@ -1,6 +1,7 @@
 """Clips that are drawn as training goes: what a folder would hold, none twice, and on from where a run stopped;
 and the configuration that trains on them."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,7 @@ def test_they_are_what_a_folder_of_the_same_seeds_holds(settings, config, tmp_pa
             torch.testing.assert_close(made[name], value, rtol=1e-3, atol=1e-3)
         else:
             assert same([{name: made[name]}], [{name: value}]), name
+    assert pickle.dumps(one.load)  # where workers are not forked
     assert [clips.motion(3).metadata["split"] for clips in one.load.sources] == ["train"] * 3
     assert one.clips.clip(0, SHAPE.size).latents is not None  # what sheets show
     assert one.clips.clips.motion(0).metadata["split"] == "test"

@@ -65,7 +65,9 @@ def test_command_says_what_each_stage_needs(capsys, tmp_path):
     assert main([*command, "--memory", "80"]) == 0
     told = capsys.readouterr().out
     assert [line for line in told.splitlines() if line.startswith("## ")] == [f"## {name}" for name in stages]
-    assert told.startswith("## vae\n\nvae stage: not planned; the plan is for the stages drawing, interaction, ")
+    assert told.startswith(
+        "## vae\n\nvae stage: not planned; the plan is for the stages drawing, interaction, "
+    )
     assert told.count("Whole on every card (as configured): It fits") == 3
     joint = told.partition("## joint")[2]
     whole, spread = (
