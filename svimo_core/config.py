@@ -363,6 +363,29 @@ TINY = SViMoConfig(
 )
 """Runs on two CPU cores in seconds; the size of the checkpoint that ships with the pack."""
 
+SMALL = SViMoConfig(
+    name="small",
+    frames=17,
+    height=96,
+    width=144,
+    backbone=BackboneConfig(
+        num_layers=12, num_heads=6, head_dim=64, time_embed_dim=64, text_dim=128, text_length=16
+    ),
+    interaction=InteractionConfig(
+        pyramid_channels=(32, 48, 64),
+        denoiser_channels=(160, 128, 96),
+        num_heads=8,
+        read_channels=(64, 16, 256),
+        align_channels=(64, 96),
+    ),
+    vae=VAEConfig(block_out_channels=(32, 64, 96, 96), layers_per_block=1, norm_groups=16),
+    text=TextConfig(
+        vocab_size=640, dim=128, ff_dim=256, num_layers=2, num_heads=4, head_dim=32, text_length=16
+    ),
+    drawing=DrawingConfig(channels=96, blocks=4),
+)
+"""For one GPU and ten minutes (39 M parameters); nobody has trained one yet."""
+
 COGVIDEOX_5B_I2V = SViMoConfig(
     name="cogvideox-5b-i2v",
     frames=49,
@@ -384,4 +407,4 @@ COGVIDEOX_5B_I2V = SViMoConfig(
 )
 """The paper's size (6.0 B parameters): CogVideoX-5b-I2V with a motion stream, 49 frames of 416 x 624."""
 
-PRESETS: dict[str, SViMoConfig] = {preset.name: preset for preset in (TINY, COGVIDEOX_5B_I2V)}
+PRESETS: dict[str, SViMoConfig] = {preset.name: preset for preset in (TINY, SMALL, COGVIDEOX_5B_I2V)}

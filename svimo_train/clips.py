@@ -25,6 +25,7 @@ from svimo_core.clean import trim
 from svimo_core.config import PRESETS
 from svimo_core.files import reading, whole_file
 from svimo_core.motion import HandObjectMotion
+from svimo_core.render import render_motion
 
 from .data.synthetic import generate_clip
 
@@ -68,6 +69,23 @@ class ClipFolder:
         if frames is None:
             return motion
         return _part(motion, path, start, frames)
+
+    def length(self, index: int) -> int:
+        """Frames of one clip.
+
+        Raises:
+            ValueError: it cannot be read; the message names the file.
+        """
+        return len(self.motion(index))
+
+    def drawing(self, index: int, frames: int, start: int = 0) -> np.ndarray:
+        """So many frames of a clip's motion, drawn at the size of its video: N x H x W x 3 uint8.
+
+        Raises:
+            As :meth:`clip`.
+        """
+        clip = self.clip(index, frames, start)
+        return render_motion(clip.motion, width=clip.video.shape[2], height=clip.video.shape[1])
 
     def video(self, index: int) -> np.ndarray:
         """The video of one clip, memory-mapped: N x H x W x 3 uint8.

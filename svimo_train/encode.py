@@ -395,11 +395,13 @@ def encoded_stages(stages: Stages) -> list[TrainConfig]:
             start = config.init
         if config.stage == "vae":
             start = None  # it makes another VAE
-        elif config.stage != "drawing":
+        elif config.stage != "drawing" and not config.on_the_fly:
             found.append(replace(config, init=start or config.init))
     if not found:
         names = " and ".join(stages)
-        raise ValueError(f"{names} learns from clips as they are: nothing is encoded for it")
+        raise ValueError(
+            f"{names} learns from clips as they are, or as they are drawn: nothing is encoded beforehand"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""From clips on disk to a step's batches: which clips, and reading them beside the training.
+"""From clips to a step's batches: which clips, and reading or drawing them beside the training.
 
 Everything is a function of numbers: the n-th sample of a run is the same clip whoever asks, and micro-batch m of step s
 draws from a generator of its own. So PyTorch's own DataLoader, with any number of workers, goes on exactly where a run
@@ -8,12 +8,13 @@ stopped: it only starts at another step and sample.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -22,14 +23,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from svimo_core.config import SViMoConfig
+from svimo_core.model.vae import VideoVAE
 from svimo_core.motion import HandObjectMotion
 from svimo_core.normalization import MotionNormalizer
-from svimo_core.render import render_motion
 
 from .clips import ClipFolder
 from .drawing import DrawingPool
 from .encode import encoded_clips, sampled_clips
 from .encoded import EncodedClips, EncodedFolder
+from .on_the_fly import ENDLESS, HeldOutClips, LatentEncoder, SyntheticBatches, SyntheticClips
 from .settings import Batch, Shape, TrainConfig, VAEObjective
 
 STATISTICS_CLIPS = 512
@@ -50,19 +52,23 @@ class Load(Protocol):
 
 class SampleOrder:
     """Which clip each sample of a run is, from its number alone. Every clip of a folder comes once before any of them
-    comes again, in another order each time.
+    comes again, in another order each time; those of an endless source come in their order.
 
     Args:
-        counts: clips in each folder; clips are numbered through all of them.
+        counts: clips in each folder, or :data:`ENDLESS`; clips are numbered through all of them.
         weights: how often each folder is drawn, beside the others.
+        uses: samples that each clip of an endless source makes, by source.
 
     Raises:
         ValueError: a folder with so small a weight that it would never be drawn.
     """
 
-    def __init__(self, seed: int, counts: Sequence[int], weights: Sequence[float]):
+    def __init__(
+        self, seed: int, counts: Sequence[int], weights: Sequence[float], uses: Sequence[int] | None = None
+    ):
         self.seed = seed
         self.counts = counts
+        self.uses = uses
         self.starts = np.cumsum([0, *counts])
         edges = np.cumsum(weights) / sum(weights)
         self.slots = np.searchsorted(edges[:-1], (np.arange(BLOCK) + 0.5) / BLOCK)
@@ -78,8 +84,17 @@ class SampleOrder:
         folders = self.slots[permutation(self.seed, block, 3, 0, BLOCK)[: place + 1]]
         folder = int(folders[-1])
         drawn = block * int(self.quota[folder]) + np.count_nonzero(folders == folder) - 1
+        if self.counts[folder] == ENDLESS:
+            return int(self.starts[folder]) + drawn // self.uses[folder]
         epoch, place = divmod(drawn, self.counts[folder])
         return int(self.starts[folder] + permutation(self.seed, epoch, 2, folder, self.counts[folder])[place])
+
+
+def sample_order(config: TrainConfig, data: TrainingData) -> SampleOrder:
+    """That of a run."""
+    sources = config.sources
+    uses = [source.synthetic.uses if source.synthetic else 1 for source in sources]
+    return SampleOrder(config.seed, data.counts, [source.weight for source in sources], uses)
 
 
 @lru_cache(maxsize=64)
@@ -142,23 +157,24 @@ class MicroBatches(Sampler):
 class Crops:
     """Crops of videos and of rendered motion, as the VAE's stage wants them."""
 
-    def __init__(self, folders: Sequence[ClipFolder], objective: VAEObjective):
-        self.clips = [(clips, index) for clips in folders for index in range(len(clips))]
+    def __init__(self, folders: Sequence[ClipFolder | SyntheticClips], objective: VAEObjective):
+        self.folders = folders
+        self.starts = np.cumsum([0, *map(len, folders)])
         self.objective = objective
 
     def __call__(self, indices: list[int], shape: Shape, generator: torch.Generator) -> Batch:
         """frames: B 3 N H W float32 in [-1, 1]."""
         rng = np.random.default_rng(torch.randint(2**31, (1,), generator=generator).item())
-        crops = [self._crop(*self.clips[index], shape, rng) for index in indices]
+        crops = [self._crop(index, shape, rng) for index in indices]
         frames = torch.from_numpy(np.stack(crops)).float() / 127.5 - 1
         return {"frames": rearrange(frames, "b n h w c -> b c n h w").contiguous()}
 
-    def _crop(self, clips: ClipFolder, index: int, shape: Shape, rng: np.random.Generator) -> np.ndarray:
-        start = rng.integers(len(clips.motion(index)) - shape.frames + 1)
-        clip = clips.clip(index, shape.frames, start)
-        video = clip.video
-        if rng.random() < self.objective.drawing_share:
-            video = render_motion(clip.motion, width=video.shape[2], height=video.shape[1])
+    def _crop(self, index: int, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+        folder = int(np.searchsorted(self.starts, index, side="right")) - 1
+        clips, index = self.folders[folder], index - int(self.starts[folder])
+        part = index, shape.frames, rng.integers(clips.length(index) - shape.frames + 1)
+        drawn = rng.random() < self.objective.drawing_share
+        video = clips.drawing(*part) if drawn else clips.clip(*part).video
         top, left = (
             rng.integers(size - part + 1)
             for size, part in zip(video.shape[1:3], (shape.height, shape.width), strict=True)
@@ -228,10 +244,13 @@ class EncodedBatches:
 class TrainingData:
     """What a stage learns from."""
 
-    clips: list[ClipFolder] | EncodedClips | DrawingPool
+    clips: list[ClipFolder] | list[SyntheticClips] | EncodedClips | HeldOutClips | DrawingPool
+    """Those that sheets may show, too; of endless ones the held-out ones."""
     counts: list[int]
     """Clips in each folder."""
     load: Load
+    encode: Callable[[Batch], Batch] = lambda batch: batch
+    """What is left to do where the frozen networks are."""
 
 
 def training_data(config: TrainConfig, model: SimpleNamespace, accelerator: Accelerator) -> TrainingData:
@@ -244,9 +263,11 @@ def training_data(config: TrainConfig, model: SimpleNamespace, accelerator: Acce
         pool = DrawingPool(config.clips, config.drawing.motions, model)
         return TrainingData(clips=pool, counts=[pool.count], load=pool)
     if config.stage == "vae":
-        folders = plain_folders(config)
+        folders = synthetic_clips(config, model.config) if config.on_the_fly else plain_folders(config)
         counts = [len(folder) for folder in folders]
         return TrainingData(clips=folders, counts=counts, load=Crops(folders, config.vae))
+    if config.on_the_fly:
+        return synthetic_data(config, model)
     clips, sampled = encoded_clips(config, model, accelerator), None
     if config.stage == "interaction" and config.interaction.sampled_share:
         sampled = sampled_clips(clips, config, model, accelerator)
@@ -254,13 +275,41 @@ def training_data(config: TrainConfig, model: SimpleNamespace, accelerator: Acce
         clips=clips,
         model=model.config,
         normalizer=model.normalizer,
-        # where nothing needs true latents
-        first_frames=config.stage == "alignment"
-        or (config.stage == "joint" and config.joint.guidance_from == "first" and not config.joint.warm_up),
+        first_frames=config.takes_first_frames,
         sampled=sampled,
         sampled_share=config.interaction.sampled_share if sampled else 0.0,
     )
     return TrainingData(clips=clips, counts=[len(folder.names) for folder in clips.folders], load=load)
+
+
+def synthetic_clips(config: TrainConfig, model: SViMoConfig) -> list[SyntheticClips]:
+    """The sources of a configuration whose clips are drawn as training goes."""
+    return [SyntheticClips(source.synthetic, config.seed, model) for source in config.sources]
+
+
+def synthetic_data(config: TrainConfig, model: SimpleNamespace) -> TrainingData:
+    """Clips that are drawn as training goes, encoded where the VAE is.
+
+    Raises:
+        ValueError: a model without a text encoder, whose features would have to be made beforehand.
+    """
+    if "text_encoder" not in model.parts and config.stage != "interaction":
+        raise ValueError(
+            f"a {model.config.name} model has no text encoder of its own, and features of T5 are made beforehand: "
+            "write synthetic clips to a folder with `python -m svimo_train.clips`"
+        )
+    sources = synthetic_clips(config, model.config)
+    vae = VideoVAE(model.parts["vae"], model.config.vae)
+    return TrainingData(
+        clips=HeldOutClips(model.config, vae),
+        counts=[len(source) for source in sources],
+        load=SyntheticBatches(
+            sources=sources,
+            normalizer=model.normalizer,
+            points=model.config.interaction.points_per_object,
+        ),
+        encode=LatentEncoder(vae),
+    )
 
 
 def require_clips(config: TrainConfig) -> None:
@@ -270,7 +319,7 @@ def require_clips(config: TrainConfig) -> None:
         ValueError: a folder has none; the message names it.
     """
     for source in config.sources:
-        if not EncodedFolder.is_one(source.folder):
+        if source.folder is not None and not EncodedFolder.is_one(source.folder):
             ClipFolder(source.folder)
 
 
@@ -289,9 +338,11 @@ def plain_folders(config: TrainConfig) -> list[ClipFolder]:
     return [ClipFolder(source.folder) for source in config.sources]
 
 
-def some_motions(config: TrainConfig) -> list[HandObjectMotion]:
+def some_motions(config: TrainConfig, model: SViMoConfig) -> list[HandObjectMotion]:
     """The first clips of each folder, :data:`STATISTICS_CLIPS` together, for a model without motion statistics."""
     each = -(-STATISTICS_CLIPS // len(config.sources))
+    if config.on_the_fly:
+        return [clips.motion(index) for clips in synthetic_clips(config, model) for index in range(each)]
     motions = []
     for source in config.sources:
         if EncodedFolder.is_one(source.folder):
@@ -333,12 +384,13 @@ def batches(
     Raises:
         OSError, ValueError: a clip that cannot be read; the message names it.
     """
+    cv2.setNumThreads(1)  # a worker that is forked while OpenCV has threads may wait for them for ever
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=work,
         num_workers=dataset.config.workers,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_start_worker,
         pin_memory=pin_memory,
     )
     for read in loader:
@@ -350,6 +402,7 @@ def batches(
         yield batch, generator
 
 
-def _ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C reaches all processes, and the training finishes its step and stops its workers."""
+def _start_worker(_worker: int) -> None:
+    """Ctrl-C reaches all processes, and the training finishes its step and stops its workers; each has one core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)

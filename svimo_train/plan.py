@@ -85,6 +85,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, **_options: Any) -> Tensor:
 
 PLANNED = "drawing", "interaction", "backbone", "joint"
 """Stages that can be planned."""
+CAN_PLAN = f"the plan is for the stages {', '.join(PLANNED)}"
 
 
 @cache
@@ -160,7 +161,7 @@ def plan(config: TrainConfig, model: SViMoConfig, cards: int, *, sharded: bool, 
         ValueError: a stage that cannot be planned.
     """
     if config.stage not in PLANNED:
-        raise ValueError(f"the plan is for the stages {', '.join(PLANNED)}, got {config.stage}")
+        raise ValueError(f"{CAN_PLAN}, got {config.stage}")
     parts = {"vae", "drawing_encoder"} if config.stage == "drawing" else {"vae", "backbone", "interaction"}
     sizes = {part: numel(on_meta(model, part)) for part in parts}
     trained = sum(sizes[part] for part in TRAINED[config.stage])
@@ -264,7 +265,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     model, source, fit = PRESETS[args.preset], None, []
     try:
-        for name, config in named_stages(args).items():
+        stages = named_stages(args)
+        for name, config in stages.items():
+            if config.stage not in PLANNED and len(stages) > 1:
+                sys.stdout.write(f"## {name}\n\n{config.stage} stage: not planned; {CAN_PLAN}\n\n")
+                continue
             if config.init is not None and config.init.exists():
                 model, source = read_header(config.init).config, config.init
             whose = f"{model.name}, {f'as in {source}' if source else 'the preset'}"

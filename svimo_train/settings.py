@@ -57,12 +57,38 @@ class Phase(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(Checked):
-    """A folder of clips, plain (:mod:`svimo_train.clips`) or encoded (:mod:`svimo_train.encode`)."""
+class Synthetic(Checked):
+    """Clips of the synthetic world's training split that are drawn as training goes
+    (:mod:`svimo_train.on_the_fly`), none of them twice."""
 
-    folder: Path
+    first_seed: Count = 0
+    """Of the first clip; the others follow. Another `seed` of the run has other clips."""
+    varied: bool = False
+    """Tools, motions and targets that no word has, under made-up words (:mod:`svimo_train.data.synthetic`)."""
+    first_frames: bool = False
+    """No video but the first frame: a fifth of the work."""
+    uses: Number = 1
+    """Samples that each clip makes, one after the other, with noise, timesteps and dropout of their own: drawing a
+    clip takes a core longer than a GPU takes to learn from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Checked):
+    """Where clips come from: a folder of them, plain (:mod:`svimo_train.clips`) or encoded
+    (:mod:`svimo_train.encode`), or the synthetic world.
+
+    Raises:
+        ValueError: both, or neither.
+    """
+
+    folder: Path | None = None
+    synthetic: Synthetic | None = None
     weight: Above0 = 1.0
-    """How often a sample is one of its clips, beside the other folders."""
+    """How often a sample is one of its clips, beside the other sources."""
+
+    def __post_init__(self):
+        if (self.folder is None) == (self.synthetic is None):
+            raise ValueError("each member of clips needs either a folder or synthetic, got " + str(self))
 
 
 PATH, FOLDERS = "<path>", "<folders>"
@@ -70,7 +96,7 @@ Clips = Annotated[
     Annotated[Path, Tag(PATH)] | Annotated[tuple[Source, ...], Tag(FOLDERS)],
     Discriminator(lambda clips: FOLDERS if isinstance(clips, list | tuple) else PATH),
 ]
-"""A folder, or several."""
+"""A folder, or sources."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +237,11 @@ class TrainConfig(Checked):
     sampler's readings against the reference image, of a model that is trained otherwise) or "drawing" (the drawing
     encoder of a trained VAE)."""
     clips: Clips
-    """Folder of clips, or several mixed by weight. The drawing encoder needs none: its random motions and their latents
+    """Folder of clips, or sources mixed by weight. The drawing encoder needs none: its random motions and their latents
     are kept there."""
     held_out: Path | None = None
-    """Folder of clips that the sheets show; None shows the first training clips."""
+    """Folder of clips that the sheets show; None shows the first training clips, or where those are drawn as training
+    goes, the synthetic world's first held-out ones."""
     output: Path
     """Folder for the checkpoint, the state to resume from, the log and the sheets."""
     init: Path | None = None
@@ -276,6 +303,7 @@ class TrainConfig(Checked):
             raise ValueError(
                 "a run needs at least one folder of clips and one phase, each phase at least one shape"
             )
+        self._check_synthetic()
         if self.stage == "drawing" and (self.workers or not isinstance(self.clips, Path)):
             raise ValueError(
                 "the drawing stage makes what it learns from as it goes, in one folder: set workers to 0 and "
@@ -300,9 +328,37 @@ class TrainConfig(Checked):
             if self.stage in ("vae", "drawing") and shape.frames % 8 != 1:
                 raise ValueError(f"the VAE works on 8k + 1 frames (1, 9, 17, ...), got {shape.frames}")
 
+    def _check_synthetic(self) -> None:
+        """Refuse what clips that are drawn as training goes cannot do."""
+        if self.on_the_fly and any(source.synthetic is None for source in self.sources):
+            raise ValueError(
+                "clips are all in folders or all synthetic: write synthetic ones to a folder to mix them"
+            )
+        if self.on_the_fly and self.stage == "interaction" and self.interaction.sampled_share:
+            raise ValueError(
+                "interaction.sampled_share keeps what it samples beside clips: give it a folder of clips"
+            )
+        first_frames = any(source.synthetic and source.synthetic.first_frames for source in self.sources)
+        if first_frames and not self.takes_first_frames:
+            raise ValueError(
+                'first_frames serves the alignment stage, and a joint stage with joint.guidance_from "first" and '
+                f"without joint.warm_up; the {self.stage} stage needs whole clips"
+            )
+
+    @property
+    def on_the_fly(self) -> bool:
+        """Whether clips are drawn as training goes."""
+        return any(source.synthetic is not None for source in self.sources)
+
+    @property
+    def takes_first_frames(self) -> bool:
+        """Whether clips may have only their first frame, as nothing needs true latents."""
+        first = self.joint.guidance_from == "first" and not self.joint.warm_up
+        return self.stage == "alignment" or (self.stage == "joint" and first)
+
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The folders of clips."""
+        """Where clips come from."""
         return self.clips if isinstance(self.clips, tuple) else (Source(folder=self.clips),)
 
     @property

@@ -24,11 +24,12 @@ from .drawing import DrawingPool
 from .encode import held_out_clips
 from .encoded import EncodedClips
 from .loader import EncodedBatches, TrainingData
+from .on_the_fly import HeldOutClips, SyntheticClips, held_out
 from .settings import Shape, TrainConfig
 from .stages import AlignmentStage, JointStage
 from .text import prompt_encoder
 
-Shown = ClipFolder | EncodedClips | DrawingPool
+Shown = ClipFolder | SyntheticClips | EncodedClips | HeldOutClips | DrawingPool
 
 COLUMNS = 6
 SHEET_CLIPS = 2
@@ -46,7 +47,9 @@ def shown(
     if config.stage == "drawing":
         return data.clips
     if config.stage == "vae":
-        return ClipFolder(config.held_out) if config.held_out is not None else data.clips[0]
+        if config.held_out is not None:
+            return ClipFolder(config.held_out)
+        return held_out(model.config) if config.on_the_fly else data.clips[0]
     return (
         held_out_clips(config, SHEET_CLIPS, model, accelerator) if config.held_out is not None else data.clips
     )

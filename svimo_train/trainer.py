@@ -45,10 +45,10 @@ from .drawing import DrawingStage
 from .loader import (
     Batches,
     MicroBatches,
-    SampleOrder,
     batches,
     draw_shape,
     require_clips,
+    sample_order,
     some_motions,
     training_data,
 )
@@ -173,7 +173,7 @@ def train(config: TrainConfig) -> Path:
         disable=not accelerator.is_main_process,
     )
     work = MicroBatches(config, first, run.samples, accelerator.process_index, accelerator.num_processes)
-    order = SampleOrder(config.seed, data.counts, [source.weight for source in config.sources])
+    order = sample_order(config, data)
     read = batches(Batches(config, data.load, order), work, pin_memory=accelerator.device.type == "cuda")
     with _StopSignal() as stop:
         for step in bar:
@@ -187,7 +187,7 @@ def train(config: TrainConfig) -> Path:
                 batch = send_to_device(batch, accelerator.device)
                 with micro_batch(forward, last=micro + 1 == config.gradient_accumulation):
                     with accelerator.autocast():
-                        loss, terms = forward(batch, generator)
+                        loss, terms = forward(data.encode(batch), generator)
                     accelerator.backward(loss / config.gradient_accumulation)
                 for name, value in ({"loss": loss} | terms).items():
                     metrics[name] = metrics.get(name, 0) + value.detach() / config.gradient_accumulation
@@ -297,7 +297,7 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
             log.info("%s: %s", part, provenance[part])
     normalizer = header.normalizer if header is not None else None
     if normalizer is None:
-        normalizer = MotionNormalizer.fit(some_motions(config), size.interaction.object_names)
+        normalizer = MotionNormalizer.fit(some_motions(config, size), size.interaction.object_names)
     return SimpleNamespace(
         config=size,
         parts=parts,

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+HALF = np.float32(0.5)
+"""From a sample's row or column to its centre."""
 CHUNK_SAMPLES = 250_000
 """Frames are drawn in groups of about this many canvas samples: it bounds memory at full size, and fits caches."""
 
@@ -102,19 +104,21 @@ def _draw(
     )
     nearness = np.zeros(frames * height * width, np.float32)
     np.maximum.at(nearness, sample.place, value)
-    winner = np.full(frames * height * width, -1, np.int32)
+    winner = np.full(frames * height * width, -1)
     front = np.flatnonzero(value == nearness[sample.place])
     winner[sample.place[front]] = front
-    front = winner[winner >= 0]  # exactly one sample for every covered place
+    place = np.flatnonzero(winner >= 0)
+    front = winner[place]  # exactly one sample for every covered place
 
-    triangle, place = sample.triangle[front], sample.place[front]
+    triangle = sample.triangle[front]
     x, y = sample.x[front] - x0[triangle], sample.y[front] - y0[triangle]
-    w_b = (b_x[triangle] * x + b_y[triangle] * y)[:, None]
-    w_c = (c_x[triangle] * x + c_y[triangle] * y)[:, None]
-    flat = (colors.reshape(-1, 3) * 255).astype(np.float32)
-    origin, to_b, to_c = flat[a], flat[b] - flat[a], flat[c] - flat[a]
+    w_b = b_x[triangle] * x + b_y[triangle] * y
+    w_c = c_x[triangle] * x + c_y[triangle] * y
     canvas = np.zeros((frames * height * width, 3), np.uint8)
-    canvas[place] = np.clip(origin[triangle] + w_b * to_b[triangle] + w_c * to_c[triangle], 0, 255)
+    for channel, shade in enumerate((colors.reshape(-1, 3).T * 255).astype(np.float32)):
+        origin, to_b, to_c = shade[a], shade[b] - shade[a], shade[c] - shade[a]
+        color = origin[triangle] + w_b * to_b[triangle] + w_c * to_c[triangle]
+        canvas[place, channel] = np.clip(color, 0, 255, out=color)
     return canvas.reshape(frames, height, width, 3), nearness.reshape(frames, height, width)
 
 
@@ -138,7 +142,7 @@ def _samples(triangles: _Triangles, height: int, width: int) -> _Samples:
     """Every sample whose centre lies in a triangle, found scan line by scan line."""
     owner, row = _expand(triangles.last_row - triangles.first_row + 1)
     row += triangles.first_row[owner]
-    center = row.astype(np.float32) + 0.5
+    center = row.astype(np.float32) + HALF
     # the three edges are half-planes, so a scan line is covered from the largest lower to the smallest upper bound
     left, right = np.zeros(len(row), np.float32), np.full(len(row), width, np.float32)
     for i, j in ((0, 1), (1, 2), (2, 0)):
@@ -146,22 +150,23 @@ def _samples(triangles: _Triangles, height: int, width: int) -> _Samples:
         level = np.abs(rise) < 1e-6  # such an edge bounds rows, which is already done
         slope = np.where(level, 0, (triangles.x[j] - x) / np.where(level, 1, rise))
         crossing = (x - slope * y)[owner] + slope[owner] * center
-        lower = (rise > 0)[owner]
-        edge = level[owner]
-        np.maximum(left, crossing, out=left, where=lower & ~edge)
-        np.minimum(right, crossing, out=right, where=~lower & ~edge)
-    first = np.ceil(left - 0.5).astype(np.int32)
-    line, column = _expand(np.maximum(np.ceil(right - 0.5).astype(np.int32) - first, 0))
+        lower, upper = (
+            np.where(bounds & ~level, 0, np.inf).astype(np.float32) for bounds in (rise > 0, rise <= 0)
+        )
+        np.maximum(left, crossing - lower[owner], out=left)
+        np.minimum(right, crossing + upper[owner], out=right)
+    first = np.ceil(left - HALF).astype(np.intp)
+    line, column = _expand(np.maximum(np.ceil(right - HALF).astype(np.intp) - first, 0))
     column += first[line]
     start = (triangles.frame[owner] * height + row) * width
-    return _Samples(owner[line], start[line] + column, column.astype(np.float32) + 0.5, center[line])
+    return _Samples(owner[line], start[line] + column, column.astype(np.float32) + HALF, center[line])
 
 
 def _expand(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For items repeated `counts` times: the item of every copy, and its number among the item's copies."""
-    owner = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    starts = np.cumsum(counts) - counts
-    return owner, np.arange(len(owner), dtype=np.int32) - starts.astype(np.int32)[owner]
+    """For items repeated `counts` times: the item of every copy, and its number among the item's copies. As wide as
+    indices are: numpy converts narrower ones each time it looks something up."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _finish(canvas: np.ndarray, nearness: np.ndarray, background: np.ndarray, factor: int) -> np.ndarray:

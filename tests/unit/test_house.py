@@ -66,6 +66,7 @@ LAB_ORDER = [
     "parallel",
     "encode",
     "drawing",
+    "on_the_fly",
     "loader",
     "stages",
     "readings",

@@ -57,7 +57,7 @@ def test_activations_grow_with_the_clip_and_shrink_by_checkpointing():
 def test_command_says_what_each_stage_needs(capsys, tmp_path):
     """And fails where one that is configured so does not fit."""
     phases = [{"steps": 1, "shapes": [{"frames": 9, "height": 64, "width": 96, "batch_size": 2}]}]
-    stages = {stage: {"stage": stage} for stage in ("drawing", "interaction", "joint")}
+    stages = {stage: {"stage": stage} for stage in ("vae", "drawing", "interaction", "joint")}
     recipe = {"clips": "clips", "output": "out", "sheet_every": 0, "phases": phases, "stages": stages}
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(recipe))
@@ -65,6 +65,9 @@ def test_command_says_what_each_stage_needs(capsys, tmp_path):
     assert main([*command, "--memory", "80"]) == 0
     told = capsys.readouterr().out
     assert [line for line in told.splitlines() if line.startswith("## ")] == [f"## {name}" for name in stages]
+    assert told.startswith(
+        "## vae\n\nvae stage: not planned; the plan is for the stages drawing, interaction, "
+    )
     assert told.count("Whole on every card (as configured): It fits") == 3
     joint = told.partition("## joint")[2]
     whole, spread = (
