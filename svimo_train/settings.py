@@ -228,6 +228,9 @@ class TrainConfig(Checked):
     phases: tuple[Phase, ...]
     seed: Count = 0
 
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """"adamw8bit": moments take a quarter of the memory (torchao's AdamW8bit; that package has to be there). A sharded
+    run then goes on only with as many processes as before."""
     learning_rate: Above0 = 1e-5
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: Weight = 1e-4
@@ -244,6 +247,9 @@ class TrainConfig(Checked):
     sharded: bool = False
     """Spread weights, gradients, averages and moments over all processes instead of keeping them whole on each: for an
     MM-DiT that no single GPU can train."""
+    background_saves: bool = True
+    """Sharded states are copied to memory of the host and written from there while training goes on. False: training
+    waits, and the host needs no room for the copy."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Of the networks' activations: "auto" is bf16 on a GPU that has it, float32 ("no") otherwise."""
     workers: Count = 0

@@ -832,12 +832,16 @@ def test_ablation_trains_evaluates_and_goes_on(settings, tmp_path, capsys):
     assert not (out / "full-loop-0" / CHECKPOINT).exists()
 
 
-def test_tensorboard_has_what_the_log_has(settings, monkeypatch):
+def test_packages_that_are_not_there_are_named(settings, monkeypatch):
+    monkeypatch.setattr("svimo_train.trainer.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install tensorboard, or set tracker to null"):
+        train(replace(settings, tracker="tensorboard"))
+    with pytest.raises(ValueError, match='pip install torchao, or set optimizer to "adamw"'):
+        train(replace(settings, optimizer="adamw8bit"))
+
+
+def test_tensorboard_has_what_the_log_has(settings):
     run = replace(settings, tracker="tensorboard", phases=(phase(2),))
-    with monkeypatch.context() as without:
-        without.setattr("svimo_train.trainer.is_tensorboard_available", lambda: False)
-        with pytest.raises(ValueError, match="pip install tensorboard"):
-            train(run)
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(run)
     train(replace(run, phases=(phase(3),)))
