@@ -75,13 +75,11 @@ Clips = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class VAEObjective(Checked):
-    """Weights of the VAE's losses (means over elements) beside L1, whose weight is 1."""
+    """The VAE's losses and what they are of."""
 
     mse: Weight = 1.0
-    """Raise it for thin lines: L1 alone prefers black to a line in an uncertain place."""
-    gradient: Weight = 1.0
-    """L1 of differences between neighbouring pixels, so that thin bones survive."""
-    kl: Weight = 3e-4
+    """Weight of it beside L1 and L1 of differences between neighbouring pixels, so that thin bones survive. Raise it
+    for thin lines: L1 alone prefers black to a line in an uncertain place."""
     drawing_share: Share = 0.5
     """Fraction of samples that are rendered motion instead of video."""
 
@@ -113,12 +111,12 @@ class InteractionObjective(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class JointObjective(Checked):
-    """Weights and switches of the joint training (paper equations 6 and 7)."""
+    """Switches of the joint training, and weights of VID's losses beside the MM-DiT's (paper equations 6 and 7)."""
 
     weighting: Literal["v", "x0"] = "v"
     """"x0": plain error of clean latents (paper). "v": divided by 1 - abar, the velocity's (CogVideoX trainers)."""
-    denoising: Weight = 1.0
     interaction: Weight = 0.05
+    """Of VID's loss on the MM-DiT's clean latents; that of the errors of video and motion is 1."""
     guidance: bool = True
     """Feed the drawn prediction of VID back, without gradient."""
     gradient_constraint: bool = True
@@ -159,8 +157,6 @@ class JointObjective(Checked):
     leaves the rest to the image. Not with `text_model`; 0 is CogVideoX's setting."""
     image_dropout: Share = 0.1
     guidance_dropout: Share = 0.1
-    exact_drawing: bool = False
-    """Draw guidance with OpenCV and encode it with the VAE, even where the model has a drawing encoder."""
     image_noise: tuple[float, float] = (-3.0, 0.5)
     """Mean and spread of the log of the pixel noise (in [-1, 1] space) on the reference image."""
 

@@ -74,12 +74,13 @@ def settings(tmp_path_factory, checkpoint_file) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def on_one(settings) -> dict[str, TrainConfig]:
-    """What one process has trained, by stage."""
+    """What one process has trained, by stage; the checkpoints have averaged weights of one, and the last of the others."""
     runs = {
         stage: replace(
             settings,
             stage=stage,
             output=settings.output / f"{stage}-on-one",
+            ema_decay=settings.ema_decay if stage == "backbone" else 0.0,
             sheet_every=STEPS if stage == "joint" else 0,
         )
         for stage in SHARDED_STAGES
@@ -169,8 +170,8 @@ trainer.train = train_counted
 
 
 def test_two_processes_train_as_one(on_one, config):
-    """The same clips, noise and dropout, hence losses, gradient norms and averaged weights; also with whole weights. A
-    step reduces gradients once, by block."""
+    """The same clips, noise and dropout, hence losses, gradient norms and weights; also with whole weights. A step
+    reduces gradients once, by block."""
     twos = {
         stage: replace(
             one, output=one.output.with_name(f"{stage}-on-two"), gradient_accumulation=2, sharded=True
