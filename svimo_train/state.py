@@ -34,7 +34,7 @@ from .optimizers import in_8_bits, moment_tensors, start_moments
 
 CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
 """What a run leaves in its folder: for others, and for itself."""
-NOTES, PARTIAL = "notes.json", ".partial"
+NOTES, PARTIAL, OPTIMIZER = "notes.json", ".partial", "optimizer."
 
 
 class EMA:
@@ -273,9 +273,6 @@ def _tensors(
     tensors = {f"weights.{name}": p.detach() for name, p in parameters.items()}
     tensors |= {f"ema.{name}": value for name, value in ema.values.items()}
     return tensors | {f"{OPTIMIZER}{name}": value for name, value in moment_tensors(optimizer).items()}
-
-
-OPTIMIZER = "optimizer."
 
 
 def _places(
