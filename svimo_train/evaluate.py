@@ -72,8 +72,12 @@ COLUMNS = {
 }
 """What is measured (:mod:`svimo_train.metrics`), and its heading in the table."""
 LEFT_OUT = (
-    "FID, obedience of words and the mean motion of a prompt are left out: their judges and training motions are of "
-    "the synthetic world, and know nothing of other clips."
+    "Obedience of words and the mean motion of a prompt are left out: their judge and training motions are of the "
+    "synthetic world, and know nothing of other clips."
+)
+NO_FID = (
+    "FID is left out for want of judges of such clips: train some, python -m svimo_train.judge_training --clips "
+    "TRAINING_FOLDER --out FILE, and give them as --judges FILE."
 )
 
 
@@ -93,7 +97,7 @@ def evaluate(
     The noise of a clip comes from its own seed, so both runs and every repetition start alike.
 
     Args:
-        judges: None where the clips are not of the synthetic world; what only it can tell is then left out.
+        judges: who know such clips; None leaves out what only they can tell.
         compare: "loop": also generate with the loop open, and from the same image with only the action's word changed;
             and measure the baselines. "drawing": also generate with OpenCV and the VAE in place of the drawing encoder.
             None: nothing.
@@ -158,7 +162,7 @@ def evaluate(
 
     # 3. baselines
     truth = [clip.motion for clip in clips]
-    if judges is not None:
+    if worded:
         means = [mean_motion(clip.triplet, clip.motion) for clip in clips]
         scores["baseline_triplet_mean"] = motion_scores(means, clips, judges)
     held = [made.motion.take(np.zeros(len(made.motion), int)) for made in closed]
@@ -266,6 +270,12 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="FOLDER",
         help="of plain clips to measure on; without it the synthetic world's",
     )
+    parser.add_argument(
+        "--judges",
+        type=Path,
+        metavar="FILE",
+        help="for FID on --clips: made by judge_training --clips on the folder that the model was trained on",
+    )
     parser.add_argument("--seed", type=int, default=0, help="which clips, and their noise")
     parser.add_argument(
         "--count", type=int, default=64, help="how many clips, at most those that a folder has"
@@ -352,7 +362,9 @@ def main(arguments: list[str] | None = None) -> int:
         if args.clips is None:
             run["split"] = args.split or SPLIT
         else:
-            run |= dict(folder=str(args.clips), left_out=LEFT_OUT)
+            run |= dict(folder=str(args.clips), left_out=LEFT_OUT if judges else f"{NO_FID} {LEFT_OUT}")
+        if args.judges is not None:
+            run["judges"] = args.judges.name
         scores = {**run, "seconds": round(time.perf_counter() - began, 1), **scores}
         if args.json is not None:
             _write(args.json, json.dumps(scores, indent=2).encode())
@@ -377,10 +389,31 @@ def _clips(args: argparse.Namespace, header: CheckpointHeader) -> tuple[list[Tru
     if args.task == "continue":
         frames += (WINDOWS - 1) * (frames - frames_of(KEPT))
     if args.clips is None:
+        if args.judges is not None:
+            raise ValueError("--judges is for --clips: the synthetic world's own ship with the pack")
         return synthetic_clips(args.seed, args.count, args.split or SPLIT, config, frames), Judges.load()
     if args.split is not None:
         raise ValueError("--split is about synthetic clips: leave it out, or give another folder for --clips")
-    return folder_clips(args.clips, args.seed, args.count, config, header.normalizer, frames), None
+    judges = None if args.judges is None else _judges(args.judges)
+    clips = folder_clips(args.clips, args.seed, args.count, config, header.normalizer, frames)
+    for clip in clips if judges is not None else ():
+        try:
+            judges.codes([clip.motion])
+        except ValueError as error:  # before hours go into it
+            raise ValueError(
+                f"clip {args.clips / clip.name}: {error}; leave --judges out, or the clip"
+            ) from error
+    return clips, judges
+
+
+def _judges(file: Path) -> Judges:
+    judges = Judges.load(file)
+    if judges.actions:
+        raise ValueError(
+            f"{file.name} knows the synthetic world and no other clips: train judges on the folder that the model "
+            "was trained on, python -m svimo_train.judge_training --clips FOLDER --out FILE"
+        )
+    return judges
 
 
 def _text(

@@ -2,7 +2,8 @@
 
 FID is the Frechet distance between codes of an interaction autoencoder trained on true motions (paper section 4.1).
 Prompt obedience is the share of generated motions in which the classifier sees the action that the prompt asked for; it
-needs no reference. Both are trained by `python -m svimo_train.judge_training`.
+needs no reference, and knows the synthetic world alone. `python -m svimo_train.judge_training` trains both, or the
+autoencoder on a folder of clips.
 """
 
 from __future__ import annotations
@@ -135,18 +136,18 @@ class ActionClassifier(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judges:
-    """Both networks, and the words that the classifier knows."""
+    """The networks, and the words that the classifier knows; without words, no classifier."""
 
     autoencoder: InteractionAutoencoder
-    classifier: ActionClassifier
-    actions: tuple[str, ...]
+    classifier: ActionClassifier | None = None
+    actions: tuple[str, ...] = ()
 
     @classmethod
-    def new(cls, actions: Sequence[str]) -> Judges:
+    def new(cls, actions: Sequence[str] = ()) -> Judges:
         """Untrained ones."""
         return cls(
             autoencoder=InteractionAutoencoder(),
-            classifier=ActionClassifier(len(actions)),
+            classifier=ActionClassifier(len(actions)) if actions else None,
             actions=tuple(actions),
         )
 
@@ -199,7 +200,8 @@ class Judges:
         return judges
 
     def _modules(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"autoencoder": self.autoencoder, "classifier": self.classifier})
+        networks = {"autoencoder": self.autoencoder, "classifier": self.classifier}
+        return nn.ModuleDict({name: network for name, network in networks.items() if network is not None})
 
 
 def _batch(motion: HandObjectMotion) -> Tensor:

@@ -5,6 +5,7 @@
 Weights and their companions are counted from the model's shapes; activations by one forward and backward pass of the
 trained networks on the meta device, where nothing is computed. What PyTorch's allocator and CUDA's libraries keep for
 themselves is not counted: leave a tenth of a card free. Nor is what the VAE takes to encode, which is before that pass.
+Of the host's memory only what writing a state takes is counted.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ from svimo_core.rasterize import Rasterizer
 
 from .data.wild import MOST_OBJECTS
 from .drawing import CAMERA
+from .optimizers import moment_bytes
 from .recipe import add_config_arguments, named_stages
 from .settings import TRAINED, Shape, TrainConfig
 from .stages import checkpoint_blocks
+from .state import host_bytes
 
 GB = 1e9
 KEPT_FREE = 0.1
 """Share of a card for what is not counted."""
+MOMENTS = {"adamw": "float32", "adamw8bit": "8 bits"}
 
 
 class PeakMemory(TorchDispatchMode):
@@ -139,7 +143,7 @@ class Plan:
     """Bytes on one card."""
 
     states: int
-    """float32 weights, averages and both moments of what is trained."""
+    """float32 weights and averages, and both moments, of what is trained."""
     gradients: int
     copies: int
     """Trained weights in the type they compute in: gathered, or what autocast keeps of whole ones."""
@@ -147,6 +151,8 @@ class Plan:
     """Networks that are not trained, float32 as the trainer holds them."""
     activations: dict[str, int]
     """By clip size."""
+    host: dict[bool, int]
+    """Memory of the host, on top, of each process that writes a state: in the background or not."""
 
     @property
     def total(self) -> int:
@@ -163,14 +169,17 @@ def plan(config: TrainConfig, model: SViMoConfig, cards: int, *, sharded: bool, 
     if config.stage not in PLANNED:
         raise ValueError(f"{CAN_PLAN}, got {config.stage}")
     parts = {"vae", "drawing_encoder"} if config.stage == "drawing" else {"vae", "backbone", "interaction"}
-    sizes = {part: numel(on_meta(model, part)) for part in parts}
+    networks = {part: on_meta(model, part) for part in parts}
+    sizes = {part: numel(network) for part, network in networks.items()}
     trained = sum(sizes[part] for part in TRAINED[config.stage])
+    weights = [weight for part in TRAINED[config.stage] for weight in networks[part].parameters()]
     frozen = sum(sizes.values()) - trained
     spread = cards if sharded else 1
     dtype = torch.bfloat16 if bf16 else torch.float32
     shapes = {shape_name(shape): shape for phase in config.phases for shape in phase.shapes}
+    states = trained * (4 + 4) // spread + moment_bytes(config, weights, spread)
     return Plan(
-        states=trained * (4 + 4 + 8) // spread,
+        states=states,
         # whole on each card between the passes whose gradients add up
         gradients=trained * 4 // (spread if config.gradient_accumulation == 1 else 1),
         copies=trained * dtype.itemsize,
@@ -179,6 +188,7 @@ def plan(config: TrainConfig, model: SViMoConfig, cards: int, *, sharded: bool, 
             name: activation_bytes(model, config.stage, shape, dtype, config.gradient_checkpointing)
             for name, shape in shapes.items()
         },
+        host={way: host_bytes(states, sharded=sharded, background=way) for way in (True, False)},
     )
 
 
@@ -207,11 +217,29 @@ def advice(found: Plan, config: TrainConfig, memory: float, sharded: bool) -> st
         ways.append("spread the weights over the cards")
     elif config.gradient_accumulation > 1:
         ways.append("set gradient_accumulation to 1, with which gradients are spread")
+    if config.optimizer == "adamw":
+        ways.append("set optimizer to adamw8bit")
     if sharded:
         ways.append("take more cards")
     return (
         f"It does not fit: {found.total / GB:.0f} of {memory / GB:.0f} GB. To change that: {'; '.join(ways)}."
     )
+
+
+def host_memory(found: Plan, config: TrainConfig, cards: int, sharded: bool) -> str:
+    """What writing a state takes of the host."""
+    if not sharded:
+        return f"Host memory to write a state: {found.host[True] / GB:.1f} GB of one process."
+    told = []
+    for background, size in found.host.items():
+        chosen = (
+            " (as configured)" if sharded == config.sharded and background == config.background_saves else ""
+        )
+        told.append(
+            f"{size / GB:.1f} GB of each process, {cards * size / GB:.1f} for {cards} on one machine, with "
+            f"background_saves {str(background).lower()}{chosen}"
+        )
+    return f"Host memory to write a state: {'; '.join(told)}."
 
 
 def report(
@@ -227,7 +255,7 @@ def report(
         ways["spread over the cards"] = True
     plans = {name: plan(config, model, cards, sharded=sharded) for name, sharded in ways.items()}
     rows = {
-        "weights, averages, moments (float32)": lambda p: p.states,
+        f"weights, averages (float32), moments ({MOMENTS[config.optimizer]})": lambda p: p.states,
         "gradients (float32)": lambda p: p.gradients,
         "weights to compute with (bfloat16)": lambda p: p.copies,
         "frozen networks (float32)": lambda p: p.frozen,
@@ -244,6 +272,7 @@ def report(
     for (name, sharded), found in zip(ways.items(), plans.values(), strict=True):
         chosen = " (as configured)" if sharded == config.sharded else ""
         lines.append(f"{name.capitalize()}{chosen}: {advice(found, config, memory, sharded)}")
+        lines.append(host_memory(found, config, cards, sharded))
     fits = {sharded: plans[name].total <= memory * (1 - KEPT_FREE) for name, sharded in ways.items()}
     return "\n".join(lines) + "\n", fits[config.sharded]
 

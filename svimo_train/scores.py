@@ -49,21 +49,19 @@ def errors(motions: Sequence[HandObjectMotion], clips: Sequence[TrueClip]) -> di
 def motion_scores(
     motions: Sequence[HandObjectMotion], clips: Sequence[TrueClip], judges: Judges | None
 ) -> dict[str, float | None]:
-    """Of 3D motion against that of the true clips. Where these are not of the synthetic world, which is all that the
-    judges know, there are none."""
+    """Of 3D motion against that of the true clips. Without judges that know such clips there is no FID, and without a
+    classifier among them no obedience."""
     truth = [clip.motion for clip in clips]
     several = len(motions) > 1
     scores = {
         **errors(motions, clips),
         "smoothness": mean(smoothness_mm(motion.hands) for motion in motions),
     }
-    if judges is None:
-        return scores
-    return {
-        **scores,
-        "fid": frechet_distance(judges.codes(motions), judges.codes(truth)) if several else None,
-        "prompt_obedience": judges.obedience(motions, [clip.triplet.action for clip in clips]),
-    }
+    if judges is not None:
+        scores["fid"] = frechet_distance(judges.codes(motions), judges.codes(truth)) if several else None
+    if judges is not None and judges.actions:
+        scores["prompt_obedience"] = judges.obedience(motions, [clip.triplet.action for clip in clips])
+    return scores
 
 
 def video_scores(videos: Sequence[np.ndarray], clips: Sequence[TrueClip]) -> dict[str, float]:

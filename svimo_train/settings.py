@@ -101,13 +101,11 @@ Clips = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class VAEObjective(Checked):
-    """Weights of the VAE's losses (means over elements) beside L1, whose weight is 1."""
+    """The VAE's losses and what they are of."""
 
     mse: Weight = 1.0
-    """Raise it for thin lines: L1 alone prefers black to a line in an uncertain place."""
-    gradient: Weight = 1.0
-    """L1 of differences between neighbouring pixels, so that thin bones survive."""
-    kl: Weight = 3e-4
+    """Weight of it beside L1 and L1 of differences between neighbouring pixels, so that thin bones survive. Raise it
+    for thin lines: L1 alone prefers black to a line in an uncertain place."""
     drawing_share: Share = 0.5
     """Fraction of samples that are rendered motion instead of video."""
 
@@ -142,12 +140,12 @@ class InteractionObjective(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class JointObjective(Checked):
-    """Weights and switches of the joint training (paper equations 6 and 7)."""
+    """Switches of the joint training, and weights of VID's losses beside the MM-DiT's (paper equations 6 and 7)."""
 
     weighting: Literal["v", "x0"] = "v"
     """"x0": plain error of clean latents (paper). "v": divided by 1 - abar, the velocity's (CogVideoX trainers)."""
-    denoising: Weight = 1.0
     interaction: Weight = 0.05
+    """Of VID's loss on the MM-DiT's clean latents; that of the errors of video and motion is 1."""
     guidance: bool = True
     """Feed the drawn prediction of VID back, without gradient."""
     gradient_constraint: bool = True
@@ -188,8 +186,6 @@ class JointObjective(Checked):
     leaves the rest to the image. Not with `text_model`; 0 is CogVideoX's setting."""
     image_dropout: Share = 0.1
     guidance_dropout: Share = 0.1
-    exact_drawing: bool = False
-    """Draw guidance with OpenCV and encode it with the VAE, even where the model has a drawing encoder."""
     image_noise: tuple[float, float] = (-3.0, 0.5)
     """Mean and spread of the log of the pixel noise (in [-1, 1] space) on the reference image."""
 
@@ -261,6 +257,9 @@ class TrainConfig(Checked):
     phases: tuple[Phase, ...]
     seed: Count = 0
 
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """"adamw8bit": moments take a quarter of the memory (torchao's AdamW8bit; that package has to be there). A sharded
+    run then goes on only with as many processes as before."""
     learning_rate: Above0 = 1e-5
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: Weight = 1e-4
@@ -277,6 +276,9 @@ class TrainConfig(Checked):
     sharded: bool = False
     """Spread weights, gradients, averages and moments over all processes instead of keeping them whole on each: for an
     MM-DiT that no single GPU can train."""
+    background_saves: bool = True
+    """Sharded states are copied to memory of the host and written from there while training goes on. False: training
+    waits, and the host needs no room for the copy."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Of the networks' activations: "auto" is bf16 on a GPU that has it, float32 ("no") otherwise."""
     workers: Count = 0

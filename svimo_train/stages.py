@@ -68,13 +68,13 @@ class VAEStage(nn.Module):
             self.vae.enable_gradient_checkpointing()
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        frames, weights = batch["frames"], self.objective
+        frames = batch["frames"]
         distribution = self.vae.encode(frames).latent_dist
         noise = torch.randn(distribution.mean.shape, generator=generator).to(frames.device)
         decoded = self.vae.decode(distribution.mean + distribution.std * noise).sample.float()
         l1, mse, gradient = reconstruction_loss(decoded, frames)
         kl = kl_loss(distribution.mean.float(), distribution.logvar.float())
-        loss = l1 + weights.mse * mse + weights.gradient * gradient + weights.kl * kl
+        loss = l1 + self.objective.mse * mse + gradient + KL_WEIGHT * kl
         return loss, {"l1": l1, "mse": mse, "gradient": gradient, "kl": kl}
 
     @staticmethod
@@ -93,6 +93,7 @@ class VAEStage(nn.Module):
         model.preview = fit_preview(VideoVAE(model.parts["vae"], scaled), videos)
 
 
+KL_WEIGHT = 3e-4
 MEASURED_CLIPS = 4
 """Clips behind the latents' scale and the preview matrix: many thousands of latent vectors."""
 
@@ -136,7 +137,7 @@ class BackboneStage(nn.Module):
         self.frozen = SimpleNamespace(
             vae=VideoVAE(model.parts["vae"], model.config.vae),
             normalizer=model.normalizer,
-            drawing_encoder=None if config.joint.exact_drawing else model.parts.get("drawing_encoder"),
+            drawing_encoder=model.parts.get("drawing_encoder"),
         )
         self.encode_prompts = prompt_encoder(model, clips)
         if config.train_text:
@@ -312,7 +313,7 @@ class JointStage(BackboneStage):
         # 3. losses
         of_video, of_motion = self._denoising_losses(batch, clean, noisy, true)
         constraint, hands, points = self.reading_loss(predicted, batch)
-        loss = settings.denoising * (of_video + of_motion) + settings.interaction * constraint
+        loss = of_video + of_motion + settings.interaction * constraint
         if settings.warm_up:
             warm_up, _, _ = warm_up_loss(
                 self.interaction,

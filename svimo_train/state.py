@@ -7,10 +7,12 @@ which any number of processes can read (torch.distributed.checkpoint).
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,16 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
 from svimo_core.files import reading, whole_file
 
+from .optimizers import in_8_bits, moment_tensors, start_moments
+
 CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
 """What a run leaves in its folder: for others, and for itself."""
-NOTES, PARTIAL = "notes.json", ".partial"
+NOTES, PARTIAL, OPTIMIZER = "notes.json", ".partial", "optimizer."
 
 
 class EMA:
@@ -79,15 +84,17 @@ def load_state(
         Optimizer steps done, and the notes.
 
     Raises:
-        ValueError: a damaged state, or one of another model.
+        ValueError: a damaged state, or one of another model or optimizer.
     """
-    with reading(path, "is damaged", f"delete {path} to start this stage anew"):
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with (
+        reading(path, "is damaged", f"delete {path} to start this stage anew"),
+        safe_open(path, framework="pt") as file,
+    ):
+        metadata = file.metadata()
         step, notes = int(metadata["step"]), dict(json.loads(metadata["notes"]))
-        _check_same_weights(path, parameters, {name: tuple(t.shape) for name, t in tensors.items()})
-        _restore(tensors, parameters, ema, optimizer)
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        for name, tensor in _places(path, stored, parameters, ema, optimizer).items():
+            tensor.copy_(file.get_tensor(name))
     return step, notes
 
 
@@ -108,16 +115,17 @@ def steps_done(output: Path, sharded: bool) -> int:
 
 
 def sharded_state(output: Path) -> Path | None:
-    """The last folder that :class:`BackgroundSaves` wrote in this one, if any."""
+    """The last folder that :class:`ShardedSaves` wrote in this one, if any."""
     return max((path for path in output.glob("state-*") if path.suffix != PARTIAL), default=None)
 
 
-class BackgroundSaves:
-    """States that all processes write together while training goes on: one at a time, each a folder in `output` that
-    appears whole or not at all."""
+class ShardedSaves:
+    """States that all processes write together, one at a time, each a folder in `output` that appears whole or not at
+    all. In the background they are copied to memory of the host first, and written while training goes on."""
 
-    def __init__(self, output: Path):
+    def __init__(self, output: Path, background: bool):
         self.output = output
+        self.background = background
         # On the CPU whatever training runs on, and apart from training's own messages.
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.writing: Future | None = None
@@ -130,28 +138,32 @@ class BackgroundSaves:
         optimizer: torch.optim.Optimizer,
         notes: dict[str, Any],
     ) -> None:
-        """Copy what :func:`save_state` would write to memory of the host, from where it is written. The one before has
-        to be done."""
-        main, processes = (True, 1) if self.group is None else (dist.get_rank() == 0, dist.get_world_size())
-        if main:
+        """Write what :func:`save_state` would, or begin to in the background. The one before has to be done.
+
+        Raises:
+            OSError: it cannot be written; the folder of before is untouched.
+        """
+        if self.group is None or dist.get_rank() == 0:
             for left in self.output.glob(f"state-*{PARTIAL}"):
                 shutil.rmtree(left)
         if self.group is not None:
             dist.barrier(self.group)  # or a file of this save may be taken for one that was left
-        told = {"step": step, "processes": processes, "notes": notes}
-        self.writing = dcp.async_save(
-            _tensors(parameters, ema, optimizer),
-            storage_writer=_StateWriter(self.output / f"state-{step:09d}", told),
-            process_group=self.group,
-        )
+        told = {"step": step, "processes": _processes(), "notes": notes}
+        writer = _StateWriter(self.output / f"state-{step:09d}", told)
+        with _of_all_processes():
+            save = dcp.async_save if self.background else dcp.save
+            writing = save(
+                _tensors(parameters, ema, optimizer), storage_writer=writer, process_group=self.group
+            )
+        self.writing = writing if self.background else None
 
     @property
     def ended(self) -> bool:
-        """Whether there is news: what was begun is written or has failed."""
+        """Whether there is news: what was begun in the background is written or has failed."""
         return self.writing is not None and self.writing.done()
 
     def wait(self) -> None:
-        """Until what was begun, if anything, is written.
+        """Until what was begun in the background, if anything, is written.
 
         Raises:
             OSError: it could not be; the folder of before is untouched.
@@ -162,6 +174,22 @@ class BackgroundSaves:
                 writing.result()
 
 
+FILE_BYTES = 2**28
+"""Size of the files of a sharded state, about. One after the other is made in memory, which takes it twice."""
+
+
+def host_bytes(state: int, *, sharded: bool, background: bool) -> int:
+    """Memory of its host that a process needs on top to write a state on a GPU.
+
+    Args:
+        state: bytes of what the process writes: weights, averages and moments, or its part of them.
+    """
+    if not sharded:
+        return state
+    file = min(FILE_BYTES, state)
+    return state + 2 * file if background else 3 * file
+
+
 class _StateWriter(HuggingFaceStorageWriter):
     """Writes beside a folder's place, and moves what it wrote there, with notes, once all processes have written."""
 
@@ -170,10 +198,19 @@ class _StateWriter(HuggingFaceStorageWriter):
         self.folder = folder
         self.told = told
 
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        files, size = {}, 0
+        for item in plan.items:
+            files[item.index.fqn] = 1 + size // FILE_BYTES
+            size += math.prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
+        split = replace(plan, storage_data=plan.storage_data | {"fqn_to_index_mapping": files})
+        return super().write_data(split, planner)
+
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
         partial = self.folder.with_suffix(PARTIAL)
-        (partial / NOTES).write_text(json.dumps(self.told), encoding="utf-8")
+        files = {result.storage_data.relative_path for of_process in results for result in of_process}
+        (partial / NOTES).write_text(json.dumps(self.told | {"files": len(files)}), encoding="utf-8")
         partial.rename(self.folder)
         for before in self.folder.parent.glob("state-*"):
             if before != self.folder:
@@ -183,28 +220,36 @@ class _StateWriter(HuggingFaceStorageWriter):
 def load_sharded_state(
     folder: Path, parameters: dict[str, nn.Parameter], ema: EMA, optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, Any]]:
-    """As :func:`load_state`, on any number of processes."""
+    """As :func:`load_state`, on any number of processes; with moments in 8 bits, on as many as wrote it.
+
+    Raises:
+        ValueError: moments in 8 bits, and another number of processes; or as there.
+    """
     reader = HuggingFaceStorageReader(str(folder))
     with reading(folder, "is damaged", f"delete {folder} to start this stage anew"):
         told = json.loads((folder / NOTES).read_text(encoding="utf-8"))
         files = len(list(folder.glob("*.safetensors")))
-        if files != told["processes"]:
+        if files != told["files"]:
             raise ValueError(
-                f"it has {files} of the {told['processes']} files that as many processes wrote, to one disk for all"
+                f"it has {files} of the {told['files']} files that {told['processes']} processes wrote, to one disk "
+                "for all"
+            )
+        if in_8_bits(optimizer) and told["processes"] != _processes():
+            raise ValueError(
+                f"{folder} was written by {told['processes']} processes, and moments in 8 bits go on with as many, got "
+                f"{_processes()}: take {told['processes']}, or set init to {folder.parent / CHECKPOINT} and output to "
+                "another folder, where moments start anew"
             )
         found = reader.read_metadata().state_dict_metadata
         stored = {name: tuple(tensor.size) for name, tensor in found.items()}
-        _check_same_weights(folder, parameters, stored)
-        tensors, like = {}, list(parameters.values())
-        for name, shape in stored.items():
-            kind, _, inner = name.partition(".")
-            parameter = like[int(inner.split(".")[0])] if kind == "optimizer" else parameters[inner]
-            same = tuple(parameter.shape) == shape  # all but Adam's count of steps
-            tensors[name] = torch.empty_like(parameter.detach()) if same else torch.empty(shape)
+        tensors = _places(folder, stored, parameters, ema, optimizer)
         with _of_all_processes():
             dcp.load(tensors, storage_reader=reader)
-        _restore(tensors, parameters, ema, optimizer)
         return int(told["step"]), dict(told["notes"])
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
@@ -224,47 +269,42 @@ def _of_all_processes() -> Iterator[None]:
 def _tensors(
     parameters: dict[str, nn.Parameter], ema: EMA, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Everything that changes during training, by name."""
+    """Everything that changes during training, by name; no copies."""
     tensors = {f"weights.{name}": p.detach() for name, p in parameters.items()}
     tensors |= {f"ema.{name}": value for name, value in ema.values.items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-    return tensors
+    return tensors | {f"{OPTIMIZER}{name}": value for name, value in moment_tensors(optimizer).items()}
 
 
-def _check_same_weights(
-    path: Path, parameters: dict[str, nn.Parameter], stored: dict[str, tuple[int, ...]]
-) -> None:
+def _places(
+    path: Path,
+    stored: dict[str, tuple[int, ...]],
+    parameters: dict[str, nn.Parameter],
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, Tensor]:
+    """The tensors in use that what is stored (name to shape) goes into, by its names.
+
+    Raises:
+        ValueError: it is of other weights or of another optimizer.
+    """
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     expected = {f"{kind}.{name}": shape for kind in ("weights", "ema") for name, shape in shapes.items()}
-    found = {name: shape for name, shape in stored.items() if not name.startswith("optimizer.")}
+    found = {name: shape for name, shape in stored.items() if not name.startswith(OPTIMIZER)}
     if expected != found:
         odd = sorted(set(expected.items()) ^ set(found.items()))[0]
         raise ValueError(
             f"{path} was written by a run that trained other weights (such as {odd[0]} {odd[1]}): "
             "choose another output folder or delete it"
         )
-    like = list(shapes.values())
-    for name in stored.keys() - found.keys():
-        shape = like[int(name.split(".")[1])]
-        if stored[name] not in ((), shape):  # Adam's count of steps, and its moments
-            raise ValueError(f"{name} is {stored[name]}, expected {shape}")
-
-
-def _restore(
-    tensors: dict[str, Tensor],
-    parameters: dict[str, nn.Parameter],
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Take over what :func:`_tensors` gave."""
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"weights.{name}"])
-            ema.values[name].copy_(tensors[f"ema.{name}"])
-    moments: dict[int, dict[str, Tensor]] = {}
+    # weights that never had a gradient have no moments
+    start_moments(optimizer, {int(name.split(".")[1]) for name in stored.keys() - found.keys()})
+    tensors = _tensors(parameters, ema, optimizer)
     for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        if name not in stored:
+            raise ValueError(
+                f"{path} was written with another optimizer (it lacks {name}): set optimizer as it was, or choose "
+                "another output folder"
+            )
+        if stored[name] != tuple(tensor.shape):
+            raise ValueError(f"{name} is {stored[name]}, expected {tuple(tensor.shape)}")
+    return tensors

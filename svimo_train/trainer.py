@@ -16,12 +16,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, is_tensorboard_available, release_memory, send_to_device
+from accelerate.utils import DistributedType, release_memory, send_to_device
 from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
@@ -52,6 +53,7 @@ from .loader import (
     some_motions,
     training_data,
 )
+from .optimizers import make_optimizer, set_learning_rate
 from .parallel import clip_gradients, fill, gathered, micro_batch, precision, shard, whole
 from .readings import with_readings
 from .recipe import Stages
@@ -62,7 +64,7 @@ from .state import (
     CHECKPOINT,
     EMA,
     STATE,
-    BackgroundSaves,
+    ShardedSaves,
     load_sharded_state,
     load_state,
     save_state,
@@ -87,6 +89,7 @@ def train_stages(stages: Stages) -> Path:
     """
     to_do = {name: config for name, config in stages.items() if not finished(config)}
     for config in to_do.values():
+        require_packages(config)
         if config.stage != "drawing":
             require_clips(config)  # before days go into the stages before
     for name, config in stages.items():
@@ -116,10 +119,7 @@ def train(config: TrainConfig) -> Path:
         TrainingStopped: a loss that is not finite, or a disk that cannot be written; the last checkpoint is usable.
         KeyboardInterrupt: stopped by the user (Ctrl-C or SIGTERM), after the state was saved.
     """
-    if config.tracker is not None and not is_tensorboard_available():
-        raise ValueError(
-            'tracker "tensorboard" needs a package that is not there: pip install tensorboard, or set tracker to null'
-        )
+    require_packages(config)
     accelerator = Accelerator(
         mixed_precision=precision(config.precision), log_with=config.tracker, project_dir=config.output
     )
@@ -149,10 +149,7 @@ def train(config: TrainConfig) -> Path:
         parameters = trained_parameters(model, config)  # each is a part of what it was
     for part in used:
         model.parts[part].to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
-    optimizer = accelerator.prepare(optimizer)
+    optimizer = make_optimizer(config, parameters.values())
     forward = stage if config.sharded else accelerator.prepare(stage)
     ema = EMA(parameters, config.ema_decay)
 
@@ -178,8 +175,7 @@ def train(config: TrainConfig) -> Path:
     with _StopSignal() as stop:
         for step in bar:
             began = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(step)
+            set_learning_rate(optimizer, config.learning_rate_at(step))
             metrics = {}
             for micro in range(config.gradient_accumulation):
                 with accelerator.autocast():  # the drawing stage encodes as it reads
@@ -196,7 +192,7 @@ def train(config: TrainConfig) -> Path:
             norm = clip_gradients(parameters.values(), config.clip_norm).item()
             run.check_finite(step, "gradient", norm)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             ema.update(parameters, step)
 
             metrics["gradient_norm"] = norm
@@ -209,6 +205,22 @@ def train(config: TrainConfig) -> Path:
         run.finish_saving()
     accelerator.wait_for_everyone()  # one process writes, and the next stage of all reads
     return path
+
+
+def require_packages(config: TrainConfig) -> None:
+    """See that what only some configurations need is installed.
+
+    Raises:
+        ValueError: a package that this one needs is not there.
+    """
+    for asked, package, off in (
+        (config.tracker == "tensorboard", "tensorboard", "tracker to null"),
+        (config.optimizer == "adamw8bit", "torchao", 'optimizer to "adamw"'),
+    ):
+        if asked and find_spec(package) is None:
+            raise ValueError(
+                f"the configuration needs a package that is not there: pip install {package}, or set {off}"
+            )
 
 
 def trained_parameters(model: SimpleNamespace, config: TrainConfig) -> dict[str, nn.Parameter]:
@@ -397,7 +409,7 @@ class _Run:
         self.ema = ema
         self.optimizer = optimizer
         self.saved = self.begun = 0
-        self.saves = BackgroundSaves(config.output) if config.sharded else None
+        self.saves = ShardedSaves(config.output, config.background_saves) if config.sharded else None
         self.seconds = 0.0
         self.samples = 0
         if accelerator.is_main_process:
@@ -498,7 +510,7 @@ class _Run:
                     self.finish_saving()  # of the one before
                     self.saves.begin(done, *training)
                 self.begun = done
-        if not config.sharded:
+        if self.saves is None or self.saves.writing is None:
             self.saved = done
         return path
 

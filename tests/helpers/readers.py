@@ -52,7 +52,7 @@ from svimo_train.settings import TrainConfig
 from svimo_train.shards import write_shard
 from svimo_train.state import (
     EMA,
-    BackgroundSaves,
+    ShardedSaves,
     load_sharded_state,
     load_state,
     save_state,
@@ -227,7 +227,7 @@ def training_files(folder: Path, motion: HandObjectMotion) -> dict[str, Readable
         parameters = dict(fresh.named_parameters())
         load_state(state, parameters, EMA(parameters, 0.9), torch.optim.AdamW(fresh.parameters()))
 
-    saves = BackgroundSaves(folder)
+    saves = ShardedSaves(folder, background=False)
     saves.begin(1, parameters, EMA(parameters, 0.9), optimizer, {"loss": 1.0})
     saves.wait()
     sharded = sharded_state(folder)

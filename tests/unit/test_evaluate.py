@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from svimo_core.checkpoint import save_checkpoint
@@ -18,7 +19,7 @@ from svimo_train.clips import Clip, resize_video, write_clip
 from svimo_train.data.synthetic import generate_motion
 from svimo_train.data.words import Triplet
 from svimo_train.evaluate import COLUMNS, evaluate, main, mean_motion, table
-from svimo_train.judges import Judges
+from svimo_train.judges import SHIPPED, Judges
 from svimo_train.metrics import mpjpe_mm, psnr_moving_db, smoothness_mm
 from svimo_train.scores import other_action
 from svimo_train.tasks import MEASURES, Setting
@@ -310,7 +311,8 @@ def test_command_measures_a_folder(folder, checkpoint_file, tmp_path, capsys):
         == 0
     )
     out = capsys.readouterr().out
-    assert "FID, obedience of words and the mean motion of a prompt are left out" in out
+    assert "FID is left out for want of judges of such clips: train some" in out
+    assert "Obedience of words and the mean motion of a prompt are left out" in out
     assert "baseline_first_pose" in out
     for absent in ("FID  ", "obeys", "changed", "baseline_triplet_mean"):
         assert absent not in out
@@ -324,6 +326,26 @@ def test_command_measures_a_folder(folder, checkpoint_file, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "videos").iterdir()} == set(prompts)
     assert main([*arguments, "--split", "train"]) == 1
     assert "--split is about synthetic clips" in capsys.readouterr().err
+
+
+def test_judges_of_such_clips_give_a_folder_fid(folder, checkpoint_file, tmp_path, capsys):
+    torch.manual_seed(0)
+    Judges.new().save(tmp_path / "judges.safetensors", {})
+    arguments = ["--checkpoint", str(checkpoint_file), "--clips", str(folder), "--steps", "1", "--count", "2"]
+    file = str(tmp_path / "scores.json")
+    assert main([*arguments, "--judges", str(tmp_path / "judges.safetensors"), "--json", file]) == 0
+    out = capsys.readouterr().out
+    assert "FID is left out" not in out
+    assert "obeys" not in out
+    scores = json.loads(Path(file).read_text())
+    assert scores["judges"] == "judges.safetensors"
+    assert scores["truth"]["fid"] == pytest.approx(0, abs=1e-4)
+    assert scores["fid"] > 1e-3
+    assert "prompt_obedience" not in scores
+    assert main([*arguments, "--judges", str(SHIPPED)]) == 1
+    assert "knows the synthetic world and no other clips" in capsys.readouterr().err
+    assert main([*arguments[:2], "--judges", str(SHIPPED)]) == 1
+    assert "--judges is for --clips" in capsys.readouterr().err
 
 
 def without_a_hand(clip):

@@ -56,6 +56,7 @@ LAB_ORDER = [
     "tasks",
     "vbench",
     "settings",
+    "optimizers",
     "state",
     "recipe",
     "objectives",

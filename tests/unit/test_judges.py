@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from svimo_core.motion import HandObjectMotion
+from svimo_core.weights import open_weights
+from svimo_train.clips import Clip, write_clip
 from svimo_train.data.synthetic import generate_motion
 from svimo_train.data.words import Triplet
-from svimo_train.judge_training import train_judges
+from svimo_train.judge_training import main, train_judges
 from svimo_train.judges import CODE, FEATURES, NOTHING, Judges, motion_features
 from svimo_train.metrics import frechet_distance
 
@@ -102,6 +104,42 @@ def test_training_learns_and_saving_keeps_what_was_learned(tmp_path, motions):
     np.testing.assert_allclose(
         again.codes(motions), judges.codes(motions), atol=0.05
     )  # stored in half precision
+
+
+def test_a_folder_of_clips_gives_an_autoencoder_for_clips_like_them(tmp_path, motions, capsys):
+    """Trained on motions alone, and held against what it does not know."""
+    folder, file = tmp_path / "clips", tmp_path / "judges.safetensors"
+    folder.mkdir()
+    image = np.zeros((1, 8, 12, 3), np.uint8)
+    for seed in range(60):
+        write_clip(folder, f"clip-{seed}", Clip(image, generate_motion(seed, frames=9)))
+    command = ["--clips", str(folder), "--frames", "9", "--steps", "120", "--out", str(file)]
+    assert main(command) == 0
+    notes = open_weights(file)[1]
+    assert 0 < float(notes["error_train"]) < float(notes["error_kept_out"]) < 0.9
+    assert "9 frames of clips in clips, 120 steps" in notes["training"]
+    judges = Judges.load(file)
+    assert (judges.classifier, judges.actions) == (None, ())
+    codes, known = (
+        judges.codes(motions),
+        judges.codes([generate_motion(seed, frames=9) for seed in range(48)]),
+    )
+    still = judges.codes([frozen(motion) for motion in motions])
+    rough = judges.codes([jittered(motion, 0.03) for motion in motions])
+    assert frechet_distance(codes, known) < frechet_distance(still, known)
+    assert frechet_distance(codes, known) < frechet_distance(rough, known)
+
+    assert main([*command, "--frames", "17"]) == 1
+    told = capsys.readouterr().err
+    assert "60 clips of" in told
+    assert "clip-0: clip" in told
+    assert "... and 40 more" in told
+    for path in list(folder.glob("*.npz"))[19:]:
+        path.unlink()
+    assert main(command) == 1
+    assert "needs at least 20 clips" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--clips", str(folder)])
 
 
 def test_a_foreign_file_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -20,32 +21,46 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from svimo_train.clips import Clip, write_clip
 from svimo_train.settings import JointObjective, Phase, Shape, TrainConfig
-from svimo_train.state import EMA, BackgroundSaves, load_sharded_state, sharded_state
+from svimo_train.state import EMA, ShardedSaves, load_sharded_state, sharded_state
 from svimo_train.trainer import CHECKPOINT, LOG, TrainingStopped, load_model, train
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_EACH = """
 import sys
+from torch.distributed.launcher import LaunchConfig, elastic_launch
 from svimo_train.settings import TrainConfig
-from svimo_train.trainer import train
-for file in sys.argv[1:]:
-    train(TrainConfig.load(file))
+from svimo_train import trainer
+
+def train_each(files):
+    for file in files:
+        trainer.train(TrainConfig.load(file))
+
+# what torchrun does, but all is imported once, and then forked
+here = dict(min_nodes=1, max_nodes=1, nproc_per_node=int(sys.argv[1]), max_restarts=0, start_method="fork")
+elastic_launch(LaunchConfig(**here, rdzv_backend="c10d", rdzv_endpoint="localhost:0"), train_each)(sys.argv[2:])
 """
+STEPS = 20
+BRANCHING = JointObjective(
+    guidance_from="first", sampled_share=0.5, sampled_steps=2, guidance_dropout=0.5, warm_up=1.0
+)
+"""With which processes run the MM-DiT and VID more or less often in the joint stage."""
+SHARDED_STAGES = "joint", "interaction", "backbone", "alignment"
 
 
-@pytest.fixture
-def settings(tmp_path, checkpoint_file) -> TrainConfig:
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory, checkpoint_file) -> TrainConfig:
     """Four micro-batches of one of four clips make a step."""
+    folder = tmp_path_factory.mktemp("sharding")
     for seed in range(4):
         video = np.random.default_rng(seed).integers(0, 255, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
-        (tmp_path / "clips").mkdir(exist_ok=True)
-        write_clip(tmp_path / "clips", f"clip-{seed}", Clip(video, moving_motion(seed)))
+        (folder / "clips").mkdir(exist_ok=True)
+        write_clip(folder / "clips", f"clip-{seed}", Clip(video, moving_motion(seed)))
     return TrainConfig(
-        stage="joint",
-        clips=tmp_path / "clips",
-        output=tmp_path / "run",
+        stage="backbone",
+        clips=folder / "clips",
+        output=folder,
         init=checkpoint_file,
-        phases=steps(3),
+        phases=steps(STEPS),
         learning_rate=1e-4,
         clip_norm=1.0,
         warmup_steps=0,
@@ -53,7 +68,26 @@ def settings(tmp_path, checkpoint_file) -> TrainConfig:
         gradient_checkpointing=True,
         log_every=1,
         sheet_every=0,
+        joint=BRANCHING,
     )
+
+
+@pytest.fixture(scope="module")
+def on_one(settings) -> dict[str, TrainConfig]:
+    """What one process has trained, by stage. Weights in the backbone's checkpoint are averages, in others the last."""
+    runs = {
+        stage: replace(
+            settings,
+            stage=stage,
+            output=settings.output / f"{stage}-on-one",
+            ema_decay=settings.ema_decay if stage == "backbone" else 0.0,
+            sheet_every=STEPS if stage == "joint" else 0,
+        )
+        for stage in SHARDED_STAGES
+    }
+    for run in runs.values():
+        train(run)
+    return runs
 
 
 def steps(count: int) -> tuple[Phase]:
@@ -64,22 +98,29 @@ def logged(config: TrainConfig, key: str) -> list[float]:
     return [json.loads(line)[key] for line in (config.output / LOG).read_text().splitlines()]
 
 
-def launch(processes: int, *configs: TrainConfig, script: str = TRAIN_EACH) -> subprocess.CompletedProcess:
-    """Train these runs one after the other on so many processes."""
+def launch(
+    processes: int, *configs: TrainConfig, before: str = "", **environment: str
+) -> subprocess.CompletedProcess:
+    """Train these runs one after the other on so many processes.
+
+    Args:
+        before: what each process runs first.
+    """
     folder = configs[0].output.parent
-    folder.mkdir(exist_ok=True)
-    (folder / "script.py").write_text(script)
-    files = [folder / f"{config.output.name}-{processes}.json" for config in configs]
+    (folder / "script.py").write_text(before + TRAIN_EACH)
+    files = [folder / f"{number}-of-{config.output.name}.json" for number, config in enumerate(configs)]
     for file, config in zip(files, configs, strict=True):
         file.write_text(json.dumps(config.to_dict()))
-    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [*run, str(folder / "script.py"), *map(str, files)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        [sys.executable, str(folder / "script.py"), str(processes), *map(str, files)],
+        env=os.environ
+        | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        | environment,
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -128,33 +169,32 @@ trainer.train = train_counted
 """
 
 
-def test_two_processes_train_as_one(settings, config):
-    """The same clips, noise and dropout, hence losses, gradient norms and averaged weights; also with whole weights. In
-    the joint stage, processes run the MM-DiT and VID more or less often. A step reduces gradients once, by block."""
-    branching = JointObjective(
-        guidance_from="first", sampled_share=0.5, sampled_steps=2, guidance_dropout=0.5, warm_up=1.0
+def test_two_processes_train_as_one(on_one, config):
+    """The same clips, noise and dropout, hence losses, gradient norms and weights; also with whole weights. A step
+    reduces gradients once, by block."""
+    twos = {
+        stage: replace(
+            one, output=one.output.with_name(f"{stage}-on-two"), gradient_accumulation=2, sharded=True
+        )
+        for stage, one in on_one.items()
+    }
+    whole = replace(
+        twos["joint"], output=twos["joint"].output.with_name("whole-on-two"), sharded=False, sheet_every=0
     )
-    ones = [
-        replace(settings, stage=stage, joint=branching, sheet_every=sheets, output=settings.output / stage)
-        for stage, sheets in (("joint", 3), ("interaction", 0), ("alignment", 0))
-    ]
-    twos = [
-        replace(one, output=settings.output / f"{one.stage}-on-two", gradient_accumulation=2, sharded=True)
-        for one in ones
-    ]
-    ones.append(ones[0])
-    twos.append(replace(twos[0], output=settings.output / "whole-on-two", sharded=False, sheet_every=0))
-    done = launch(2, *twos, script=COUNT_REDUCTIONS + TRAIN_EACH)
+    done = launch(2, *twos.values(), whole, before=COUNT_REDUCTIONS)
     assert done.returncode == 0, done.stderr
     groups = config.backbone.num_layers + 1
     for rank in range(2):
-        assert (twos[0].output / f"reductions-{rank}").read_text() == str(twos[0].steps * groups)
-    for one, two in zip(ones, twos, strict=True):
-        train(one)
-        assert_same_training(one, two)
-        assert (sharded_state(two.output) is not None) == two.sharded
+        counted = (twos["joint"].output / f"reductions-{rank}").read_text()
+        assert counted == str(STEPS * groups)
+    for stage, one in on_one.items():
+        assert_same_training(one, twos[stage])
+        assert sharded_state(twos[stage].output) is not None
+    assert_same_training(on_one["joint"], whole)
+    assert sharded_state(whole.output) is None
     of_one, of_two = (
-        cv2.imread(str(run.output / "sheet-0000003.png")).astype(float) for run in (ones[0], twos[0])
+        cv2.imread(str(run["joint"].output / f"sheet-{STEPS:07d}.png")).astype(float)
+        for run in (on_one, twos)
     )
     assert np.abs(of_one - of_two).mean() < 0.1
 
@@ -162,6 +202,7 @@ def test_two_processes_train_as_one(settings, config):
 KILLED_AT_THE_SECOND_SAVE = """
 import os, signal
 from svimo_train import state
+state.FILE_BYTES = 100_000  # several files of each process
 write, saves = state.HuggingFaceStorageWriter.write_data, []
 
 def dies(*args):
@@ -174,35 +215,76 @@ state.HuggingFaceStorageWriter.write_data = dies
 """
 
 
-def test_what_a_killed_save_leaves_goes_on_with_any_number_of_processes(settings):
-    whole = replace(settings, output=settings.output / "whole")
-    run = replace(settings, output=settings.output / "killed", sharded=True)
-    killed = replace(run, gradient_accumulation=2, save_every=1)
-    done = launch(2, killed, script=KILLED_AT_THE_SECOND_SAVE + TRAIN_EACH)
+def test_what_a_killed_save_leaves_goes_on_with_any_number_of_processes(on_one):
+    """As one process would have gone on; beside it, four train from the start."""
+    one = on_one["backbone"]
+    killed = replace(one, output=one.output.with_name("killed"), sharded=True)
+    done = launch(2, replace(killed, gradient_accumulation=2, save_every=1), before=KILLED_AT_THE_SECOND_SAVE)
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr
-    left = {path.name for path in run.output.glob("state-*")}
+    left = {path.name for path in killed.output.glob("state-*")}
     assert left == {"state-000000001", "state-000000002.partial"}
+    assert len(list((killed.output / "state-000000001").glob("shard-00002-model-*.safetensors"))) > 2
 
-    train(whole)
-    on_one, on_four = (replace(run, output=settings.output / name) for name in ("on-one", "on-four"))
-    for copy in (on_one, on_four):
-        shutil.copytree(run.output, copy.output)
+    by_one, by_four = (
+        replace(killed, output=one.output.with_name(f"killed-{name}")) for name in ("one", "four")
+    )
+    for copy in (by_one, by_four):
+        shutil.copytree(killed.output, copy.output)
         (copy.output / LOG).unlink()
-    train(on_one)
-    done = launch(4, replace(on_four, gradient_accumulation=1))
+    train(by_one)
+    joint = replace(
+        on_one["joint"], output=one.output.with_name("joint-on-four"), sharded=True, sheet_every=0
+    )
+    done = launch(4, *(replace(run, gradient_accumulation=1) for run in (by_four, joint)))
     assert done.returncode == 0, done.stderr
-    for copy in (on_one, on_four):
-        assert len(logged(copy, "loss")) == 2
-        assert_same_training(whole, copy)
-        assert [path.name for path in copy.output.glob("state-*")] == ["state-000000003"]
+    for copy in (by_one, by_four):
+        assert len(logged(copy, "loss")) == STEPS - 1
+        assert_same_training(one, copy)
+        assert [path.name for path in copy.output.glob("state-*")] == [f"state-{STEPS:09d}"]
+    assert len(logged(joint, "loss")) == STEPS
+    assert_same_training(on_one["joint"], joint)
 
     # what four processes wrote tensor by tensor is what one writes of the same state
-    written = (on_four.output / CHECKPOINT).read_bytes()
-    train(on_four)
-    again = (on_four.output / CHECKPOINT).read_bytes()
+    written = (by_four.output / CHECKPOINT).read_bytes()
+    train(by_four)
+    again = (by_four.output / CHECKPOINT).read_bytes()
     assert b"4 x cpu" in written
     assert again == written.replace(b"4 x cpu", b"1 x cpu")
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
+def test_8_bit_moments_go_on_exactly_with_as_many_processes(settings):
+    """The embedding of words is large enough for them on two processes, nothing is on four."""
+    straight = replace(
+        settings,
+        output=settings.output / "8-bit",
+        optimizer="adamw8bit",
+        train_text=True,
+        sharded=True,
+        gradient_accumulation=2,
+        background_saves=False,
+        phases=steps(3),
+    )
+    stopped = replace(straight, output=settings.output / "8-bit-stopped", phases=steps(2))
+    again = replace(stopped, phases=straight.phases)
+    done = launch(2, straight, stopped, again, TORCHDYNAMO_DISABLE="1")
+    assert done.returncode == 0, done.stderr
+    states = [sharded_state(run.output) for run in (straight, again)]
+    for rank in (1, 2):
+        one, other = (load_file(next(state.glob(f"shard-{rank:05d}-*"))) for state in states)
+        assert [name for name in one if name.endswith(f".codes.{rank}-of-2")]
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            assert torch.equal(tensor, other[name]), name
+    with pytest.raises(
+        ValueError, match="written by 2 processes, and moments in 8 bits go on with as many, got 1"
+    ):
+        train(again)
+    with pytest.raises(
+        ValueError, match=r"another optimizer \(it lacks optimizer\..*set optimizer as it was"
+    ):
+        train(replace(again, optimizer="adamw"))
 
 
 def test_a_state_is_of_the_step_after_which_it_was_begun(tmp_path, monkeypatch):
@@ -230,7 +312,7 @@ def test_a_state_is_of_the_step_after_which_it_was_begun(tmp_path, monkeypatch):
     parameters, ema, optimizer = training()
     for parameter in parameters.values():
         parameter.grad = torch.ones_like(parameter)
-    saves = BackgroundSaves(tmp_path)
+    saves = ShardedSaves(tmp_path, background=True)
     for step in (1, 2):
         may_write.clear()
         optimizer.step()
@@ -249,11 +331,11 @@ def test_a_state_is_of_the_step_after_which_it_was_begun(tmp_path, monkeypatch):
     assert values(*read) == expected
 
 
-def test_full_disk_keeps_the_state_of_before(settings, monkeypatch):
+def test_full_disk_keeps_the_state_of_before(settings, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    run = replace(settings, sharded=True, phases=steps(1))
+    run = replace(settings, output=tmp_path, sharded=True, phases=steps(1))
     train(run)
     monkeypatch.setattr("svimo_train.state.HuggingFaceStorageWriter.write_data", full)
     with pytest.raises(TrainingStopped, match=r"process 0.*No space left.*checkpoint after step 1.* is good"):
@@ -261,14 +343,16 @@ def test_full_disk_keeps_the_state_of_before(settings, monkeypatch):
     assert sharded_state(run.output).name == "state-000000001"
 
 
-def test_state_that_lacks_a_part_is_refused(settings):
-    run = replace(settings, sharded=True, phases=steps(1))
+def test_state_that_lacks_a_part_is_refused(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("svimo_train.state.FILE_BYTES", 200_000)
+    run = replace(settings, output=tmp_path, sharded=True, phases=steps(1))
     train(run)
     with pytest.raises(ValueError, match="was written with sharded true: set it so again"):
         train(replace(run, sharded=False))
-    (file,) = sharded_state(run.output).glob("*.safetensors")
-    file.unlink()
-    with pytest.raises(ValueError, match=r"damaged.*it has 0 of the 1 files"):
+    files = list(sharded_state(run.output).glob("*.safetensors"))
+    assert len(files) > 2
+    files[0].unlink()
+    with pytest.raises(ValueError, match=rf"damaged.*it has {len(files) - 1} of the {len(files)} files"):
         train(run)
 
 
