@@ -146,6 +146,8 @@ ADVICE = {
 - In between: connect the clip to arrive at to `next_images` and `next_motion`. A model of short clips then sees the
   last frame alone, so that something is left to make.
 - Each window loses a little, as what the next one sees was decoded and is encoded again.
+- Of pictures from outside of its world a model makes what it can. svimo-tiny-any knows nothing but synthetic clips:
+  what it makes of a real video or photograph shows how this works, and is of no use.
 """,
     "SViMoJoinClips": """
 - Of *SViMo Video to Motion*: connect the list of motions, and nothing else.

@@ -134,13 +134,12 @@ class SViMoVideoToMotion(io.ComfyNode):
                 f"the video is too short: {len(images)} frames at {fps:g} a second are {len(seen)} at the model's {config.fps:g}, "
                 f"and it sees {config.frames} at a time: give at least {config.frames / config.fps:.4g} seconds"
             )
-        overlap = overlap or config.frames // 4
         if overlap >= config.frames:
             raise ValueError(f"overlap must be below the model's {config.frames} frames, got {overlap}")
         starts = window_starts(len(seen), config.frames, overlap)
 
         # 1. the frames that the model sees
-        report, work = progress(), len(seen) + len(starts)
+        report, work = progress(), len(seen) + len(starts) * config.frames
         fitted = fit_frames(images, seen, config, lambda done: report(done, work))
 
         # 2. each window's conditions and latent
@@ -154,7 +153,7 @@ class SViMoVideoToMotion(io.ComfyNode):
         told = []
         for i in range(0, len(windows), at_once):
             told += told_all(config, vae, positive, negative, windows[i : i + at_once], known)
-            report(len(seen) + len(told), work)
+            report(len(seen) + len(told) * config.frames, work)
         return io.NodeOutput(*map(list, zip(*told, strict=True)), fitted)
 
 

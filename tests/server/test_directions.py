@@ -101,7 +101,7 @@ heard = []
 comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL = comfy.utils.PROGRESS_THROTTLE_MIN_PERCENT = 0  # of later cores
 comfy.utils.set_progress_bar_global_hook(lambda done, total, *_, **__: heard.append((done, total)))
 seeing(*told, images, 24.0, 3)
-assert heard == sorted(heard) and heard[-1] == (24, 24) and len(heard) > 20
+assert heard == sorted(heard) and heard[-1] == (48, 48) and len(heard) > 20
 for at in (5, 21):
     heard.clear()
 
