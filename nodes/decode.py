@@ -200,7 +200,7 @@ class SViMoJoinLatents(io.ComfyNode):
         first, second = (latents.video for latents in streams)
         if first.shape != second.shape:
             found = " and ".join(
-                f"{batch} of {frames} latent frames ({width} x {height}, {channels} channels)"
+                f"{frames} latent frames of {width} x {height} ({channels} channels, a batch of {batch})"
                 for batch, channels, frames, height, width in (first.shape, second.shape)
             )
             raise ValueError(

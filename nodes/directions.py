@@ -106,7 +106,7 @@ class SViMoVideoToMotion(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Frames that windows share, at the model's rate, where their motions are blended. 0: a quarter of a window.",
+                    tooltip="Frames that windows share, at the model's rate, where their motions are blended. 0: half a window.",
                 ),
             ],
             outputs=[

@@ -18,12 +18,12 @@ def window_starts(total: int, frames: int, overlap: int = 0) -> list[int]:
 
     Args:
         total: frames of the clip, at least `frames`.
-        overlap: frames that a window shares with the next, at least; 0: a quarter of a window.
+        overlap: frames that a window shares with the next, at least; 0: half a window.
 
     Raises:
         ValueError: a clip shorter than a window, or an overlap that leaves nothing new.
     """
-    overlap = overlap or frames // 4
+    overlap = overlap or frames // 2
     if not 0 <= overlap < frames <= total:
         raise ValueError(
             f"windows of {frames} frames need a clip of at least as many, got {total}, and an overlap of 0 to "

@@ -303,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="of each clip, for --task video-to-motion: longer ones than the model's are seen in windows",
     )
     parser.add_argument(
-        "--overlap", type=int, default=0, help="frames that such windows share (default: a quarter of one)"
+        "--overlap", type=int, default=0, help="frames that such windows share (default: half of one)"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument(

@@ -128,7 +128,7 @@ other_half = decode.SViMoSplitLatent.execute(longer).result[1]
 joining = decode.SViMoJoinLatents.execute
 refused(
     lambda: joining(decode.SViMoSplitLatent.execute(lists[2][1]).result[0], other_half),
-    "one length and size", "1 of 3 latent frames", "1 of 5 latent frames",
+    "one length and size", "3 latent frames", "5 latent frames",
 )
 split = decode.SViMoSplitLatent.execute(lists[2][1]).result
 again = decode.SViMoJoinLatents.execute(*split).result[0]
