@@ -126,6 +126,7 @@ ADVICE = {
 - Everything comes as a list, one entry for each window; the sampler and *SViMo Decode Motion* run once for each, and
   *SViMo Join Clips* puts the motions together.
 - Words help where hands hide things: say what is held and what it does. The camera is taken to stand still.
+- A larger `overlap` makes motions smoother and takes longer: two thirds of a window half as long again as the half.
 - For the picture beside the motion take `images` of this node, which have the model's rate.
 - Of pictures from outside of its world a model makes what it can. svimo-tiny-any knows nothing but synthetic clips:
   what it makes of a real video or photograph shows how this works, and is of no use.
@@ -146,6 +147,8 @@ ADVICE = {
 - In between: connect the clip to arrive at to `next_images` and `next_motion`. A model of short clips then sees the
   last frame alone, so that something is left to make.
 - Each window loses a little, as what the next one sees was decoded and is encoded again.
+- Of pictures from outside of its world a model makes what it can. svimo-tiny-any knows nothing but synthetic clips:
+  what it makes of a real video or photograph shows how this works, and is of no use.
 """,
     "SViMoJoinClips": """
 - Of *SViMo Video to Motion*: connect the list of motions, and nothing else.

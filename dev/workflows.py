@@ -296,8 +296,12 @@ def motion_to_video() -> Graph:
         Of a longer motion this makes the beginning; *SViMo Extend Clip* goes on along it.
 
         To let a motion only guide, and the model change it, there is *SViMo Motion Encode*.
+
+        *svimo-tiny-any* knows clips of its synthetic world (`assets/stir_cup.png`, into ComfyUI's input folder). Of a
+        photograph, or of a motion unlike that world's, it makes what it can, which is little: it shows how this works
+        until a large one is trained.
         """,
-        360,
+        430,
     )
     return graph
 
@@ -438,8 +442,12 @@ def extended() -> Graph:
         (`next_images`, `next_motion`), or follow a motion that is longer than the video.
 
         Each window loses a little: the picture blurs where things moved.
+
+        *svimo-tiny-any* knows clips of its synthetic world (`assets/stir_cup.png`, into ComfyUI's input folder). Of a
+        photograph, or of a clip from elsewhere, it makes what it can, which is little: it shows how this works until a
+        large one is trained.
         """,
-        380,
+        450,
     )
     return graph
 

@@ -199,8 +199,14 @@ class SViMoJoinLatents(io.ComfyNode):
             raise ValueError("SViMo Join Latents takes plain latents: one of these already holds two streams")
         first, second = (latents.video for latents in streams)
         if first.shape != second.shape:
-            sizes = " and ".join(" x ".join(map(str, x.shape)) for x in (first, second))
-            raise ValueError(f"video and rendered motion must have the same size, got latents of {sizes}")
+            found = " and ".join(
+                f"{frames} latent frames of {width} x {height} ({channels} channels, a batch of {batch})"
+                for batch, channels, frames, height, width in (first.shape, second.shape)
+            )
+            raise ValueError(
+                f"video and rendered motion must be of one length and size, got {found}: encode both from clips of as many "
+                "frames, at one size"
+            )
         joined = video | {"samples": packed(JointLatents(first, second))}
         masks = [latent.get("noise_mask") for latent in (video, rendered_motion)]
         if masks[1] is not None:

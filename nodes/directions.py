@@ -3,6 +3,7 @@ whose noise mask keeps what is given, for any sampler."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -105,7 +106,7 @@ class SViMoVideoToMotion(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Frames that windows share, at the model's rate, where their motions are blended. 0: a quarter of a window.",
+                    tooltip="Frames that windows share, at the model's rate, where their motions are blended. 0: half a window.",
                 ),
             ],
             outputs=[
@@ -132,15 +133,14 @@ class SViMoVideoToMotion(io.ComfyNode):
         if len(seen) < config.frames:
             raise ValueError(
                 f"the video is too short: {len(images)} frames at {fps:g} a second are {len(seen)} at the model's {config.fps:g}, "
-                f"and it sees {config.frames} at a time: give at least {config.frames / config.fps:.4g} seconds"
+                f"and it sees {config.frames} at a time: give at least {frames_for_a_window(config, fps)} frames"
             )
-        overlap = overlap or config.frames // 4
         if overlap >= config.frames:
             raise ValueError(f"overlap must be below the model's {config.frames} frames, got {overlap}")
         starts = window_starts(len(seen), config.frames, overlap)
 
         # 1. the frames that the model sees
-        report, work = progress(), len(seen) + len(starts)
+        report, work = progress(), len(seen) + len(starts) * config.frames
         fitted = fit_frames(images, seen, config, lambda done: report(done, work))
 
         # 2. each window's conditions and latent
@@ -154,7 +154,7 @@ class SViMoVideoToMotion(io.ComfyNode):
         told = []
         for i in range(0, len(windows), at_once):
             told += told_all(config, vae, positive, negative, windows[i : i + at_once], known)
-            report(len(seen) + len(told), work)
+            report(len(seen) + len(told) * config.frames, work)
         return io.NodeOutput(*map(list, zip(*told, strict=True)), fitted)
 
 
@@ -203,7 +203,7 @@ class SViMoMotionToVideo(io.ComfyNode):
             raise ValueError(
                 f"image is a batch of {len(image)}: give one reference image (core's ImageFromBatch picks one)"
             )
-        seen = at_rate(motion, config, config.frames)
+        seen = at_rate(motion, config)
         drawing, notes = drawn(trim(seen, 0, config.frames - 1), config, vae, interaction)
         given = Given(
             video=fit_frames(image, np.zeros(config.frames, int), config),
@@ -282,6 +282,11 @@ class SViMoExtendClip(io.ComfyNode):
             raise ValueError(
                 "a clip to arrive at needs both: connect next_images and next_motion, or neither"
             )
+        if next_images is not None and len(motion) > len(images):
+            raise ValueError(
+                f"the motion goes on behind the images ({len(motion)} frames, and {len(images)}), and there is a clip to "
+                "arrive at: give next_images and next_motion with a motion as long as the images, or leave them out"
+            )
         start = len(images) - overlap
         frames = np.minimum(np.arange(start, start + config.frames), len(images) - 1)
         video = fit_frames(images, frames, config)
@@ -293,10 +298,6 @@ class SViMoExtendClip(io.ComfyNode):
             )
         moved = motion.take(np.minimum(np.arange(start, start + config.frames), len(motion) - 1))
         if next_images is not None:
-            if ahead:
-                raise ValueError(
-                    "the motion goes ahead already: give next_motion, or a motion as long as the images"
-                )
             if min(len(next_images), len(next_motion)) < group:
                 raise ValueError(
                     f"a clip to arrive at needs {group} frames of images and motion, got {len(next_images)} and {len(next_motion)}"
@@ -468,9 +469,20 @@ def told_all(
 
 
 def in_time(images: Tensor, fps: float, rate: float) -> np.ndarray:
-    """Which image is nearest to each moment at a rate."""
+    """Which image is nearest to each moment at a rate.
+
+    Raises:
+        ValueError: no rate of the images, as another node may give.
+    """
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps must be the images' frames per second, above 0, got {fps:g}")
     moments = np.arange(int((len(images) - 1) / fps * rate + 1e-6) + 1) / rate
     return np.minimum(np.round(moments * fps).astype(int), len(images) - 1)
+
+
+def frames_for_a_window(config: SViMoConfig, fps: float) -> int:
+    """How many frames at a rate reach from the first to the last of a window."""
+    return math.ceil((config.frames - 1) / config.fps * fps - 1e-6) + 1
 
 
 def fit_frames(
@@ -493,17 +505,18 @@ def fit_frames(
     return fitted
 
 
-def at_rate(motion: HandObjectMotion, config: SViMoConfig, frames: int) -> HandObjectMotion:
-    """A motion at the model's rate, of at least so many frames.
+def at_rate(motion: HandObjectMotion, config: SViMoConfig) -> HandObjectMotion:
+    """A motion at the model's rate, as long as a window at least.
 
     Raises:
         ValueError: it is shorter.
     """
     seen = motion if abs(motion.fps - config.fps) < 1e-3 else resample(motion, config.fps)
-    if len(seen) < frames:
+    if len(seen) < config.frames:
         raise ValueError(
             f"the motion is too short: {len(motion)} frames at {motion.fps:g} a second are {len(seen)} at the model's "
-            f"{config.fps:g}, and it makes {frames} at a time: give at least {frames / config.fps:.4g} seconds"
+            f"{config.fps:g}, and it makes {config.frames} at a time: give at least "
+            f"{frames_for_a_window(config, motion.fps)} frames"
         )
     return seen
 

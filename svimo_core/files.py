@@ -96,25 +96,25 @@ def plain_arrays(path: str | os.PathLike, names: Collection[str] | None = None) 
         raise FileNotFoundError(f"there is no file {path.name} in {path.parent}")
     with reading(path, "cannot be read as plain arrays", "copy it again, or save it anew with numpy"):
         size = path.stat().st_size
-        left = max(LARGE, DENSEST * size)
         if path.suffix.lower() != ".npz" and not zipfile.is_zipfile(path):
             with path.open("rb") as file:
-                return {path.stem: _plain_array(path.stem, file, size, left)}
+                return {path.stem: _plain_array(path.stem, file, size, size)}
         if not zipfile.is_zipfile(path):
             raise ValueError("it is not a complete archive (it may be truncated)")
-        arrays = {}
+        arrays, taken = {}, 0
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 name, ending = os.path.splitext(entry.filename)
                 if ending == ".npy" and (names is None or name in names):
                     with archive.open(entry) as file:
-                        arrays[name] = _plain_array(name, file, entry.file_size, left)
-                    left -= _bytes(arrays[name].shape, arrays[name].dtype)
+                        arrays[name] = _plain_array(name, file, entry.file_size, size, taken)
+                    taken += _bytes(arrays[name].shape, arrays[name].dtype)
         return arrays
 
 
-def _plain_array(name: str, file: BinaryIO, length: int, left: int) -> np.ndarray:
-    """The array in a file of so many bytes, if it takes no more than is left; what its header says is checked first."""
+def _plain_array(name: str, file: BinaryIO, length: int, size: int, taken: int = 0) -> np.ndarray:
+    """The array in a file or entry of so many bytes; what its header says is checked first: a file of this size, of
+    whose arrays some have taken so many bytes, must be trusted with it."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
@@ -122,8 +122,12 @@ def _plain_array(name: str, file: BinaryIO, length: int, left: int) -> np.ndarra
         raise ValueError(f"{name} holds pickled objects")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > length - file.tell():
         raise ValueError(f"{name} announces an array of {shape}, which it does not hold")
-    if _bytes(shape, dtype) > left:
-        raise ValueError(f"{name} would unpack to {_bytes(shape, dtype) / 2**30:.1f} GB")
+    taken += _bytes(shape, dtype)
+    if taken > max(LARGE, DENSEST * size):
+        raise ValueError(
+            f"with {name} it would unpack to {taken / 2**20:,.0f} MB, and a file of {size / 2**20:,.2f} MB is not "
+            "trusted with so much: save it without compression (numpy.savez) if that is meant"
+        )
     file.seek(0)
     return np.lib.format.read_array(file, allow_pickle=False)
 
@@ -133,5 +137,6 @@ def _bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return math.prod(shape) * max(dtype.itemsize, 8)
 
 
-LARGE, DENSEST = 2**26, 50
-"""Bytes that a file's arrays may take in any case, and how many for each of its own."""
+LARGE, DENSEST = 2**28, 50
+"""Bytes that a file's arrays may take in any case (10,000 frames of two hands and 1000 points, if need be all
+equal), and how many for each of its own."""

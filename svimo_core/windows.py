@@ -13,16 +13,17 @@ from .motion import Camera, HandObjectMotion
 from .tracks import fit_rigid_track
 
 
-def window_starts(total: int, frames: int, overlap: int) -> list[int]:
+def window_starts(total: int, frames: int, overlap: int = 0) -> list[int]:
     """First frames of the windows that cover a clip; the last one ends with the clip and may overlap more.
 
     Args:
         total: frames of the clip, at least `frames`.
-        overlap: frames that a window shares with the next, at least.
+        overlap: frames that a window shares with the next, at least; 0: half a window.
 
     Raises:
         ValueError: a clip shorter than a window, or an overlap that leaves nothing new.
     """
+    overlap = overlap or frames // 2
     if not 0 <= overlap < frames <= total:
         raise ValueError(
             f"windows of {frames} frames need a clip of at least as many, got {total}, and an overlap of 0 to "

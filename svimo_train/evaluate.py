@@ -38,6 +38,7 @@ from svimo_core.motion import HandObjectMotion
 from svimo_core.render import render_motion
 from svimo_core.sampling.guidance import FeedbackOptions
 from svimo_core.sampling.pipeline import Generation, SViMo, generate, to_uint8
+from svimo_core.windows import window_starts
 
 from . import vbench
 from .data.synthetic import generate_motion
@@ -306,6 +307,14 @@ def main(arguments: list[str] | None = None) -> int:
         default="joint",
         help="joint: image and words to both; others need a model that was trained with known streams and frames",
     )
+    parser.add_argument(
+        "--frames",
+        type=int,
+        help="of each clip, for --task video-to-motion: longer ones than the model's are seen in windows",
+    )
+    parser.add_argument(
+        "--overlap", type=int, default=0, help="frames that such windows share (default: half of one)"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--precision",
@@ -350,7 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.task == "joint":
             scores, made = evaluate(model, clips, judges, compare=args.compare, **settings)
         else:
-            setting = Setting(model=model, judges=judges, options=settings)
+            setting = Setting(model=model, judges=judges, options=settings, window_overlap=args.overlap)
             scores, made = MEASURES[args.task](setting, clips)
         run = dict(
             task=args.task,
@@ -386,6 +395,15 @@ def _clips(args: argparse.Namespace, header: CheckpointHeader) -> tuple[list[Tru
     """What to measure on, and who judges it."""
     config = header.config
     frames = config.frames
+    if (args.frames or args.overlap) and args.task != "video-to-motion":
+        raise ValueError("--frames and --overlap are about long videos: give --task video-to-motion, too")
+    if args.frames:
+        if args.frames < frames:
+            raise ValueError(
+                f"{header.path.name} sees {frames} frames at a time: --frames must be at least that"
+            )
+        frames = args.frames
+    window_starts(frames, config.frames, args.overlap)  # before hours go into what cannot be cut
     if args.task == "continue":
         frames += (WINDOWS - 1) * (frames - frames_of(KEPT))
     if args.clips is None:

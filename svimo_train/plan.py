@@ -1,10 +1,11 @@
-"""What each stage of a run needs on each card, before a card is paid for.
+"""What each stage of a run needs on each card, and how long it calculates, before a card is paid for.
 
     python -m svimo_train plan --config svimo_train/configs/cogvideox-5b-i2v.json --cards 8 --memory 80
 
-Weights and their companions are counted from the model's shapes; activations by one forward and backward pass of the
-trained networks on the meta device, where nothing is computed. What PyTorch's allocator and CUDA's libraries keep for
-themselves is not counted: leave a tenth of a card free. Nor is what the VAE takes to encode, which is before that pass.
+Weights and their companions are counted from the model's shapes; activations and operations by one forward and
+backward pass of the trained networks on the meta device, where nothing is computed. What PyTorch's allocator and CUDA's
+libraries keep for themselves is not counted: leave a tenth of a card free. Nor are frozen networks at work, but for the
+VAE's encodes of the drawings that the drawing encoder learns from; they take memory before that pass, not during it.
 Of the host's memory only what writing a state takes is counted.
 """
 
@@ -23,17 +24,20 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from svimo_core.checkpoint import init_part, read_header
-from svimo_core.config import COGVIDEOX_5B_I2V, PRESETS, SViMoConfig
+from svimo_core.config import COGVIDEOX_5B_I2V, PRESETS, ClipSize, SViMoConfig
 from svimo_core.model.interaction import InteractionModel
+from svimo_core.model.layers import AttentionFunction, scaled_dot_product_attention
 from svimo_core.model.mmdit import MMDiT
+from svimo_core.model.vae import VideoVAE
 from svimo_core.motion import NUM_JOINTS
 from svimo_core.rasterize import Rasterizer
 
 from .data.wild import MOST_OBJECTS
-from .drawing import CAMERA
+from .drawing import CAMERA, HELD_OUT
 from .optimizers import moment_bytes
 from .recipe import add_config_arguments, named_stages
 from .settings import TRAINED, Shape, TrainConfig
@@ -41,6 +45,7 @@ from .stages import checkpoint_blocks
 from .state import host_bytes
 
 GB = 1e9
+TERA = 1e12
 KEPT_FREE = 0.1
 """Share of a card for what is not counted."""
 MOMENTS = {"adamw": "float32", "adamw8bit": "8 bits"}
@@ -97,8 +102,30 @@ def activation_bytes(
     model: SViMoConfig, stage: str, shape: Shape, dtype: torch.dtype, checkpointed: bool
 ) -> int:
     """Peak of one forward and backward pass of what a stage trains, weights and their gradients left out."""
+    networks = {part: on_meta(model, part, fused_attention).to(dtype) for part in TRAINED[stage]}
+    weights = [weight for network in networks.values() for weight in network.parameters()]
+    for weight in weights:
+        weight.requires_grad_(True).grad = torch.empty_like(weight)  # there before, so that it is not counted
+    with PeakMemory([tensor for weight in weights for tensor in (weight, weight.grad)]) as memory:
+        trained_pass(networks, model, shape, dtype, checkpointed)
+    # gradients are made beside those that are there and added: weights' own size, which is no activation
+    return memory.peak
+
+
+@cache
+def operations(model: SViMoConfig, stage: str, shape: Shape, checkpointed: bool) -> int:
+    """Floating point operations of one forward and backward pass of what a stage trains."""
+    networks = {part: on_meta(model, part) for part in TRAINED[stage]}
+    with FlopCounterMode(display=False) as counter:
+        trained_pass(networks, model, shape, torch.float32, checkpointed)
+    return counter.get_total_flops()
+
+
+def trained_pass(
+    networks: dict[str, nn.Module], model: SViMoConfig, shape: Shape, dtype: torch.dtype, checkpointed: bool
+) -> None:
+    """Forward and backward through the networks of a stage on the meta device."""
     count, frames, vid = shape.batch_size, shape.frames, model.interaction
-    networks = {part: on_meta(model, part).to(dtype) for part in TRAINED[stage]}
     with torch.device("meta"):
         latent = count, *model.latent_shape(frames, shape.height, shape.width)
         video, image, drawing, guidance = (torch.empty(latent, dtype=dtype) for _ in range(4))
@@ -106,35 +133,41 @@ def activation_bytes(
         timestep = torch.zeros(count, dtype=torch.long)
         hands, points = (torch.empty(count, frames, n, 3, dtype=dtype) for n in (NUM_JOINTS, vid.num_points))
         metres = torch.empty(count, frames, NUM_JOINTS + MOST_OBJECTS * vid.points_per_object, 3)
-    weights = [weight for network in networks.values() for weight in network.parameters()]
-    for weight in weights:
-        weight.requires_grad_(True).grad = torch.empty_like(weight)  # there before, so that it is not counted
-
     if checkpointed and "backbone" in networks:
         checkpoint_blocks(networks["backbone"])
-    with PeakMemory([tensor for weight in weights for tensor in (weight, weight.grad)]) as memory:
-        outputs = []
-        if "backbone" in networks:
-            video, drawing = networks["backbone"](video, image, text, timestep, drawing, guidance)
-            outputs += [video, drawing]
-        if "interaction" in networks:
-            outputs += networks["interaction"](hands, points, video, drawing, timestep)
-        if "drawing_encoder" in networks:
-            network = networks["drawing_encoder"]
-            draw = Rasterizer(CAMERA, (shape.height, shape.width), network.config.pixel)
-            outputs.append(network(draw(metres, (vid.points_per_object,) * MOST_OBJECTS).to(dtype)))
-        torch.stack([output.float().sum() for output in outputs]).sum().backward()
-    # gradients are made beside those that are there and added: weights' own size, which is no activation
-    return memory.peak
+    outputs = []
+    if "backbone" in networks:
+        video, drawing = networks["backbone"](video, image, text, timestep, drawing, guidance)
+        outputs += [video, drawing]
+    if "interaction" in networks:
+        outputs += networks["interaction"](hands, points, video, drawing, timestep)
+    if "drawing_encoder" in networks:
+        network = networks["drawing_encoder"]
+        draw = Rasterizer(CAMERA, (shape.height, shape.width), network.config.pixel)
+        outputs.append(network(draw(metres, (vid.points_per_object,) * MOST_OBJECTS).to(dtype)))
+    torch.stack([output.float().sum() for output in outputs]).sum().backward()
 
 
-def on_meta(model: SViMoConfig, part: str) -> nn.Module:
-    """A part without its numbers, whose attention takes no more memory than a fused kernel's."""
+@cache
+@torch.inference_mode()
+def encoding(model: SViMoConfig, size: ClipSize) -> tuple[int, int]:
+    """Operations, and peak bytes beside the weights in float32, of one clip that the VAE encodes."""
+    vae = VideoVAE(on_meta(model, "vae"), model.vae)
+    frames = torch.empty(1, *size, 3, dtype=torch.uint8, device="meta")
+    with PeakMemory(vae.model.parameters()) as memory, FlopCounterMode(display=False) as counter:
+        vae.encode(frames)
+    return counter.get_total_flops(), memory.peak
+
+
+def on_meta(
+    model: SViMoConfig, part: str, attention: AttentionFunction = scaled_dot_product_attention
+) -> nn.Module:
+    """A part without its numbers."""
     with torch.device("meta"):
         if part == "backbone":
-            return MMDiT(model.backbone, attention=fused_attention)
+            return MMDiT(model.backbone, attention=attention)
         if part == "interaction":
-            return InteractionModel(model.interaction, attention=fused_attention)
+            return InteractionModel(model.interaction, attention=attention)
         return init_part(model, part, 0)
 
 
@@ -242,13 +275,51 @@ def host_memory(found: Plan, config: TrainConfig, cards: int, sharded: bool) -> 
     return f"Host memory to write a state: {'; '.join(told)}."
 
 
+def arithmetic(config: TrainConfig, model: SViMoConfig, cards: int, rate: float, share: float) -> str:
+    """How long one of so many cards calculates for a stage.
+
+    Args:
+        rate: of a card's matrix products, operations a second.
+        share: of it that is reached.
+    """
+    total, parts = 0.0, []
+    for phase in config.phases:
+        weights = sum(shape.weight for shape in phase.shapes)
+        for shape in phase.shapes:
+            passes = phase.steps * config.gradient_accumulation * shape.weight / weights
+            one = operations(model, config.stage, shape, config.gradient_checkpointing)
+            total += passes * one
+            parts.append(f"{passes:,.0f} passes of {shape_name(shape)} at {one / TERA:,.1f} TFLOP")
+    if config.stage == "drawing":
+        count = (config.drawing.motions + HELD_OUT) / cards
+        for size in {shape.size: None for phase in config.phases for shape in phase.shapes}:
+            one, held = encoding(model, size)
+            total += count * one
+            parts.append(
+                f"{count:,.0f} drawings of {' x '.join(map(str, size))} that the VAE encodes at {one / TERA:,.1f} "
+                f"TFLOP (before a step, in {held / GB:.1f} GB)"
+            )
+    hours = total / (rate * share) / 3600
+    return (
+        f"Arithmetic of each card: {'; '.join(parts)}. Together {total / TERA:,.0f} TFLOP: {hours:.2g} hours at "
+        f"{share:.0%} of {rate / TERA:g} TFLOP/s."
+    )
+
+
 def report(
-    config: TrainConfig, title: str, model: SViMoConfig, cards: int, memory: float
+    config: TrainConfig,
+    title: str,
+    model: SViMoConfig,
+    cards: int,
+    memory: float,
+    rate: float,
+    share: float,
 ) -> tuple[str, bool]:
     """A table and advice, and whether the stage fits as it is configured.
 
     Args:
         memory: of a card, bytes.
+        rate, share: see :func:`arithmetic`.
     """
     ways = {"whole on every card": False}
     if config.stage != "drawing":
@@ -273,6 +344,7 @@ def report(
         chosen = " (as configured)" if sharded == config.sharded else ""
         lines.append(f"{name.capitalize()}{chosen}: {advice(found, config, memory, sharded)}")
         lines.append(host_memory(found, config, cards, sharded))
+    lines += ["", arithmetic(config, model, cards, rate, share)]
     fits = {sharded: plans[name].total <= memory * (1 - KEPT_FREE) for name, sharded in ways.items()}
     return "\n".join(lines) + "\n", fits[config.sharded]
 
@@ -291,6 +363,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--cards", type=int, default=8)
     parser.add_argument("--memory", type=float, default=80, help="of a card, GB")
+    parser.add_argument(
+        "--rate", type=float, default=989, help="of a card's matrix products, TFLOP/s (default: an H100's)"
+    )
+    parser.add_argument("--share", type=float, default=0.35, help="of that rate that training reaches")
     args = parser.parse_args(arguments)
     model, source, fit = PRESETS[args.preset], None, []
     try:
@@ -303,7 +379,9 @@ def main(arguments: list[str] | None = None) -> int:
                 model, source = read_header(config.init).config, config.init
             whose = f"{model.name}, {f'as in {source}' if source else 'the preset'}"
             title = f"## {name}\n\n{config.stage} stage, {whose}; bfloat16 compute; GB on each of {args.cards} cards"
-            text, fits = report(config, title, model, args.cards, args.memory * GB)
+            text, fits = report(
+                config, title, model, args.cards, args.memory * GB, args.rate * TERA, args.share
+            )
             sys.stdout.write(f"{text}\n")
             fit.append(fits)
     except (OSError, ValueError) as error:

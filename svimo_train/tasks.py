@@ -7,7 +7,8 @@ Each is compared, clip by clip and from the same noise, with what the model make
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +25,11 @@ from svimo_core.render import render_motion
 from svimo_core.sampling.latents import Known
 from svimo_core.sampling.pipeline import Generation, SViMo, generate, to_uint8
 from svimo_core.sampling.sampler import SamplerReport
-from svimo_core.windows import join_motions, join_videos
+from svimo_core.windows import join_motions, join_videos, window_starts
 
 from .data.synthetic import generate_clip
 from .judges import Judges
-from .metrics import MOVING, psnr_moving_db
+from .metrics import MOVING, mpjpe_mm, psnr_moving_db
 from .scores import errors, mean, motion_scores, other_action, paired, reprojection, scores_of, video_scores
 from .truth import TrueClip
 
@@ -47,6 +48,8 @@ class Setting:
     """None where the clips are not of the synthetic world."""
     options: dict[str, Any]
     """Of :func:`svimo_core.sampling.pipeline.generate`."""
+    window_overlap: int = 0
+    """Frames that windows of a long video share; see :func:`svimo_core.windows.window_starts`."""
 
     @property
     def size(self) -> ClipSize:
@@ -75,7 +78,10 @@ Measured = tuple[dict[str, Any], list[Generation]]
 
 
 def video_to_motion(setting: Setting, clips: Sequence[TrueClip]) -> Measured:
-    """The motion in a given video, with the words and without, against that of first frame and words alone."""
+    """The motion in a given video, with the words and without, against that of first frame and words alone; or in a
+    longer one than the model's, in windows."""
+    if len(clips[0].video) > setting.size.frames:
+        return _long_video_to_motion(setting, clips)
     joint, made, wordless = [], [], []
     for clip in _told(clips, "video to motion"):
         known = setting.known(clip, motion=False)
@@ -87,6 +93,49 @@ def video_to_motion(setting: Setting, clips: Sequence[TrueClip]) -> Measured:
         "without_words": scores_of(wordless, clips, setting.judges),
         "joint": scores_of(joint, clips, setting.judges),
         "video_gain": paired(made, joint, clips),
+    }
+    return scores, made
+
+
+def _long_video_to_motion(setting: Setting, clips: Sequence[TrueClip]) -> Measured:
+    """A video cut into windows as *SViMo Video to Motion* does, what is made of each joined as by *SViMo Join Clips*.
+
+    Returns:
+        Errors of the whole, of the window at the beginning and of those from amid the action. `seam`: how far apart two
+        windows have the hands where both show them (mm), and the acceleration of hands there, over that elsewhere;
+        `seam_of_truth`: that of the true clips in the same frames.
+    """
+    frames = setting.size.frames
+    starts = window_starts(len(clips[0].video), frames, setting.window_overlap)
+    shared = [range(start, before + frames) for before, start in itertools.pairwise(starts)]
+    seams = {i for part in shared for i in range(part.start - 1, part.stop + 1)}
+    made, seen, parts, apart = [], [], [], []
+    for clip in _told(clips, "long video to motion"):
+        cut = [_clip_cut(clip, range(start, start + frames)) for start in starts]
+        windows = [setting.make(part, setting.known(part, motion=False)) for part in cut]
+        motions = [window.motion for window in windows]
+        made.append(
+            Generation(
+                video=join_videos([window.video for window in windows], starts, blend=True),
+                drawing=join_videos([window.drawing for window in windows], starts, blend=True),
+                motion=join_motions(motions, starts),
+                report=windows[-1].report,
+            )
+        )
+        for (one, two), part in zip(itertools.pairwise(motions), shared, strict=True):
+            apart.append(mpjpe_mm(one.hands[-len(part) :], two.hands[: len(part)]))
+        seen.append(motions)
+        parts.append(cut)
+    joined = [x.motion for x in made]
+    scores = {
+        "clips": len(clips),
+        "frames": len(clips[0].video),
+        "windows": len(starts),
+        **errors(joined, clips),
+        "first_window": errors([x[0] for x in seen], [x[0] for x in parts]),
+        "other_windows": errors([m for x in seen for m in x[1:]], [c for x in parts for c in x[1:]]),
+        "seam": {"apart_mm": mean(apart), **_seam(joined, seams)},
+        "seam_of_truth": _seam([clip.motion for clip in clips], seams),
     }
     return scores, made
 
@@ -161,7 +210,8 @@ def go_on(setting: Setting, clips: Sequence[TrueClip]) -> Measured:
                 report=window.report,
             )
         made.append(whole)
-    scores: dict[str, Any] = {"clips": len(clips), "seam": _seam(made, [s + overlap for s in starts[1:]])}
+    seams = {start + overlap + shift for start in starts[1:] for shift in (-1, 0)}
+    scores: dict[str, Any] = {"clips": len(clips), "seam": _seam([x.motion for x in made], seams)}
     for i, start in enumerate(starts):
         part = range(start + overlap if i else 0, start + frames)
         parts = [_clip_cut(clip, part) for clip in clips]
@@ -241,14 +291,13 @@ def _generation_cut(made: Generation, part: range) -> Generation:
     return replace(made, video=made.video[shown], drawing=made.drawing[shown], motion=_cut(made.motion, part))
 
 
-def _seam(made: Sequence[Generation], seams: Sequence[int]) -> dict[str, float]:
-    """Acceleration of hands (mm a squared frame) in the frames around each seam, and in all others."""
-    at = {seam + shift for seam in seams for shift in (-1, 0)}
+def _seam(motions: Sequence[HandObjectMotion], seams: Collection[int]) -> dict[str, float]:
+    """Acceleration of hands (mm a squared frame) in these frames, and in all others."""
     near, far = [], []
-    for generation in made:
-        moved = np.linalg.norm(np.diff(generation.motion.hands, n=2, axis=0), axis=-1).mean(axis=(1, 2))
+    for motion in motions:
+        moved = np.linalg.norm(np.diff(motion.hands, n=2, axis=0), axis=-1).mean(axis=(1, 2))
         for i, value in enumerate(moved, start=1):
-            (near if i in at else far).append(1e3 * value)
+            (near if i in seams else far).append(1e3 * value)
     return {"smoothness": mean(near), "elsewhere": mean(far), "ratio": mean(near) / mean(far)}
 
 

@@ -85,9 +85,13 @@ between = joined.hands[7]
 assert np.allclose(between, 0.5 * motions[0].hands[7] + 0.5 * motions[1].hands[1], atol=1e-6)
 
 seeing = directions.SViMoVideoToMotion.execute
-refused(lambda: seeing(*told, images[:9], 24.0, 0), "too short", "9 frames at 24", "1.125 seconds")
+refused(lambda: seeing(*told, images[:9], 24.0, 0), "too short", "9 frames at 24", "at least 25 frames")
+assert len(seeing(*told, images[:25], 24.0, 0).result[0]) == 1
+refused(lambda: seeing(*told, images[:24], 24.0, 0), "at least 25 frames")
 refused(lambda: seeing(*told, images, 24.0, 9), "overlap must be below", "9 frames")
 refused(lambda: seeing(*told, images[:1], 24.0, 0), "too short")
+for fps in (0.0, float("nan"), float("inf")):  # a linked value is held to no limit
+    refused(lambda: seeing(*told, images, fps, 0), "fps must be", "above 0")
 
 # windows are encoded together where they are small; progress goes on, and both parts of the work can be cancelled
 at_once, directions.ENCODED_AT_ONCE = directions.ENCODED_AT_ONCE, 0
@@ -101,7 +105,7 @@ heard = []
 comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL = comfy.utils.PROGRESS_THROTTLE_MIN_PERCENT = 0  # of later cores
 comfy.utils.set_progress_bar_global_hook(lambda done, total, *_, **__: heard.append((done, total)))
 seeing(*told, images, 24.0, 3)
-assert heard == sorted(heard) and heard[-1] == (24, 24) and len(heard) > 20
+assert heard == sorted(heard) and heard[-1] == (48, 48) and len(heard) > 20
 for at in (5, 21):
     heard.clear()
 
@@ -118,7 +122,14 @@ for at in (5, 21):
         raise AssertionError("not cancelled")
 comfy.utils.set_progress_bar_global_hook(None)
 
-# core's way to work on one stream loses nothing
+# core's way to work on one stream loses nothing, and puts no two lengths together
+longer = condition.SViMoImageEncode.execute(positive, negative, vae, image, 0, 0, 17, 0.02, model).result[2]
+other_half = decode.SViMoSplitLatent.execute(longer).result[1]
+joining = decode.SViMoJoinLatents.execute
+refused(
+    lambda: joining(decode.SViMoSplitLatent.execute(lists[2][1]).result[0], other_half),
+    "one length and size", "3 latent frames", "5 latent frames",
+)
 split = decode.SViMoSplitLatent.execute(lists[2][1]).result
 again = decode.SViMoJoinLatents.execute(*split).result[0]
 assert again["svimo_window"] == lists[2][1]["svimo_window"]
@@ -177,8 +188,9 @@ behind[..., 2] = 0.5
 behind[4:, 1, :3, 2] = -0.2
 noted = directions.SViMoMotionToVideo.execute(*told, image, replace(motion, hands=behind))
 assert "the right hand is behind the camera, at least in part, in 5 of 9 frames" in noted.ui["text"][0]
-refused(lambda: directions.SViMoMotionToVideo.execute(*told, image, trim(motion, 0, 4)), "too short", "5 frames at 8")
-refused(lambda: directions.SViMoMotionToVideo.execute(*told, torch.cat([image] * 2), long), "one reference image")
+animating = directions.SViMoMotionToVideo.execute
+refused(lambda: animating(*told, image, trim(motion, 0, 4)), "too short", "5 frames at 8", "at least 9")
+refused(lambda: animating(*told, torch.cat([image] * 2), long), "one reference image")
 
 # a clip goes on from its last five frames, three times
 clip, images = motion, video
@@ -217,6 +229,7 @@ _, window, more = made(*given)
 joined, shown = directions.SViMoJoinClips.execute([window], [more], [clip], [images]).result
 assert len(joined) == len(shown) == len(images) + 8
 ahead = clip.take(np.minimum(np.arange(len(clip) + 4), len(clip) - 1))
+refused(lambda: extending(*told, images, ahead, None, video, motion), "as long as the images, or leave them out")
 given = extending(*told, images, ahead).result
 assert [m[0, 0, :, 0, 0].tolist() for m in given[2]["noise_mask"].unbind()] == [[0, 0, 1], [0, 0, 0]]
 refused(lambda: extending(*told, images, trim(ahead, 0, len(clip))), "1 frames ahead", "4 or none")

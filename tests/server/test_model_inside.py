@@ -196,7 +196,7 @@ assert all(torch.isfinite(x).all() for x in streams_of(low))
 
 def test_calls_of_the_network_and_copies_to_the_host(checkpoint_file: Path):
     """One call a step at cfg 1, growing cfg calls twice from its second step on, heun twice a step; VID reads after
-    each call, and only the step's noise level is asked of the device."""
+    each call, looks at the image once a run, and only the step's noise level is asked of the device."""
     run_inside(
         GRAPH
         + """
@@ -206,6 +206,10 @@ calls, reads = [], []
 network = model.model.diffusion_model
 network.time_embedding.register_forward_hook(lambda module, inputs, out: calls.append(len(out)))
 vid.patcher.model.reader.register_forward_hook(lambda *_: reads.append(1))
+looks, holds = [], []
+alignment = vid.patcher.model.alignment
+alignment.stem.register_forward_hook(lambda *_: looks.append(1))  # of find
+alignment.compare.register_forward_hook(lambda *_: holds.append(1))
 
 def counted(run):
     calls.clear(), reads.clear()
@@ -215,8 +219,13 @@ def counted(run):
 opened, closed = loop(model, vid, vae, False), loop(model, vid, vae, start=0.0)
 assert counted(lambda: sampled(opened, *graph)) == ([1] * 4, 4)
 assert counted(lambda: sampled(closed, *graph)) == ([1] * 4, 5)  # the first guidance is read off noise
+assert (len(looks), len(holds)) == (2, 1 + 5)  # a run each; at its end, and before each guidance
 assert counted(lambda: sampled(loop(model, vid, vae, start=0.0, iterations=3), *graph)) == ([1] * 12, 13)
+assert len(looks) == 3
 assert counted(lambda: ksampled(opened, *graph, sampler="heun")) == ([1] * 7, 7)
+looks.clear()
+ksampled(closed, *graph, sampler="heun")
+assert len(looks) == 1
 found, _ = counted(lambda: sampled(opened, *graph, cfg=3.0, schedule="dynamic"))
 assert found[0] == 1 and sum(found) == 7, found
 found, _ = counted(lambda: sampled(model, *graph, cfg=3.0))

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from svimo_core.checkpoint import save_checkpoint
 from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
-from svimo_core.sampling.pipeline import to_uint8
+from svimo_core.sampling.pipeline import generate, to_uint8
+from svimo_core.windows import join_motions
 from svimo_train import vbench
 from svimo_train.clips import Clip, resize_video, write_clip
 from svimo_train.data.synthetic import generate_motion
@@ -139,6 +140,37 @@ def test_what_is_given_is_what_the_other_directions_show(model, config):
     assert scores["mpjpe_mm"] != scores["first_frame_only"]["mpjpe_mm"]
 
 
+def test_a_long_video_is_seen_in_windows_as_the_nodes_see_it(model, config):
+    options = dict(steps=1, guidance_scale=1.0, guidance_schedule="constant")
+    setting = Setting(model=model, judges=None, options=options, window_overlap=3)
+    clips = synthetic_clips(0, 2, "test", config, frames=17)
+    scores, made = MEASURES["video-to-motion"](setting, clips)
+    assert (scores["frames"], scores["windows"]) == (17, 3)
+
+    starts, windows = (0, 6, 8), []
+    for start in starts:
+        frames = torch.from_numpy(clips[0].video[start : start + 9]).float() / 255
+        known = model.known(setting.size, video=frames)
+        windows.append(
+            generate(model, frames[0], clips[0].motion.prompt, clips[0].seed, known=known, **options)
+        )
+    joined = join_motions([window.motion for window in windows], starts)
+    assert np.array_equal(made[0].motion.hands, joined.hands)
+    assert scores["mpjpe_mm"] == pytest.approx(
+        np.mean([mpjpe_mm(x.motion.hands, clip.motion.hands) for x, clip in zip(made, clips, strict=True)])
+    )
+    first, second, third = (window.motion.hands for window in windows)
+    alone, _ = MEASURES["video-to-motion"](setting, clips[:1])
+    assert alone["seam"]["apart_mm"] == pytest.approx(
+        np.mean([mpjpe_mm(first[6:], second[:3]), mpjpe_mm(second[2:], third[:7])])
+    )
+    assert alone["first_window"]["mpjpe_mm"] == pytest.approx(mpjpe_mm(first, clips[0].motion.hands[:9]))
+    bent = np.linalg.norm(np.diff(clips[0].motion.hands, n=2, axis=0), axis=-1).mean(axis=(1, 2))
+    assert alone["seam_of_truth"]["elsewhere"] == pytest.approx(
+        1e3 * bent[:4].mean()
+    )  # no seam near frames 1 to 4
+
+
 def test_command_writes_json_and_a_sheet(checkpoint_file, tmp_path, capsys):
     arguments = ["--checkpoint", str(checkpoint_file), "--count", "2", "--steps", "1", "--seed", "3"]
     files = ["--json", str(tmp_path / "scores.json"), "--sheet", str(tmp_path / "sheet.png")]
@@ -149,6 +181,8 @@ def test_command_writes_json_and_a_sheet(checkpoint_file, tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "sheet.png")).shape[1] == 5 * 3 * 48
     assert main([*arguments, "--task", "between"]) == 1
     assert "was not trained with known streams and frames: between needs it" in capsys.readouterr().err
+    assert main([*arguments, "--frames", "33"]) == 1
+    assert "--frames and --overlap are about long videos" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

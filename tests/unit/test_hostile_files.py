@@ -21,10 +21,10 @@ BVH = "HIERARCHY\nROOT LeftHand\n{\nOFFSET 0 0 0\nCHANNELS 3 Xrotation Yrotation
 
 
 def archive_of_one_number(path):
-    shape = (2**27 // 8 // 126, 2, 21, 3)
+    shape = (2**28 // 8 // 126 + 1, 2, 21, 3)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("hands.npy", "w") as member:
         np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": shape})
-        for _ in range(2**7):
+        for _ in range(2**8 + 1):
             member.write(bytes(2**20))
     return import_motion, OPTIONS
 

@@ -11,7 +11,7 @@ from svimo_core.export.bvh import write_bvh
 from svimo_core.export.json_ import write_json
 from svimo_core.importing.bvh import read_bvh
 from svimo_core.importing.read import read_motion
-from svimo_core.motion import Camera
+from svimo_core.motion import Camera, HandObjectMotion
 from svimo_core.rigged import rig_motion
 
 CAMERA = Camera.from_fov(624, 416)
@@ -40,6 +40,17 @@ def test_json_and_npz_round_trip(tmp_path, motion):
     more = read_motion(write_json(tmp_path / "m.json", motion, metadata={"workflow": "{}"}))
     assert more.metadata == {"seed": "7", "workflow": "{}"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.json", "m.npz"]
+
+
+def test_ten_thousand_equal_frames_are_a_motion(tmp_path, motion):
+    """Compressed a thousand times, as only a bomb otherwise is."""
+    points = np.resize(motion.objects["tool"][0], (500, 3))
+    pose = replace(motion.take(slice(1)), objects={"tool": points[None], "target": points[None]})
+    path = pose.take(np.zeros(10_000, int)).save(tmp_path / "m.npz")
+    assert path.stat().st_size < 2**20
+    loaded = HandObjectMotion.load(path)
+    assert loaded.objects["target"].shape == (10_000, 500, 3)
+    assert np.array_equal(loaded.hands[[0, -1]], pose.hands[[0, 0]])
 
 
 def test_json_has_the_documented_schema(tmp_path, motion):

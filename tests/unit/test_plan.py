@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from svimo_core.config import TINY
 from svimo_core.model.mmdit import MMDiT
 from svimo_train.__main__ import main
+from svimo_train.drawing import HELD_OUT
 from svimo_train.optimizers import make_optimizer, moment_tensors, start_moments
-from svimo_train.plan import activation_bytes, numel, plan
+from svimo_train.plan import activation_bytes, arithmetic, encoding, numel, operations, plan
 from svimo_train.settings import Phase, Shape, TrainConfig
 from svimo_train.state import EMA, FILE_BYTES, host_bytes
 
@@ -81,6 +84,34 @@ def test_activations_grow_with_the_clip_and_shrink_by_checkpointing():
     assert again < 0.6 * kept
 
 
+def test_operations_are_those_of_a_pass_forth_and_back(joint):
+    """On the CPU; the first layers' inputs need no gradient, so it is a little less than three times forward."""
+    backbone, (batch, config) = MMDiT(TINY.backbone), (SHAPE.batch_size, TINY.backbone)
+    latent = torch.zeros(batch, *TINY.latent_shape(*SHAPE.size))
+    given = latent, latent, torch.zeros(batch, config.text_length, config.text_dim), torch.zeros(batch)
+    # of the CPU's fused attention PyTorch counts no backward pass
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        video, drawing = backbone(*given, latent, latent)
+        forth = counter.get_total_flops()
+        (video + drawing).sum().backward()
+    counted = operations(TINY, "backbone", SHAPE, False)
+    assert counted == counter.get_total_flops()
+    assert 2.8 * forth < counted <= 3 * forth
+    assert operations(TINY, "backbone", SHAPE, True) > counted + 0.9 * forth
+
+    phases = (
+        Phase(steps=6, shapes=(SHAPE, replace(SHAPE, weight=2.0))),
+        Phase(steps=1, shapes=(SHAPE,)),
+    )
+    drawing = replace(joint, stage="drawing", phases=phases, gradient_accumulation=2)
+    one, encode = operations(TINY, "drawing", SHAPE, False), encoding(TINY, SHAPE.size)[0]
+    total = 7 * 2 * one + (drawing.drawing.motions + HELD_OUT) / 2 * encode
+    told = arithmetic(drawing, TINY, 2, 1e9, 0.5)
+    assert "4 passes of 2 of 9 x 64 x 96" in told
+    assert "8 passes of 2 of 9 x 64 x 96" in told
+    assert f"{total / (1e9 * 0.5) / 3600:.2g} hours at 50% of 0.001 TFLOP/s" in told
+
+
 def test_command_says_what_each_stage_needs(capsys, tmp_path):
     """And fails where one that is configured so does not fit."""
     phases = [{"steps": 1, "shapes": [{"frames": 9, "height": 64, "width": 96, "batch_size": 2}]}]
@@ -95,7 +126,11 @@ def test_command_says_what_each_stage_needs(capsys, tmp_path):
     assert told.startswith(
         "## vae\n\nvae stage: not planned; the plan is for the stages drawing, interaction, "
     )
-    assert told.count("Whole on every card (as configured): It fits") == 3
+    assert (
+        told.count("Whole on every card (as configured): It fits")
+        == told.count("Arithmetic of each card: ")
+        == 3
+    )
     joint = told.partition("## joint")[2]
     whole, spread = (
         float(value) for value in re.search(r"together\*\*.*\| ([\d.]+) \| ([\d.]+) \|", joint).groups()

@@ -247,6 +247,21 @@ def test_a_reading_is_held_against_the_image(denoiser, start, reader, normalizer
         assert without.align(without.look(denoiser.image), reading) is reading
 
 
+def test_the_image_is_searched_once_a_run(denoiser, start, loop, reader, monkeypatch):
+    """However often the guidance is made anew."""
+    searched, held = [], []
+    alignment = reader.interaction.alignment
+    find, align = alignment.find, reader.align
+    monkeypatch.setattr(alignment, "find", lambda image: searched.append(image) or find(image))
+    monkeypatch.setattr(reader, "align", lambda *what: held.append(what) or align(*what))
+    for options in (ALWAYS, FeedbackOptions(start=0, iterations=3), OFF):
+        searched.clear(), held.clear()
+        made = run(denoiser, start, loop(options))
+        assert len(held) == made.report.feedback_passes + 1
+        assert len(searched) == 1
+        assert searched[0] is denoiser.image
+
+
 def test_reading_can_be_stopped(start, denoiser, model):
     """Before the network runs, and before the alignment does."""
 

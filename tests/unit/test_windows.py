@@ -20,6 +20,7 @@ def test_windows_cover_a_clip_and_end_with_it(total):
     assert starts[0] == 0
     assert starts[-1] == total - 9
     assert all(0 < b - a <= 6 for a, b in itertools.pairwise(starts))
+    assert window_starts(total, 9) == window_starts(total, 9, 4)
     for bad in ((8, 9, 3), (20, 9, 9), (20, 9, -1)):
         with pytest.raises(ValueError, match="windows of 9 frames need"):
             window_starts(*bad)
