@@ -246,7 +246,7 @@ def _values(mapping: torch.UntypedStorage, stored: StoredTensor) -> Tensor:
     """A tensor of a mapped file, as it is stored.
 
     safetensors' `get_tensor` does the same, and leaves two integers behind each time, 64 bytes that no program gets
-    back (0.4 to 0.8): a server that loads models for weeks grows by them.
+    back (0.4.5 to 0.8.0, torch 2.11): a server that loads models for weeks grows by them.
     """
     end = stored.begin + stored.numel * stored.stored_dtype.itemsize
     values = torch.asarray(mapping[stored.begin : end], dtype=torch.uint8)

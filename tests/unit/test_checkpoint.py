@@ -53,7 +53,7 @@ def test_rows_are_those_of_the_whole_tensor(tmp_path):
 
 
 def test_reading_weights_leaves_nothing_behind(checkpoint_file):
-    """`get_tensor` of safetensors 0.4 to 0.8 leaves two integers for each tensor."""
+    """`get_tensor` of safetensors 0.4.5 to 0.8.0 leaves two integers for each tensor."""
     tensors, _ = open_weights(checkpoint_file)
 
     def blocks_after_reading() -> int:
