@@ -349,7 +349,10 @@ class SViMoLoraLoader(io.ComfyNode):
                 f"{lora_name} fits no layer of this model: it needs a LoRA trained for CogVideoX-5b-I2V"
             )
         patched = model.clone()
-        patched.add_patches(patches, strength)
+        try:
+            patched.add_patches(patches, strength)
+        except ValueError as error:  # which knows of no file
+            raise ValueError(f"{lora_name}: {error}") from error
         return io.NodeOutput(patched)
 
 

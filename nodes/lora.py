@@ -28,16 +28,19 @@ class LoraChecks:
         """As ModelPatcher has it.
 
         Raises:
-            ValueError: a LoRA for another model, or of a kind that cannot reach the drawing's stream.
+            ValueError: a LoRA that is damaged, for another model, or of a kind that cannot reach the drawing's stream.
         """
         if not patches:
             raise ValueError(
                 "this LoRA has no layer that core's loader knows in this model. If it was trained for CogVideoX-I2V (its "
                 "names begin with transformer.), use Load SViMo LoRA; otherwise it is for another model"
             )
+        weights = self.model.state_dict()
+        for key, patch in patches.items():
+            if key in weights:
+                check_form(key, patch, weights[key])
         if self.model.config.backbone.motion:
             patches = with_motion(patches, self.model.config.backbone)
-        weights = self.model.state_dict()
         for key, patch in patches.items():
             if isinstance(patch, LoRAAdapter) and key in weights:
                 check_shape(key, patch, weights[key])
@@ -85,6 +88,29 @@ def _part_to_extend(name: str, patch: Any) -> tuple[Tensor, Callable[[Tensor], A
         )
     kind, (tensor, *rest) = patch
     return tensor, lambda value: (kind, (value, *rest))
+
+
+def check_form(key: str, patch: Any, weight: Tensor) -> None:
+    """Refuse a patch whose tensors are no matrices, or do not fit each other, as damage leaves them.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if isinstance(patch, LoRAAdapter):
+        up, down, _, mid, _, _ = tensors = patch.weights
+        matrices = min(up.ndim, down.ndim) > 1 and min(up.numel(), down.numel()) > 0
+        sound = matrices and (mid is not None or up.shape[1] == len(down))
+    elif isinstance(patch, tuple) and patch[0] == "diff":
+        tensors = patch[1]
+        sound = tensors[0].ndim == weight.ndim
+    else:
+        return
+    if not sound:
+        shapes = " and ".join(str(tuple(t.shape)) for t in tensors if isinstance(t, Tensor))
+        raise ValueError(
+            f"this LoRA changes {key.removeprefix(PREFIX)} by tensors of {shapes}, which make no change of a weight of "
+            f"{tuple(weight.shape)}: it is damaged. Download it again"
+        )
 
 
 def check_shape(key: str, patch: LoRAAdapter, weight: Tensor) -> None:

@@ -49,8 +49,8 @@ class DamagedFile(ValueError):
 def reading(path: str | os.PathLike, what: str, advice: str = "copy it again") -> Iterator[None]:
     """Make whatever a reader stumbles over in a damaged or hostile file one error that names the file.
 
-    Errors that name it already, or that came of reading another file, go on as they are; so do missing files and
-    libraries.
+    Errors that name it already in one line, or that came of reading another file, go on as they are; so do missing
+    files and libraries.
 
     Args:
         path: the file or folder.
@@ -67,7 +67,7 @@ def reading(path: str | os.PathLike, what: str, advice: str = "copy it again") -
     except (DamagedFile, FileNotFoundError, ImportError):
         raise
     except Exception as error:  # a damaged file can fail in any way; it is one error to the user
-        if isinstance(error, (ValueError, OSError)) and name in str(error):
+        if isinstance(error, (ValueError, OSError)) and name in str(error) and "\n" not in str(error):
             raise
         raise DamagedFile(f"{name} {what}: {reason(error)}; {advice}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from .display import Display
 from .jobs import Job, JobFailed
 from .outputs import OF_ALL, SHEET, TABLE, Outputs
+
+logger = logging.getLogger(__name__)
 
 TABLE_EVERY, SHEET_EVERY = 5.0, 60.0
 """Seconds between two tables, and two contact sheets, while jobs run; both take longer the more jobs there are."""
@@ -49,7 +52,7 @@ class Batch:
         self.begun: Counter[str] = Counter()
         self._order = {job.identity: place for place, job in enumerate(jobs)}
         self._changed = asyncio.Condition()
-        self._display: Display
+        self._display: Display | None = None
         self._unwritten: set[str] = set()
         self._table_at = self._sheet_at = time.monotonic()
 
@@ -60,6 +63,7 @@ class Batch:
             with Display(self.unsettled, names) as self._display:
                 yield
         finally:
+            self._display = None
             self._write_table()
             self._write_sheet()
 
@@ -145,8 +149,11 @@ class Batch:
             self._unwritten.discard(name)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        self._display.say(text)
+        """A line that stays, also before and after the run is shown."""
+        if self._display:
+            self._display.say(text)
+        else:
+            logger.info(text)
 
 
 async def together(coroutines: Iterable) -> None:

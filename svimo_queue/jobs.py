@@ -7,6 +7,7 @@ Nothing in here knows what runs the jobs.
 from __future__ import annotations
 
 import csv
+import difflib
 import glob
 import hashlib
 import io
@@ -41,6 +42,8 @@ SAY_EVERY = 5.0
 NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?")
 RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3])", re.IGNORECASE)
 """What Windows keeps for devices, whatever follows after a dot."""
+SEPARATOR = re.compile(r"sep=([^\w\s\"]|\t)\r?\n", re.IGNORECASE)
+"""A line that Excel writes and hides: it counts no row."""
 RANGE = re.compile(r"(\d{1,20})-(\d{1,20})")
 
 
@@ -284,8 +287,10 @@ def _read_rows(path: Path, problems: _Problems) -> Iterator[tuple[int, dict[str,
 
 
 def _csv_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict[str, str]]]:
-    header = text.split("\n", 1)[0]
-    separator = max(",;\t", key=header.count)  # a spreadsheet of many countries writes semicolons
+    if said := SEPARATOR.match(text):
+        text, separator = text[said.end() :], said[1]
+    else:  # a spreadsheet of many countries writes semicolons
+        separator = max(",;\t", key=text.split("\n", 1)[0].count)
     rows: list[list[str]] = []
     try:
         rows += csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -324,7 +329,10 @@ def _json_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict[str, 
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_constant=_no_constant)
+            row = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_each_once)
+        except _Twice as twice:
+            problems.add(number, str(twice), "expected each name once, got it twice")
+            continue
         except (ValueError, RecursionError) as error:
             problems.add(
                 number, "", f"expected one JSON object on the line, got {line.strip()[:60]} ({reason(error)})"
@@ -333,11 +341,24 @@ def _json_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict[str, 
         if not isinstance(row, dict):
             problems.add(number, "", f"expected one JSON object on the line, got {line.strip()[:60]}")
             continue
-        yield number, {column.strip(): value for column, value in row.items() if value is not None}
+        yield number, {column: value for column, value in row.items() if value is not None}
 
 
 def _no_constant(name: str):
     raise ValueError(f"{name} is no number of JSON's")
+
+
+class _Twice(ValueError):
+    """A name that an object of JSON's has more than once; other readers take the last, or the first."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = {}
+    for column, value in ((column.strip(), value) for column, value in pairs):
+        if column in row:
+            raise _Twice(column)
+        row[column] = value
+    return row
 
 
 class _Draft(NamedTuple):
@@ -363,9 +384,10 @@ class _RowReader:
     def multiply(self, row: int, cells: dict[str, Any]) -> list[_Draft]:
         """Every combination of a row's values, the last column fastest; none where its workflow is wrong."""
         if "workflow" not in cells:
-            self.problems.add(
-                row, "workflow", "expected an API-format file or the name of one of ours, got nothing"
-            )
+            wrong = "expected an API-format file or the name of one of ours, got nothing"
+            if close := close_names("workflow", cells):
+                wrong += f"; is it the column {close[0]}?"
+            self.problems.add(row, "workflow", wrong)
             return []
         choices, unread = {}, set()
         for column, written in cells.items():
@@ -526,6 +548,13 @@ def _expand_user(text: str) -> Path:
         raise ValueError(
             f"expected the path of a file, got {text}: this machine knows no such home folder"
         ) from error
+
+
+def close_names(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three of the names, nearest first, that somebody may have meant who wrote another."""
+    by_letters = {known.lower().replace(" ", "_"): known for known in sorted(names)}
+    close = difflib.get_close_matches(name.lower().replace(" ", "_"), by_letters, n=3)
+    return [by_letters[letters] for letters in close]
 
 
 def _canonical(content: Any) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from svimo_core.files import reading, whole_file
 
@@ -369,7 +369,38 @@ def read_written(path: Path, kind: type[Written]) -> Written:
         OSError: it cannot be read.
     """
     with reading(path, "is damaged", "the job runs again"):
-        return kind.model_validate_json(path.read_bytes())
+        try:
+            return kind.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ValueError(_wrong(error)) from error
+
+
+KINDS = {
+    "string": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a number",
+    "bool": "text, a number, true or false",
+    "datetime": "a time",
+    "dict": "names with values",
+    "list": "a list",
+    "model": "an object",
+}
+"""First word of the types of pydantic's errors -> what was expected."""
+
+
+def _wrong(error: ValidationError) -> str:
+    """What was expected in a file and what came, by the first thing that is wrong with it."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"])).removesuffix(".bool")  # the first kind that a value may have
+    word = first["type"].partition("_")[0]
+    if word == "json":
+        return "expected JSON, got what is none, or only a part"
+    if word == "missing":
+        return f"expected {place}, got nothing"
+    return (
+        f"expected {KINDS.get(word, 'another value')} as {place or 'the whole'}, got {first['input']!r:.60}"
+    )
 
 
 def _if_sound(path: Path, kind: type[Written]) -> Written | None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from .batch import Batch, JobsRefused, together
 from .jobs import Job, JobFailed, JobStalled, Problem, say_problems
 from .outputs import Outputs
-from .server import Server, ServerFull, ServerLost, new_prompt_id
+from .server import Server, ServerFull, ServerLost, ServerStuck, new_prompt_id
 from .workflow import make_prompt, problems_of
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ MANY = 10_000
 """Jobs whose check takes seconds."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
 """Seconds until a lost server is asked again, and how far they grow."""
+HEAD_START = 10.0
+"""Seconds for servers to answer after which those that have answered begin."""
 
 
 async def check(jobs: Sequence[Job], urls: Sequence[str], problems: Sequence[Problem] = ()) -> None:
@@ -38,19 +40,38 @@ async def check(jobs: Sequence[Job], urls: Sequence[str], problems: Sequence[Pro
         JobsRefused: something is wrong with a job.
         ServerLost: a server does not answer, and nothing else is wrong.
     """
-    answering, lost = [], []
-    for url in dict.fromkeys(urls):
-        async with Server(url, batch=new_prompt_id()) as server:
-            try:
-                await server.prepare()
-                answering.append(server)
-            except ServerLost as error:
-                lost.append(str(error))
-    said = say_problems([*problems, *_problems(answering, jobs)])
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [Server(url, batch=new_prompt_id()) for url in dict.fromkeys(urls)]
+        for server in servers:
+            await stack.enter_async_context(server)
+        lost = await _prepare(servers)
+    said = say_problems([*problems, *_problems([s for s in servers if s.definitions], jobs)])
     if said:
-        raise JobsRefused("\n".join([said, *lost]))
+        raise JobsRefused("\n".join([said, *lost.values()]))
     if lost:
-        raise ServerLost("\n".join(lost))
+        raise ServerLost("\n".join(lost.values()))
+
+
+async def _prepare(servers: Sequence[Server], head_start: float | None = None) -> dict[str, str]:
+    """Ask all servers what they are; address and reason of those that are lost.
+
+    Args:
+        head_start: seconds after which one that has answered is enough, and the others are left for later.
+    """
+    asking = {asyncio.ensure_future(server.prepare()): server.url for server in servers}
+    try:
+        _, waiting = await asyncio.wait(asking, timeout=head_start)
+        while waiting and not any(server.definitions for server in servers):
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in asking:
+            task.cancel()
+        ends = await asyncio.gather(*asking, return_exceptions=True)
+    for error in ends:
+        if isinstance(error, Exception) and not isinstance(error, ServerLost):
+            raise error
+    lost = zip(asking.values(), ends, strict=True)
+    return {url: str(error) for url, error in lost if isinstance(error, ServerLost)}
 
 
 def _problems(servers: Sequence[Server], jobs: Sequence[Job]) -> list[Problem]:
@@ -93,7 +114,8 @@ class Run(Batch):
         self._loaded: dict[str, frozenset[str]] = {}
         # Prompts are ours by the folder they are for: a run that begins anew has the same.
         batch = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{platform.node()} {outputs.folder.as_uri()}"))
-        self.servers = [Server(url, batch) for url in dict.fromkeys(urls)]
+        self.servers = [Server(url, batch, self.say) for url in dict.fromkeys(urls)]
+        self._lost: dict[str, str] = {}
 
     async def go(self) -> bool:
         """Run what is not done yet; whether every job is done at the end.
@@ -113,14 +135,16 @@ class Run(Batch):
 
     async def _check_before(self) -> None:
         """Refuse what any server that answers cannot run."""
-        await asyncio.gather(*(server.prepare() for server in self.servers), return_exceptions=True)
+        self._lost = await _prepare(self.servers, HEAD_START)
+        for reason in self._lost.values():
+            self.say(f"{reason}; asked again until it can go on")
         answering = [server for server in self.servers if server.definitions]
         if problems := _problems(answering, self.pending):
             raise JobsRefused(say_problems(problems))
 
     async def _serve(self, server: Server) -> None:
         """Give one server job after job, through all that may happen to it."""
-        pause, said = FIRST_PAUSE, ""
+        pause, said, away = FIRST_PAUSE, self._lost.get(server.url, ""), server.url in self._lost
         while self.unsettled:
             try:
                 if not server.definitions:
@@ -130,12 +154,16 @@ class Run(Batch):
                         said = say_problems(problems)
                         self.say(f"{server.url} cannot run these jobs and is left out:\n{said}")
                         return
+                    if away:
+                        self.say(f"{server.url} answers again")
+                        said, away = "", False
                 await self._take_up(server)
                 while job := await self._next(server):
                     await self._run(server, job)
                     pause, said = FIRST_PAUSE, ""
             except ServerLost as error:
                 server.definitions = {}  # it may come back as another
+                away = not isinstance(error, ServerStuck)
                 if str(error) != said:
                     said = str(error)
                     self.say(f"{said}; asked again until it can go on")
@@ -244,8 +272,8 @@ class Run(Batch):
         """Stop a prompt that nobody waits for.
 
         Raises:
-            ServerLost: it does not stop.
+            ServerStuck: it does not stop.
         """
         self._abandoned.add(prompt_id)
         if not await server.cancel(prompt_id):
-            raise ServerLost(f"{server.url} hangs in a job and does not stop it: restart it")
+            raise ServerStuck(f"{server.url} hangs in a job and does not stop it: restart it")

@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import functools
 import json
+import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -25,12 +26,16 @@ from svimo_core.files import DamagedFile
 from .jobs import SAME_AGAIN, InputFile, Job, JobFailed, JobStalled, sha256_of, slug
 from .workflow import Definitions
 
+logger = logging.getLogger(__name__)
+
 Progress = Callable[[str, float, float], None]
 """Called with a node's id, steps done, and steps to do (0 where it does not say)."""
 POLL = 2.0
 """Seconds between looks at the queue: a message may be lost, as ComfyUI drops a new connection with an old one."""
 PATIENCE = 60.0
 """Seconds that a request may take: a server at work can be slow to answer."""
+SAY_WAIT = 5.0
+"""Seconds of a request until the server is named that everything waits for."""
 NO_SPACE = ("No space left on device", "[Errno 28]", "not enough space on the disk", "Disk quota exceeded")
 
 
@@ -38,7 +43,11 @@ class ServerLost(Exception):
     """A server does not answer, or cannot go on until someone helps it."""
 
 
-class ServerFull(ServerLost):
+class ServerStuck(ServerLost):
+    """A server answers, but cannot go on until someone helps it."""
+
+
+class ServerFull(ServerStuck):
     """A server has no room on its disk."""
 
 
@@ -91,18 +100,21 @@ class Server:
     Args:
         url: such as http://127.0.0.1:8188.
         batch: names the batch; prompts of the same batch are ours, whoever queued them.
+        say: told, once for each silence, that it takes long to answer.
 
     Attributes:
         definitions: of the server's nodes, after `prepare`.
         versions: of the server's parts, after `prepare`.
     """
 
-    def __init__(self, url: str, batch: str):
+    def __init__(self, url: str, batch: str, say: Callable[[str], None] = logger.info):
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self.client_id = batch
         self.definitions: Definitions = {}
         self.versions: dict[str, str] = {}
         self._there: set[str] = set()
+        self._say = say
+        self._silent = False
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Server:
@@ -266,12 +278,13 @@ class Server:
     async def _socket(self) -> aiohttp.ClientWebSocketResponse | None:
         """A websocket with the progress of our prompts, whoever queued them; None where the server gives none."""
         try:
-            return await self._session.ws_connect(
+            connecting = self._session.ws_connect(
                 f"{self.url.replace('http', 'ws', 1)}/ws",
                 params={"clientId": self.client_id},
                 heartbeat=PATIENCE,
                 max_msg_size=0,
             )
+            return await asyncio.wait_for(connecting, SAY_WAIT)
         except (aiohttp.ClientError, asyncio.TimeoutError):
             return None  # the queue tells when a prompt has ended, and that a server is gone
 
@@ -365,13 +378,25 @@ class Server:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A request whose every failure to get an answer is a :class:`ServerLost`."""
         timeout = aiohttp.ClientTimeout(total=seconds, sock_read=PATIENCE)
+        loop = asyncio.get_running_loop()
+        began, waiting = loop.time(), loop.call_later(SAY_WAIT, self._say_silent) if seconds else None
         try:
             async with self._session.request(method, self.url + path, timeout=timeout, **content) as reply:
                 yield reply
+            self._silent = self._silent and loop.time() - began > SAY_WAIT
         except asyncio.TimeoutError as error:
-            raise ServerLost(f"{self.url} takes over {PATIENCE:.0f} s to answer") from error
+            silent = f"{self.url} took over {PATIENCE:.0f} s to answer"
+            raise ServerLost(f"{silent}: it is busy or hangs, or this is not its address") from error
         except aiohttp.ClientError as error:
             raise ServerLost(f"{self.url} does not answer ({error})") from error
+        finally:
+            if waiting is not None:
+                waiting.cancel()
+
+    def _say_silent(self) -> None:
+        if not self._silent:
+            self._silent = True
+            self._say(f"waiting for {self.url} to answer, for up to {PATIENCE:.0f} s")
 
 
 def new_prompt_id() -> str:

@@ -7,12 +7,11 @@ them. Nothing in here talks to a server.
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .jobs import InputFile, Job, Problem, Value
+from .jobs import InputFile, Job, Problem, Value, close_names
 from .outputs import mark
 
 Definitions = dict[str, dict[str, Any]]
@@ -21,6 +20,8 @@ UPLOADS = {"image": "image_upload", "mask": "image_upload", "video": "video_uplo
 """Readable name -> what marks an input that takes such a file."""
 MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+READABLE = ("prompt", "negative_prompt", "seed", *UPLOADS)
+"""Names of columns that are not the names of inputs."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,11 @@ class _Workflow:
         if places:
             choices = ", ".join(self.title(place) for place in places)
             raise ValueError(f"could mean each of {choices}; name one as node.input")
-        known = {place.input: place for place in self._settable()}
-        exact = {f"{place.node}.{place.input}": place for place in known.values()}
-        close = difflib.get_close_matches(name, [*known, *exact], n=3)
-        hint = ", ".join(f"{near}" for near in close) or ", ".join(sorted(known)[:30])
+        places = self._settable()
+        known = {readable for readable in READABLE if self._by_meaning(readable)} | {p.input for p in places}
+        exact = {f"{part}.{p.input}" for p in places for part in (p.node, *self._called(p.node))}
+        close = close_names(name, ["name", *known, *exact])
+        hint = ", ".join(close or sorted(known)[:30])
         raise ValueError(f"the workflow has no such input; {'did you mean' if close else 'it has'} {hint}")
 
     def _settable(self) -> list[Place]:
@@ -328,7 +330,7 @@ def _choose(definition: list, options: dict, value: Any, where: str) -> Any:
     elsewhere = uploaded and ("/" in str(value) or str(value).endswith("]"))
     if "remote" in options or options.get("multiselect") or elsewhere:
         return value
-    close = difflib.get_close_matches(str(value), map(str, choices), n=3)
+    close = close_names(str(value), map(str, choices))
     shown = ", ".join(close or [str(choice) for choice in choices[:12]]) or "none, for the server has none"
     more = "" if close or len(choices) <= 12 else f" and {len(choices) - 12} more"
     here = "a file beside the job file or on the server" if uploaded else f"one of {shown}{more}"

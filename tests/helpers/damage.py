@@ -190,6 +190,42 @@ def change_safetensors(rng, content):
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
+def change_tensor(rng, content):
+    """Another shape, type or content of one tensor, in a file that is whole."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    names = sorted(header.keys() - {"__metadata__"})
+    pieces = {name: data[slice(*header[name]["data_offsets"])] for name in names}
+    name = names[rng.integers(len(names))]
+    entry, piece, shape = header[name], pieces[name], header[name]["shape"]
+    bytes_of_row = len(piece) // shape[0] if shape and shape[0] else 0
+    kept = int(rng.integers(shape[0] + 1)) if shape else 0
+    others = {"F32": "I32", "F16": "BF16", "BF16": "F16", "F64": "I64", "F8_E4M3": "U8"}
+    entry["shape"], entry["dtype"], pieces[name] = [
+        lambda: (
+            [kept, *shape[1:]] if shape else [],
+            entry["dtype"],
+            piece[: kept * bytes_of_row] if shape else piece,
+        ),
+        lambda: ([2 * shape[0], *shape[1:]] if shape else [2], entry["dtype"], 2 * piece),
+        lambda: (shape[::-1], entry["dtype"], piece),
+        lambda: ([int(np.prod(shape))], entry["dtype"], piece),
+        lambda: ([1, *shape], entry["dtype"], piece),
+        lambda: ([], entry["dtype"], piece[: len(piece) // max(int(np.prod(shape)), 1)]),
+        lambda: (shape, others.get(entry["dtype"], entry["dtype"]), piece),
+        lambda: (shape, entry["dtype"], b"\xff" * len(piece)),  # NaN in most types
+    ][rng.integers(8)]()
+    if rng.random() < 0.1:
+        del header[name]
+    end = 0
+    for name in names:
+        if name in header:
+            begin, end = end, end + len(pieces[name])
+            header[name]["data_offsets"] = [begin, end]
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + b"".join(pieces[name] for name in names if name in header)
+
+
 def nest_safetensors(rng, content):
     header = nest_json(rng, b"")
     return struct.pack("<Q", len(header)) + header
@@ -311,7 +347,7 @@ def nest_pickle(rng, content):
 STRUCTURED = {
     ".json": [change_json, change_json, nest_json],
     ".jsonl": [change_json_line, change_json_line, nest_json],
-    ".safetensors": [change_safetensors, change_safetensors, change_safetensors, nest_safetensors],
+    ".safetensors": [change_safetensors, change_safetensors, change_tensor, change_tensor, nest_safetensors],
     ".npz": [change_npz, change_npz, bomb_npz],
     ".npy": [change_npy, bomb_npy],
     ".pkl": [change_pickle, hostile_pickle, nest_pickle],

@@ -212,6 +212,13 @@ def test_trouble_with_foreign_files(client, files):
     (files / "loras" / "foreign.safetensors").write_bytes(torn)
     with pytest.raises(ComfyError, match=r"foreign\.safetensors is not a LoRA that can be read"):
         client.run(workflow)
+    lora = workflow["lora"]["inputs"]
+    workflow["lora"] = {
+        "class_type": "LoraLoaderModelOnly",
+        "inputs": {"model": lora["model"], "lora_name": "foreign.safetensors", "strength_model": 1.0},
+    }
+    with pytest.raises(ComfyError, match="incomplete metadata"):
+        client.run(workflow)
 
     text_to_video = tiny_transformer(in_channels=16, use_learned_positional_embeddings=False)
     save_file_of(files / "diffusion_models" / "t2v.safetensors", text_to_video.state_dict())

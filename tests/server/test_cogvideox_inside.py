@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,10 +167,16 @@ def test_a_lora_on_a_converted_model_equals_converting_the_merged_weights(lora_f
     )
 
 
-def test_loras_that_do_not_fit_are_refused(lora_files: Path):
-    run_inside(
+def test_loras_that_do_not_fit_or_are_damaged_are_refused(lora_files: Path):
+    """A damaged one in one sentence that names the file where our node reads it; core's loaders say their own of a
+    file, and what they read our MODEL takes or refuses. `SVIMO_FUZZ` sets how many there are, five times."""
+    told = run_inside(
         """
-        import comfy.sd, comfy.utils, folder_paths
+        import os
+        from collections import Counter
+        from pathlib import Path
+        import comfy.lora, comfy.lora_convert, comfy.sd, comfy.utils, folder_paths
+        import numpy as np
         from pack.nodes.load import SViMoDiffusionModelLoader, SViMoLoraLoader
 
         for category in ("diffusion_models", "loras"):
@@ -196,6 +203,42 @@ def test_loras_that_do_not_fit_are_refused(lora_files: Path):
                     raise AssertionError(name + " was accepted")
         for name in ("dora.safetensors", "loha.safetensors"):  # core applies them to CogVideoX itself
             assert SViMoLoraLoader.execute(original, name, 1.0).result[0].patches
+
+        sys.path.append(args[1])
+        from helpers.damage import damage
+
+        outcomes, file = Counter(), Path(args[0], "hurt.safetensors")
+        for seed in range(int(os.environ.get("SVIMO_FUZZ", "400")) // 5):
+            rng, model = np.random.default_rng([seed, 23]), (converted, original)[seed % 2]
+            sound = Path(args[0], ("peft", "kohya")[seed // 2 % 2] + ".safetensors")
+            file.write_bytes(damage(rng, file.name, sound.read_bytes()))
+            patched = []
+            try:
+                patched.append(SViMoLoraLoader.execute(model, file.name, 0.7).result[0])
+            except (ValueError, OSError) as error:
+                said = str(error)
+                assert file.name in said and "\\n" not in said and len(said) < 700, (seed, error)
+            outcomes["read" if patched else "refused"] += 1
+            try:
+                keys = comfy.lora.model_lora_keys_unet(model.model, {})
+                read = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(str(file), safe_load=True))
+                patches = comfy.lora.load_lora(read, keys)
+            except Exception:  # core's own
+                patches = None
+            if patches is not None:
+                clone = model.clone()
+                try:
+                    clone.add_patches(patches, 0.7)
+                    patched.append(clone)
+                except ValueError as error:
+                    assert "\\n" not in str(error), (seed, error)
+            for patcher in patched:
+                patcher.patch_model(patcher.load_device)
+                patcher.unpatch_model(patcher.offload_device)
+        assert min(outcomes["read"], outcomes["refused"]) > 5, outcomes
+        print(dict(outcomes))
         """,
         str(lora_files),
+        str(Path(__file__).parents[1]),
     )
+    sys.stdout.write(told)

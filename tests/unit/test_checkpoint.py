@@ -1,6 +1,8 @@
+import gc
 import json
 import pickle
 import struct
+import sys
 
 import pytest
 import torch
@@ -48,6 +50,24 @@ def test_rows_are_those_of_the_whole_tensor(tmp_path):
     for rows in (slice(0, 4), slice(4, 7), slice(7, 7)):
         for name, piece in read_tensors(tensors, stream=True, rows=dict.fromkeys(tensors, rows)):
             assert torch.equal(piece, whole[name][rows])
+
+
+def test_reading_weights_leaves_nothing_behind(checkpoint_file):
+    """`get_tensor` of safetensors 0.4.5 to 0.8.0 leaves two integers for each tensor."""
+    tensors, _ = open_weights(checkpoint_file)
+
+    def blocks_after_reading() -> int:
+        for _ in read_tensors(tensors):
+            pass
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    blocks_after_reading()
+    before = blocks_after_reading()
+    for _ in range(4):
+        after = blocks_after_reading()
+    assert len(tensors) > 50
+    assert after - before < len(tensors)
 
 
 def test_a_file_may_hold_one_part(tmp_path, config, parts):

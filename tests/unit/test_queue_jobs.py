@@ -89,8 +89,11 @@ def test_same_job_twice_runs_once(folder, caplog):
 
 
 def test_spreadsheets_of_other_countries(folder):
-    (job,) = csv(folder, f"\ufeffworkflow;prompt\r\n{OURS};\u7528\u52fa\u5b50\r\n")
-    assert job.values == {"prompt": "\u7528\u52fa\u5b50"}
+    for first in ("", "sep=;\r\n"):  # Excel's own line, which it hides: rows count without it
+        (job,) = csv(folder, f"\ufeff{first}workflow;prompt\r\n{OURS};\u7528\u52fa\u5b50\r\n")
+        assert (job.values, job.row) == ({"prompt": "\u7528\u52fa\u5b50"}, 2)
+    (job,) = csv(folder, f"sep=|\nworkflow|prompt\n{OURS}|a, b; c\n")
+    assert job.values == {"prompt": "a, b; c"}
     # empty columns at the end are what is left of others
     (job,) = csv(folder, f"workflow,prompt,,\n{OURS},a,,\n")
     assert job.values == {"prompt": "a"}
@@ -144,6 +147,19 @@ def test_all_mistakes_are_said_at_once(folder):
     assert len(said) == len(expected)
     for line, start in zip(said, expected, strict=True):
         assert line.startswith(start)
+
+
+def test_a_column_that_is_almost_the_workflow(folder):
+    with pytest.raises(JobFileError, match=r"row 2, column workflow: .* is it the column Worflow\?"):
+        csv(folder, f"Worflow,seed\n{OURS},1\n")
+
+
+def test_a_name_twice_in_one_object(folder):
+    rows = [f'{{"workflow": "{OURS}", "seed": 1}}', f'{{"workflow": "{OURS}", "seed": 1, " seed": 2}}']
+    (folder / "jobs.jsonl").write_text("\n".join(rows))
+    with pytest.raises(JobFileError) as error:
+        read_jobs(folder / "jobs.jsonl")
+    assert str(error.value) == "jobs.jsonl, row 2, column seed: expected each name once, got it twice"
 
 
 def test_what_is_sound_beside_mistakes_can_be_checked(folder):

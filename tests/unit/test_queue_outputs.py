@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from svimo_queue.jobs import JobFailed, read_jobs, sha256_of
-from svimo_queue.outputs import Outputs
+from svimo_queue.outputs import Outputs, Record, read_written
 
 NOW = datetime(2026, 11, 28, tzinfo=timezone.utc)
 
@@ -156,3 +156,29 @@ def test_a_folder_that_cannot_be_written_fails_its_own_job(tmp_path, jobs, caplo
         make(outputs, jobs[2], "a.png")
         assert [row["status"] for row in outputs.rows()] == ["failed", "failed", "done"]
     assert (third / "a.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"row": "x"}, "expected a whole number as row, got 'x'"),
+        ({"values": {"seed": [1]}}, "expected text, a number, true or false as values.seed, got [1]"),
+        ({"files": [{"name": 1}]}, "expected text as files.0.name, got 1"),
+        ({"seconds": float("nan")}, "expected a number as seconds, got nan"),
+        ({"started": "yesterday"}, "expected a time as started, got 'yesterday'"),
+        ({"identity": None}, "expected text as identity, got None"),
+        ({}, None),
+    ],
+)
+def test_a_damaged_record_is_told_in_our_words(tmp_path, jobs, change, wrong):
+    with Outputs(tmp_path / "out", jobs) as outputs:
+        make(outputs, jobs[0], "a.png")
+        path = outputs.folder / str(outputs.rows()[0]["folder"]) / "job.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    if wrong is None:
+        assert read_written(path, Record).identity == jobs[0].identity
+        path.write_text(path.read_text()[:-9])
+        wrong = "expected JSON, got what is none, or only a part"
+    with pytest.raises(ValueError) as error:
+        read_written(path, Record)
+    assert str(error.value) == f"job.json is damaged: {wrong}; the job runs again"

@@ -1,15 +1,20 @@
 """Which server takes which job."""
 
 import asyncio
+import contextlib
 import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from svimo_queue.__main__ import main
 from svimo_queue.jobs import Job
 from svimo_queue.outputs import Outputs
-from svimo_queue.run import Run
+from svimo_queue.run import Run, check
+from svimo_queue.server import ServerLost
 
 DEFINITIONS = json.loads((Path(__file__).parents[1] / "helpers" / "definitions.json").read_text())
 
@@ -25,6 +30,18 @@ def job(number: int, model: str) -> Job:
         graph=graph,
         values={"n": number},
     )
+
+
+def sound_job() -> Job:
+    """One that the definitions of nodes have nothing against."""
+    nodes = {
+        "model": ("CheckpointLoaderSimple", {"ckpt_name": "sd15.safetensors"}),
+        "empty": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        "decode": ("VAEDecode", {"samples": ["empty", 0], "vae": ["model", 2]}),
+        "save": ("SaveImage", {"images": ["decode", 0], "filename_prefix": "x"}),
+    }
+    graph = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+    return job(0, "").model_copy(update={"graph": graph, "values": {}})
 
 
 def test_servers_keep_the_models_that_they_have_loaded(tmp_path):
@@ -60,6 +77,101 @@ def test_a_table_that_is_open_elsewhere_stops_nothing(tmp_path, capsys, monkeypa
         asyncio.run(settle())
     assert capsys.readouterr().err.count("table.csv cannot be written now") == 1
     assert (tmp_path / "table.csv").is_file()
+
+
+@contextlib.asynccontextmanager
+async def site(reply: Callable[[web.Request], Awaitable[web.Response]], port: int = 0) -> AsyncIterator[int]:
+    """A program that answers on a port of this machine, which may be no more than taking the connection."""
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", reply)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+class AtWork:
+    """What a ComfyUI answers that runs the one prompt it gets until somebody takes it back."""
+
+    def __init__(self):
+        self.prompts: list[str] = []
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if request.method == "POST" and request.path == "/prompt":
+            self.prompts.append((await request.json())["prompt_id"])
+        elif request.method == "POST" and request.path == "/queue":
+            self.prompts.clear()
+        running = [[0, prompt, {}, {}] for prompt in self.prompts]
+        answers = {"/object_info": DEFINITIONS, "/queue": {"queue_running": running, "queue_pending": []}}
+        return web.json_response(answers.get(request.path, {}))
+
+
+async def say_nothing(request: web.Request) -> web.Response:
+    await asyncio.sleep(60)
+    return web.Response()
+
+
+def test_who_takes_the_connection_and_is_silent_is_named(caplog, monkeypatch):
+    monkeypatch.setattr("svimo_queue.server.SAY_WAIT", 0.2)
+    monkeypatch.setattr("svimo_queue.server.PATIENCE", 0.6)
+    caplog.set_level(logging.INFO)
+
+    async def ask() -> str:
+        async with site(say_nothing) as port:
+            url = f"http://127.0.0.1:{port}"
+            with pytest.raises(ServerLost) as lost:
+                await check([], [url])
+            return str(lost.value).replace(url, "URL") + "".join(caplog.messages).replace(url, "URL")
+
+    assert asyncio.run(ask()) == (
+        "URL took over 1 s to answer: it is busy or hangs, or this is not its address"
+        "waiting for URL to answer, for up to 1 s"
+    )
+
+
+def test_a_silent_server_holds_no_other_up_and_is_heard_again(tmp_path, capsys, monkeypatch):
+    """The first takes the connection and is silent, and later another program has its address, which answers."""
+    for name in ("HEAD_START", "FIRST_PAUSE", "LONGEST_PAUSE"):
+        monkeypatch.setattr(f"svimo_queue.run.{name}", 0.1)
+    monkeypatch.setattr("svimo_queue.server.PATIENCE", 1.5)
+    one, first, second = sound_job(), AtWork(), AtWork()
+    lines: list[str] = []
+
+    def said(words: str) -> int:
+        lines.extend(capsys.readouterr().err.splitlines())
+        return sum(words in line for line in lines)
+
+    async def until(condition: Callable[[], object]) -> None:
+        for _ in range(400):
+            if condition():
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(lines)
+
+    async def batch() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            silence = contextlib.AsyncExitStack()
+            port = await silence.enter_async_context(site(say_nothing))
+            ports = port, await stack.enter_async_context(site(second.answer))
+            outputs = stack.enter_context(Outputs(tmp_path, [one]))
+            urls = [f"http://127.0.0.1:{port}" for port in ports]
+            going = asyncio.ensure_future(Run([one], outputs, urls, title="", tries=2, stall=60).go())
+            await until(lambda: second.prompts)
+            assert not said("took over")
+            await until(lambda: said("took over"))
+            await silence.aclose()
+            await stack.enter_async_context(site(first.answer, port))
+            await until(lambda: said("answers again"))
+            await asyncio.sleep(0.3)
+            going.cancel()
+            await asyncio.gather(going, return_exceptions=True)
+
+    asyncio.run(batch())
+    assert not first.prompts
+    assert said("took over 2 s to answer") == said("answers again") == 1
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,10 @@ def test_an_ambiguous_name_names_the_choices():
     [
         ("step", 3, "the workflow has no such input; did you mean steps"),
         ("8.step", 3, "the workflow has no such input; did you mean 8.steps"),
+        ("promt", "x", "the workflow has no such input; did you mean prompt"),
+        ("Negative Promt", "x", "the workflow has no such input; did you mean negative_prompt"),
+        ("SViMo Sampler.sed", 3, "the workflow has no such input; did you mean SViMo Sampler.seed"),
+        ("wheels", 3, "the workflow has no such input; it has action, "),
         ("steps", 0, '8.steps (SViMoSampler "SViMo Sampler") expects a whole number from 1 to 1000, got 0'),
         ("steps", "many", "expects a whole number from 1 to 1000, got many"),
         ("steps", 1.5, "expects a whole number from 1 to 1000, got 1.5"),
