@@ -186,6 +186,8 @@ class JointObjective(Checked):
     leaves the rest to the image. Not with `text_model`; 0 is CogVideoX's setting."""
     image_dropout: Share = 0.1
     guidance_dropout: Share = 0.1
+    exact_drawing: bool = False
+    """Draw guidance with OpenCV and encode it with the VAE, even where the model has a drawing encoder."""
     image_noise: tuple[float, float] = (-3.0, 0.5)
     """Mean and spread of the log of the pixel noise (in [-1, 1] space) on the reference image."""
 
@@ -339,6 +341,10 @@ class TrainConfig(Checked):
         if self.on_the_fly and self.stage == "interaction" and self.interaction.sampled_share:
             raise ValueError(
                 "interaction.sampled_share keeps what it samples beside clips: give it a folder of clips"
+            )
+        if self.on_the_fly and self.stage == "alignment" and self.interaction.readings:
+            raise ValueError(
+                "interaction.readings are kept beside clips: give it a folder of clips, or set readings to 0"
             )
         first_frames = any(source.synthetic and source.synthetic.first_frames for source in self.sources)
         if first_frames and not self.takes_first_frames:

@@ -137,7 +137,7 @@ class BackboneStage(nn.Module):
         self.frozen = SimpleNamespace(
             vae=VideoVAE(model.parts["vae"], model.config.vae),
             normalizer=model.normalizer,
-            drawing_encoder=model.parts.get("drawing_encoder"),
+            drawing_encoder=None if config.joint.exact_drawing else model.parts.get("drawing_encoder"),
         )
         self.encode_prompts = prompt_encoder(model, clips)
         if config.train_text:

@@ -231,14 +231,6 @@ def gradients(
     return stage, loss.item()
 
 
-@pytest.fixture
-def without_drawing_encoder(settings, config, parts, normalizer, tmp_path) -> TrainConfig:
-    """Guidance is drawn by OpenCV and encoded by the VAE."""
-    init = tmp_path / "without-drawing-encoder.safetensors"
-    others = {part: module for part, module in parts.items() if part != "drawing_encoder"}
-    return replace(settings, init=save_checkpoint(init, config, others, normalizer, torch.zeros(17, 3)))
-
-
 def size_of_gradient(module: torch.nn.Module) -> float:
     return sum(p.grad.abs().sum().item() for p in module.parameters() if p.grad is not None)
 
@@ -259,9 +251,7 @@ def test_guidance_acts_but_carries_no_gradient(settings):
 
 @pytest.mark.parametrize("painter", [MotionPainter, QuickPainter])
 @pytest.mark.parametrize("source", ["noisy", "clean", "first"])
-def test_guidance_reads_what_was_asked_for(
-    settings, without_drawing_encoder, config, source, painter, monkeypatch
-):
+def test_guidance_reads_what_was_asked_for(settings, config, source, painter, monkeypatch):
     """With a motion kernel that hears no guidance, clean latents are the same before it and with it. As in the sampler,
     what is read off clean ones is held against the image before it is drawn."""
     heard, seen, denoised, aligned, drawn = [], [], [], [], []
@@ -276,9 +266,8 @@ def test_guidance_reads_what_was_asked_for(
         stage.backbone.register_forward_pre_hook(lambda _, inputs: denoised.append(inputs))
         stage.backbone.patch_embed.motion_proj.weight.data[:, config.backbone.latent_channels :] = 0
 
-    joint = JointObjective(guidance_from=source, guidance_dropout=0.0)
-    start = settings if painter is QuickPainter else without_drawing_encoder
-    stage, _ = gradients(start, joint, prepare)
+    joint = JointObjective(guidance_from=source, guidance_dropout=0.0, exact_drawing=painter is MotionPainter)
+    stage, _ = gradients(settings, joint, prepare)
     guiding, constraining = heard
     for one, other in zip(*seen, strict=True):
         assert torch.allclose(one, other, atol=1e-5) == (source == "clean")
@@ -945,9 +934,10 @@ def test_model_without_a_text_encoder_of_its_own(settings, config, parts, normal
             train(replace(run, output=tmp_path / "other", **change))
 
 
-def test_loss_curve(without_drawing_encoder):
+def test_loss_curve(settings):
     """The committed curve of a short joint run. Written anew by deleting its file, for a change that explains it."""
-    config = replace(without_drawing_encoder, phases=(phase(6, 2),), save_every=1000)
+    joint = replace(settings.joint, exact_drawing=True)
+    config = replace(settings, phases=(phase(6, 2),), save_every=1000, joint=joint)
     train(config)
     if not LOSS_CURVE.exists():
         LOSS_CURVE.write_text(json.dumps(logged(config), indent=1) + "\n")
