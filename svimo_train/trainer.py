@@ -203,7 +203,10 @@ def train(config: TrainConfig) -> Path:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; run the same command to go on")
         path = run.save(config.steps)  # a signal by now does not cut it short
         run.finish_saving()
+        stopping = anywhere(stop.asked, accelerator)
     accelerator.wait_for_everyone()  # one process writes, and the next stage of all reads
+    if stopping:
+        raise KeyboardInterrupt(f"stopped after step {config.steps}, the last; run the same command to go on")
     return path
 
 

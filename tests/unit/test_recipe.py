@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
 from safetensors.torch import load_file
 
-from svimo_core.checkpoint import read_header
+from svimo_core.checkpoint import read_header, save_checkpoint
 from svimo_train import trainer
 from svimo_train.__main__ import main
 from svimo_train.clips import Clip, write_clip
@@ -52,14 +53,17 @@ def test_stages_follow_each_other_and_go_on_after_a_stop(recipe, tmp_path, capsy
     warm_up, joint = load_stages(recipe).values()
     command = ["--config", str(recipe)]
 
-    def stopped(config):
-        if config.stage == "joint":
-            raise KeyboardInterrupt("stopped")
-        return train(config)
+    def stopped(*checkpoint):
+        signal.raise_signal(
+            signal.SIGTERM
+        )  # when the last step is done, so that there is no other to stop after
+        return save_checkpoint(*checkpoint)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "train", stopped)
+        patched.setattr(trainer, "save_checkpoint", stopped)
         assert main(command) == 1
+    assert "stopped after step 2, the last" in capsys.readouterr().err
+    assert not joint.output.exists()
     first = (warm_up.output / CHECKPOINT).read_bytes()
     (warm_up.output / CHECKPOINT).touch()
     written = (warm_up.output / CHECKPOINT).stat().st_mtime_ns
