@@ -67,7 +67,7 @@ def test_every_damaged_file_is_one_clear_error(files):
         file, read, folder = files[kind]
         sound = file.read_bytes()
         file.write_bytes(damage(np.random.default_rng([seed, crc32(kind.encode())]), file.name, sound))
-        _reading, began = True, time.perf_counter()
+        _reading, began = True, time.process_time()  # what else the machine does is not the file's
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -80,7 +80,7 @@ def test_every_damaged_file_is_one_clear_error(files):
                 problems[kind].append(f"seed {seed}: {problem[:300]}")
         finally:
             _reading = False
-            slowest = max(slowest, (time.perf_counter() - began, f"{kind}, seed {seed}"))
+            slowest = max(slowest, (time.process_time() - began, f"{kind}, seed {seed}"))
             file.write_bytes(sound)
     grown = peak_memory() - memory
     told = f"{dict(outcomes)}; slowest {slowest[0]:.2f} s ({slowest[1]}); {grown / 2**20:.0f} MB more"
