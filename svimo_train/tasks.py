@@ -29,7 +29,7 @@ from svimo_core.windows import join_motions, join_videos, window_starts
 
 from .data.synthetic import generate_clip
 from .judges import Judges
-from .metrics import MOVING, mpjpe_mm, psnr_moving_db
+from .metrics import MOVING, mpjpe_mm, psnr_moving_db, smoothness_mm
 from .scores import errors, mean, motion_scores, other_action, paired, reprojection, scores_of, video_scores
 from .truth import TrueClip
 
@@ -101,14 +101,14 @@ def _long_video_to_motion(setting: Setting, clips: Sequence[TrueClip]) -> Measur
     """A video cut into windows as *SViMo Video to Motion* does, what is made of each joined as by *SViMo Join Clips*.
 
     Returns:
-        Errors of the whole, of the window at the beginning and of those from amid the action. `seam`: how far apart two
-        windows have the hands where both show them (mm), and the acceleration of hands there, over that elsewhere;
-        `seam_of_truth`: that of the true clips in the same frames.
+        Errors and acceleration of the whole, and of windows by themselves: that at the beginning, and those from amid
+        the action. `seam`: how far apart two windows have the hands where both show them (mm), and how hands
+        accelerate there (mm a squared frame), made and true.
     """
     frames = setting.size.frames
     starts = window_starts(len(clips[0].video), frames, setting.window_overlap)
     shared = [range(start, before + frames) for before, start in itertools.pairwise(starts)]
-    seams = {i for part in shared for i in range(part.start - 1, part.stop + 1)}
+    seams = sorted({i for part in shared for i in range(part.start - 1, part.stop + 1)})
     made, seen, parts, apart = [], [], [], []
     for clip in _told(clips, "long video to motion"):
         cut = [_clip_cut(clip, range(start, start + frames)) for start in starts]
@@ -127,15 +127,21 @@ def _long_video_to_motion(setting: Setting, clips: Sequence[TrueClip]) -> Measur
         seen.append(motions)
         parts.append(cut)
     joined = [x.motion for x in made]
+    seam, of_truth = (
+        mean(_acceleration(motion)[i - 1] for motion in motions for i in seams)
+        for motions in (joined, [clip.motion for clip in clips])
+    )
     scores = {
         "clips": len(clips),
         "frames": len(clips[0].video),
         "windows": len(starts),
-        **errors(joined, clips),
-        "first_window": errors([x[0] for x in seen], [x[0] for x in parts]),
-        "other_windows": errors([m for x in seen for m in x[1:]], [c for x in parts for c in x[1:]]),
-        "seam": {"apart_mm": mean(apart), **_seam(joined, seams)},
-        "seam_of_truth": _seam([clip.motion for clip in clips], seams),
+        **motion_scores(joined, clips, None),
+        "first_window": motion_scores([x[0] for x in seen], [x[0] for x in parts], None),
+        "other_windows": motion_scores(
+            [motion for x in seen for motion in x[1:]], [clip for x in parts for clip in x[1:]], None
+        ),
+        "truth": {"smoothness": mean(smoothness_mm(clip.motion.hands) for clip in clips)},
+        "seam": {"apart_mm": mean(apart), "acceleration": seam, "of_truth": of_truth},
     }
     return scores, made
 
@@ -295,10 +301,14 @@ def _seam(motions: Sequence[HandObjectMotion], seams: Collection[int]) -> dict[s
     """Acceleration of hands (mm a squared frame) in these frames, and in all others."""
     near, far = [], []
     for motion in motions:
-        moved = np.linalg.norm(np.diff(motion.hands, n=2, axis=0), axis=-1).mean(axis=(1, 2))
-        for i, value in enumerate(moved, start=1):
-            (near if i in seams else far).append(1e3 * value)
+        for i, value in enumerate(_acceleration(motion), start=1):
+            (near if i in seams else far).append(value)
     return {"smoothness": mean(near), "elsewhere": mean(far), "ratio": mean(near) / mean(far)}
+
+
+def _acceleration(motion: HandObjectMotion) -> np.ndarray:
+    """Of hands, mm a squared frame, in each frame but the first and the last."""
+    return 1e3 * np.linalg.norm(np.diff(motion.hands, n=2, axis=0), axis=-1).mean(axis=(1, 2))
 
 
 def _psnr_still(video: np.ndarray, truth: np.ndarray) -> float:

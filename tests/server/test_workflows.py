@@ -123,13 +123,13 @@ def test_workflow_makes_video_and_motion(client, name, tmp_path):
 
 
 def test_a_video_gives_its_motion_in_windows(client, tmp_path):
-    """21 frames in three windows of 9, each sampled by itself, and one motion of all of them."""
+    """21 frames in four windows of 9, each sampled by itself, and one motion of all of them."""
     workflow, sampler = workflow_with("video_to_motion", steps=2)
     result = client.run(workflow)
     motion = saved_motion(client, workflow, result, tmp_path)
     assert len(motion) == 21
     assert motion.fps == 8
-    assert len(result.outputs[sampler]["svimo"]) == 3
+    assert len(result.outputs[sampler]["svimo"]) == 4
     assert [file["filename"].endswith(".glb") for file in result.files(the_id(workflow, "SViMoSaveGLB"))] == [
         True
     ]

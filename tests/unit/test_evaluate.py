@@ -165,10 +165,11 @@ def test_a_long_video_is_seen_in_windows_as_the_nodes_see_it(model, config):
         np.mean([mpjpe_mm(first[6:], second[:3]), mpjpe_mm(second[2:], third[:7])])
     )
     assert alone["first_window"]["mpjpe_mm"] == pytest.approx(mpjpe_mm(first, clips[0].motion.hands[:9]))
-    bent = np.linalg.norm(np.diff(clips[0].motion.hands, n=2, axis=0), axis=-1).mean(axis=(1, 2))
-    assert alone["seam_of_truth"]["elsewhere"] == pytest.approx(
-        1e3 * bent[:4].mean()
-    )  # no seam near frames 1 to 4
+    others = [smoothness_mm(hands) for hands in (second, third)]
+    assert alone["other_windows"]["smoothness"] == pytest.approx(np.mean(others))
+    blended = clips[0].motion.hands[4:]  # no frame around a seam is among the first four
+    assert alone["seam"]["of_truth"] == pytest.approx(smoothness_mm(blended))
+    assert alone["seam"]["acceleration"] == pytest.approx(smoothness_mm(joined.hands[4:]))
 
 
 def test_command_writes_json_and_a_sheet(checkpoint_file, tmp_path, capsys):
