@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         path = train_stages(named_stages(args))
     except (OSError, ValueError, TrainingStopped, KeyboardInterrupt) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error or 'stopped'}\n")
         return 1
     sys.stdout.write(f"{path}\n")
     return 0

@@ -54,13 +54,36 @@ VARIANTS = {
 METRICS = ("psnr_moving_db", "mpjpe_mm", "smoothness", "chamfer_mm2", "fid", "reprojection_px")
 
 
+def require_same_run(config: TrainConfig, folder: Path, count: int, steps: int) -> None:
+    """Note in the output folder what its runs are of, or compare with what was noted.
+
+    Raises:
+        ValueError: it holds runs of something else.
+    """
+    settings = {
+        **{field: value for field, value in config.to_dict().items() if field not in ("output", "seed")},
+        "count": count,
+        "sampling_steps": steps,
+    }
+    told, path = json.dumps(settings, indent=1, sort_keys=True) + "\n", folder / "run.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as partial:
+            partial.write_text(told)
+    elif path.read_text() != told:
+        raise ValueError(
+            f"{folder} holds runs of another configuration, --count or --steps (see run.json there): choose another "
+            "--out, or delete it to start anew"
+        )
+
+
 def without_guidance(init: Path, folder: Path) -> Path:
     """A checkpoint whose MM-DiT has still to learn what guidance means, as the paper's has at the start: the guidance
     half of its motion patch kernel is zero."""
     path = folder / "start.safetensors"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         header = read_header(init)
+        header.check_has("backbone")
         parts = {name: load_part(header, name, torch.float32) for name in header.parts}
         kernel = parts["backbone"].patch_embed.motion_proj.weight
         with torch.no_grad():
@@ -126,6 +149,13 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, dict[str, dict]] = {name: {} for name in args.variants}
     try:
         config = TrainConfig.load(args.config)
+        if config.stage != "joint":
+            raise ValueError(f"the ablation is of a joint stage, and {args.config.name} is of {config.stage}")
+        if args.count < 2:
+            raise ValueError(
+                f"--count must be at least 2, for FID compares two sets of motions; got {args.count}"
+            )
+        require_same_run(config, args.out, args.count, args.steps)
         if config.init is not None:
             config = replace(config, init=without_guidance(config.init, args.out))
         for seed in args.seeds:  # all variants of a seed before the next: an early stop still compares them
@@ -135,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         with whole_file(args.out / "results.json") as partial:
             partial.write_text(json.dumps(results, indent=1) + "\n")
     except (OSError, ValueError, TrainingStopped, KeyboardInterrupt) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error or 'stopped'}\n")
         return 1
     sys.stdout.write(f"{table(results)}\n")
     return 0

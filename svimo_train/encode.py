@@ -349,6 +349,7 @@ def sampled_clips(
                     accelerator,
                 )
         folders.append(EncodedFolder(folder.folder / made_by))
+        folders[-1].require_sizes(sizes)
     return EncodedClips(folders)
 
 

@@ -135,13 +135,16 @@ class EncodedFolder:
             )
 
     def require_sizes(self, sizes: Iterable[ClipSize]) -> None:
-        """Refuse a folder that does not have all its clips at these sizes.
+        """Refuse a folder that does not have the same clips at all of these sizes, which are its `names` from now on:
+        what it has at other sizes may be of before clips came or went.
 
         Raises:
             ValueError: it says what to do.
         """
-        for size in map(size_name, sizes):
-            if self._places.get(size, {}).keys() != set(self.names):
+        wanted = list(map(size_name, sizes))
+        self.names = sorted(self._places.get(wanted[0], {}))
+        for size in wanted:
+            if not self.names or self._places.get(size, {}).keys() != set(self.names):
                 there = ", ".join(f"{len(names)} of {name}" for name, names in self._places.items())
                 raise ValueError(
                     f"{self.folder} does not have all its clips at {size} (it has {there}): run "

@@ -107,7 +107,13 @@ def train_folder_judges(
     nothing = torch.zeros(len(known), dtype=torch.long)
     _fit("autoencoder", judges.autoencoder, loss, _batches(rng, [(known, nothing)], steps), steps)
     with torch.inference_mode():
-        return judges, {"train": loss(known).item(), "kept_out": loss(kept_out).item()}
+        error = {"train": loss(known).item(), "kept_out": loss(kept_out).item()}
+    if not np.isfinite(list(error.values())).all():
+        raise ValueError(
+            f"the autoencoder does not learn from the motions of {folder} (its error is {error['train']}): look for "
+            "coordinates that are no metres"
+        )
+    return judges, error
 
 
 def reconstruction(autoencoder: InteractionAutoencoder, features: Tensor, _: Tensor | None = None) -> Tensor:
@@ -214,6 +220,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.clips is not None and args.out == SHIPPED:
         parser.error("--clips needs --out FILE: the shipped judges are the synthetic world's")
+    for name in ("frames", "steps", "count"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     start = time.perf_counter()
     try:

@@ -197,6 +197,8 @@ class Judges:
             with torch.device("meta"):
                 judges = cls.new(json.loads(metadata["actions"]))
             fill(judges._modules(), tensors, Path(path).name, torch.float32).eval()
+            if not all(x.isfinite().all() for x in judges._modules().state_dict().values()):
+                raise ValueError("some of their weights are no numbers")
         return judges
 
     def _modules(self) -> nn.ModuleDict:

@@ -12,6 +12,7 @@ Of the host's memory only what writing a state takes is counted.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import weakref
 from collections.abc import Iterable
@@ -368,6 +369,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--share", type=float, default=0.35, help="of that rate that training reaches")
     args = parser.parse_args(arguments)
+    for name, most in (("cards", math.inf), ("memory", math.inf), ("rate", math.inf), ("share", 1)):
+        if not 0 < getattr(args, name) <= most or math.isinf(getattr(args, name)):
+            parser.error(
+                f"--{name} must be above 0{' and at most 1' if most == 1 else ''}, got {getattr(args, name)}"
+            )
     model, source, fit = PRESETS[args.preset], None, []
     try:
         stages = named_stages(args)

@@ -52,18 +52,20 @@ def with_readings(
                 folder.folder / made_by,
                 size,
                 {name: folder.checksum(name, size) for name in folder.names},
-                _maker(data.load, stage, numbers, shape, config, accelerator),
+                _maker(data.load, stage, folder, numbers, shape, config, accelerator),
                 model.config,
                 made_by,
                 accelerator,
             )
         folders.append(EncodedFolder(folder.folder / made_by))
+        folders[-1].require_sizes(shapes)
     return replace(data, load=WithReadings(data.load, EncodedClips(folders)))
 
 
 def _maker(
     load: Load,
     stage: AlignmentStage,
+    folder: EncodedFolder,
     numbers: dict[str, int],
     shape: Shape,
     config: TrainConfig,
@@ -71,7 +73,7 @@ def _maker(
 ) -> Callable[[str], Record]:
     @torch.no_grad()
     def make(name: str) -> Record:
-        generator = torch.Generator().manual_seed(numbers[name])
+        generator = torch.Generator().manual_seed(folder.checksum(name, shape.size))
         batch = load([numbers[name]] * config.interaction.readings, shape, generator)
         with accelerator.autocast():
             read = stage.first_reading(send_to_device(batch, accelerator.device), generator)

@@ -56,6 +56,10 @@ class Phase(Checked):
     shapes: tuple[Shape, ...]
 
 
+MOST_SEEDS = 2**22
+"""Runs whose synthetic clips have seeds of their own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Synthetic(Checked):
     """Clips of the synthetic world's training split that are drawn as training goes
@@ -346,6 +350,8 @@ class TrainConfig(Checked):
             raise ValueError(
                 "interaction.readings are kept beside clips: give it a folder of clips, or set readings to 0"
             )
+        if self.on_the_fly and self.seed >= MOST_SEEDS:
+            raise ValueError(f"seed must be below {MOST_SEEDS} with synthetic clips, got {self.seed}")
         first_frames = any(source.synthetic and source.synthetic.first_frames for source in self.sources)
         if first_frames and not self.takes_first_frames:
             raise ValueError(

@@ -108,7 +108,8 @@ def _long_video_to_motion(setting: Setting, clips: Sequence[TrueClip]) -> Measur
     frames = setting.size.frames
     starts = window_starts(len(clips[0].video), frames, setting.window_overlap)
     shared = [range(start, before + frames) for before, start in itertools.pairwise(starts)]
-    seams = sorted({i for part in shared for i in range(part.start - 1, part.stop + 1)})
+    last = len(clips[0].video) - 1  # which has no acceleration, as the first
+    seams = sorted({i for part in shared for i in range(part.start - 1, part.stop + 1) if 0 < i < last})
     made, seen, parts, apart = [], [], [], []
     for clip in _told(clips, "long video to motion"):
         cut = [_clip_cut(clip, range(start, start + frames)) for start in starts]

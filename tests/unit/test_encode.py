@@ -169,6 +169,18 @@ def test_encoding_goes_on_where_it_was_killed(settings, tmp_path, monkeypatch):
     assert folder.names == [f"clip-{i}" for i in range(4)]
     assert folder.notes("clip-1", size)["prompt"] == motion.prompt
 
+    # another size alone has the clips of now, whatever the first one was made of
+    write_clips(settings.clips, 1, first=4)
+    (shape,) = settings.phases[0].shapes
+    smaller = replace(shape, height=shape.height // 2, width=shape.width // 2)
+    other = replace(settings, phases=(replace(settings.phases[0], shapes=(smaller,)),))
+    assert run_encode(other, "--out", str(out)) == 0
+    folder = EncodedFolder(out)
+    folder.require_sizes([smaller.size])
+    assert folder.names == [f"clip-{i}" for i in range(5)]
+    with pytest.raises(ValueError, match="does not have all its clips"):
+        folder.require_sizes([smaller.size, size])
+
 
 def test_broken_clips_are_named_after_all_others_are_encoded(settings, capsys):
     for name in ("clip-0.npy", "clip-1.npz"):

@@ -159,6 +159,10 @@ def test_a_long_video_is_seen_in_windows_as_the_nodes_see_it(model, config):
     assert scores["mpjpe_mm"] == pytest.approx(
         np.mean([mpjpe_mm(x.motion.hands, clip.motion.hands) for x, clip in zip(made, clips, strict=True)])
     )
+    barely = synthetic_clips(0, 1, "test", config, frames=10)  # its seam reaches both ends
+    scores, _ = MEASURES["video-to-motion"](setting, barely)
+    assert scores["windows"] == 2
+    assert scores["seam"]["acceleration"] > 0
     first, second, third = (window.motion.hands for window in windows)
     alone, _ = MEASURES["video-to-motion"](setting, clips[:1])
     assert alone["seam"]["apart_mm"] == pytest.approx(

@@ -122,6 +122,7 @@ def test_going_on_equals_never_having_stopped(settings, tmp_path, stage):
         ({"clips": [{"synthetic": {"first": 3}}]}, "did you mean first_seed"),
         ({"clips": [{"synthetic": {"first_frames": True}}]}, "interaction stage needs whole clips"),
         ({"interaction": {"sampled_share": 0.5}}, "give it a folder of clips"),
+        ({"seed": 2**23}, "seed must be below"),
         ({"stage": "alignment", "interaction": {"readings": 1}}, "readings are kept beside clips"),
     ],
 )

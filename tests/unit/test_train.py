@@ -637,8 +637,15 @@ def test_readings_are_made_once_and_are_what_the_sampler_reads(settings, monkeyp
         assert all(any(torch.equal(hands, x) for x in made) for hands in batch["read"][0])
     train(replace(run, output=run.output / "again"))
     assert len(passes) == 2
+    shutil.copy(settings.clips / "clip-0.npz", settings.clips / "a-third.npz")
+    shutil.copy(settings.clips / "clip-0.npy", settings.clips / "a-third.npy")
+    train(replace(run, output=run.output / "more"))  # readings of the others stay, and are still theirs
+    assert len(passes) == 3
+    assert torch.equal(passes[2][0], passes[0][0])
+    for suffix in (".npz", ".npy"):
+        (settings.clips / f"a-third{suffix}").unlink()
     train(replace(run, output=run.output / "other", joint=replace(run.joint, image_noise=(-4.0, 0.1))))
-    assert len(passes) == 4
+    assert len(passes) == 5
 
     # what corrects may start anew and larger, and what finds stays
     for channels, kept in ((8, True), (16, False)):
@@ -884,6 +891,13 @@ def test_ablation_trains_evaluates_and_goes_on(settings, tmp_path, capsys):
     (out / "full-loop-0" / CHECKPOINT).unlink()  # what is done is not done again
     assert ablation.main(command) == 0
     assert not (out / "full-loop-0" / CHECKPOINT).exists()
+    # nor taken for what another configuration would have done
+    capsys.readouterr()
+    assert ablation.main([*command[:-1], "4"]) == 1
+    assert "runs of another configuration" in capsys.readouterr().err
+    config.write_text(json.dumps(replace(settings, phases=(phase(4),), stage="interaction").to_dict()))
+    assert ablation.main(command) == 1
+    assert "joint stage" in capsys.readouterr().err
 
 
 def test_packages_that_are_not_there_are_named(settings, monkeypatch):
