@@ -154,9 +154,18 @@ async def _stoppable(work: Coroutine[Any, Any, int]) -> int:
     """Await `work`, which the signals to end cancel, so that it can clean up behind itself."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
+    stopping = False
 
     def stop() -> None:
-        sys.stderr.write("Stopping: taking back what waits on the servers, which may take a minute\n")
+        nonlocal stopping
+        if stopping:
+            sys.stderr.write("Ending at once, without cleaning up\n")
+        else:
+            sys.stderr.write(
+                "Stopping: taking back what waits on the servers, which may take a minute; "
+                "Ctrl-C again ends at once, without that\n"
+            )
+        stopping = True
         task.cancel()
 
     with contextlib.suppress(NotImplementedError):  # Windows: asyncio cancels on Ctrl-C by itself

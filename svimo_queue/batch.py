@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from .display import Display
 from .jobs import Job, JobFailed
@@ -116,6 +117,20 @@ class Batch:
         """Wait until every job is."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self.unsettled)
+
+    async def before_all_settled(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Await work that is of use only while jobs are left; whether it ended first, else it is cancelled."""
+        working, settled = asyncio.ensure_future(work), asyncio.ensure_future(self.all_settled())
+        try:
+            await asyncio.wait([working, settled], return_when=asyncio.FIRST_COMPLETED)
+            ended = working.done()
+            if ended:
+                await working  # its error, if it has one
+            return ended
+        finally:
+            working.cancel()
+            settled.cancel()
+            await asyncio.gather(working, settled, return_exceptions=True)
 
     def shower(self, name: str, job: Job) -> Callable[[str, float, float], None]:
         """What shows how far someone is with a job: called with a node's id, steps done, and steps to do."""

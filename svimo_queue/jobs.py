@@ -272,6 +272,8 @@ class _Problems:
 
 def _read_rows(path: Path, problems: _Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     """Row number and column -> what is written there, of each row that is not empty."""
+    if path.is_dir():
+        raise JobFileError(f"expected a job file, got the folder {path}; name the .csv or .jsonl in it")
     if not path.is_file():
         raise FileNotFoundError(f"there is no job file {path.name} in {path.parent.resolve()}")
     kind = path.suffix.lower()
@@ -420,8 +422,11 @@ class _RowReader:
         if not path.suffix and not path.is_file():
             path = OUR_WORKFLOWS / f"{name}.json"
             if not path.is_file():
-                ours = ", ".join(sorted(file.stem for file in OUR_WORKFLOWS.glob("*.json")))
-                raise FileNotFoundError(f"expected an API-format file (.json) or one of {ours}, got {name}")
+                close = close_names(name, (file.stem for file in OUR_WORKFLOWS.glob("*.json")))
+                near = f"did you mean {' or '.join(close)}?" if close else "ours are in workflows/api"
+                raise FileNotFoundError(
+                    f"expected an API-format file (.json) or the name of one of ours, got {name[:60]}; {near}"
+                )
         if path not in self._workflows:
             graph = read_workflow(path)
             content = {

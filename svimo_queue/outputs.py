@@ -211,7 +211,8 @@ class Outputs:
         except OSError as error:
             if error.errno in OF_ALL or not self.folder.is_dir():
                 raise
-            name = Path(str(error.filename or "")).name
+            # Of a file that cannot be moved into place the first is its temporary name.
+            name = Path(str(error.filename2 or error.filename or "")).name
             raise JobFailed(f"its results cannot be written: {error.strerror or error} ({name})") from error
 
     def _row(self, identity: str) -> dict[str, str | float | int]:

@@ -116,6 +116,7 @@ class Run(Batch):
         batch = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{platform.node()} {outputs.folder.as_uri()}"))
         self.servers = [Server(url, batch, self.say) for url in dict.fromkeys(urls)]
         self._lost: dict[str, str] = {}
+        self._with: dict[str, Job] = {}  # by server, whose prompt it has as far as we know
 
     async def go(self) -> bool:
         """Run what is not done yet; whether every job is done at the end.
@@ -130,7 +131,15 @@ class Run(Batch):
                     await stack.enter_async_context(server)
                 await self._check_before()
             stack.enter_context(self.shown([server.url for server in self.servers]))
-            await together(self._serve(server) for server in self.servers)
+            try:
+                await together(self._serve(server) for server in self.servers)
+            except (asyncio.CancelledError, OSError):
+                for url, job in self._with.items():
+                    self.say(
+                        f"{url} may still run {job.title}, which could not be taken back: stop it there; "
+                        "the same command finds it otherwise"
+                    )
+                raise
         return not (self.failed or self.unsettled)
 
     async def _check_before(self) -> None:
@@ -148,7 +157,8 @@ class Run(Batch):
         while self.unsettled:
             try:
                 if not server.definitions:
-                    await server.prepare()
+                    if not await self.before_all_settled(server.prepare()):
+                        return
                     todo = [job for job in self.jobs if not self.outputs.is_done(job)]
                     if problems := _problems([server], todo):
                         said = say_problems(problems)
@@ -158,6 +168,7 @@ class Run(Batch):
                         self.say(f"{server.url} answers again")
                         said, away = "", False
                 await self._take_up(server)
+                self._with.pop(server.url, None)  # it has nothing of ours now
                 while job := await self._next(server):
                     await self._run(server, job)
                     pause, said = FIRST_PAUSE, ""
@@ -166,7 +177,7 @@ class Run(Batch):
                 away = not isinstance(error, ServerStuck)
                 if str(error) != said:
                     said = str(error)
-                    self.say(f"{said}; asked again until it can go on")
+                    self.say(f"{said}; asked again until it can go on" if self.unsettled else said)
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self.all_settled(), pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
@@ -210,7 +221,9 @@ class Run(Batch):
                     await server.free()
                 prompt_id = await self._queue(server, job)
             show = self.shower(server.url, job)
+            self._with[server.url] = job
             ended = await server.follow(prompt_id, stall=self.stall, on_progress=show)
+            self._with.pop(server.url)
             if not ended.files:
                 raise JobFailed(
                     "it ended without a file: the workflow needs a node that saves what it makes", again=False
@@ -232,7 +245,9 @@ class Run(Batch):
             await self.job_failed(job, server.url, error)
             if isinstance(error, JobStalled):
                 await self._stop(server, prompt_id)
+            self._with.pop(server.url, None)
         except ServerFull:
+            self._with.pop(server.url, None)
             self.begun[job.identity] -= 1
             give_back = True
             raise
@@ -245,8 +260,7 @@ class Run(Batch):
             raise
         except asyncio.CancelledError:
             if prompt_id is not None:
-                with contextlib.suppress(ServerLost):
-                    await server.cancel(prompt_id)
+                await self._take_back(server, prompt_id)
             raise
         finally:
             if give_back:
@@ -260,13 +274,19 @@ class Run(Batch):
             prompt.graph[place.node]["inputs"][place.input] = await server.upload(file)
         self.begun[job.identity] += 1
         prompt_id = new_prompt_id()
+        self._with[server.url] = job
         try:
             await server.queue(prompt.graph, job, prompt_id)
         except asyncio.CancelledError:  # it may have arrived
-            with contextlib.suppress(ServerLost):
-                await server.cancel(prompt_id)
+            await self._take_back(server, prompt_id)
             raise
         return prompt_id
+
+    async def _take_back(self, server: Server, prompt_id: str) -> None:
+        """Stop a prompt as far as its server lets us, because the run is stopped."""
+        with contextlib.suppress(ServerLost):
+            if await server.cancel(prompt_id):
+                self._with.pop(server.url, None)
 
     async def _stop(self, server: Server, prompt_id: str) -> None:
         """Stop a prompt that nobody waits for.

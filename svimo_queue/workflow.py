@@ -251,7 +251,7 @@ class _Workflow:
                 raise ValueError(f"{where} takes no file of yours, got {value.text}")
             value = value.text
         if kind == "COMBO":
-            return _choose(definition, options, value, where)
+            return _choose(definition, options, value, where, place.input)
         if kind in ("INT", "FLOAT"):
             return _number(kind, options, value, where)
         if kind == "BOOLEAN":
@@ -320,7 +320,7 @@ def _is_model(choice: Any) -> bool:
     return isinstance(choice, str) and choice.lower().endswith(MODEL_FILES)
 
 
-def _choose(definition: list, options: dict, value: Any, where: str) -> Any:
+def _choose(definition: list, options: dict, value: Any, where: str, name: str) -> Any:
     choices = _choices(definition)
     for choice in choices:
         if value == choice or str(value) == str(choice):
@@ -330,11 +330,16 @@ def _choose(definition: list, options: dict, value: Any, where: str) -> Any:
     elsewhere = uploaded and ("/" in str(value) or str(value).endswith("]"))
     if "remote" in options or options.get("multiselect") or elsewhere:
         return value
+    if uploaded:
+        column = next((column for column, flag in UPLOADS.items() if options.get(flag)), name)
+        raise ValueError(
+            f"{where} expects a file beside the job file or on the server, got {value}: "
+            f"give a column {column}, or put the file into the server's input folder"
+        )
     close = close_names(str(value), map(str, choices))
     shown = ", ".join(close or [str(choice) for choice in choices[:12]]) or "none, for the server has none"
     more = "" if close or len(choices) <= 12 else f" and {len(choices) - 12} more"
-    here = "a file beside the job file or on the server" if uploaded else f"one of {shown}{more}"
-    raise ValueError(f"{where} expects {here}, got {value}")
+    raise ValueError(f"{where} expects one of {shown}{more}, got {value}")
 
 
 def _number(kind: str, options: dict, value: Any, where: str) -> int | float:

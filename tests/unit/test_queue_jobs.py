@@ -136,7 +136,8 @@ def test_all_mistakes_are_said_at_once(folder):
         )
     expected = [
         "jobs.csv, row 2, column workflow: expected an API-format file or the name of one of ours, got nothing",
-        f"jobs.csv, row 3, column workflow: expected an API-format file (.json) or one of {OURS}",
+        "jobs.csv, row 3, column workflow: expected an API-format file (.json) or the name of one of ours, "
+        "got no_such_one; ours are in workflows/api",
         "jobs.csv, row 4, column image: there is no file images/c.png",
         "jobs.csv, row 4, column seed: expected a range from low to high",
         "jobs.csv, row 5: expected 4 cells as in the header, got 5; a cell with a comma needs quotes",
@@ -152,6 +153,13 @@ def test_all_mistakes_are_said_at_once(folder):
 def test_a_column_that_is_almost_the_workflow(folder):
     with pytest.raises(JobFileError, match=r"row 2, column workflow: .* is it the column Worflow\?"):
         csv(folder, f"Worflow,seed\n{OURS},1\n")
+
+
+def test_a_workflow_that_is_almost_ours_and_a_folder_as_job_file(folder):
+    with pytest.raises(JobFileError, match=r"got image_to_motion_and_video; did you mean .*motion_to_video"):
+        csv(folder, "workflow\nimage_to_motion_and_video\n")
+    with pytest.raises(JobFileError, match=r"expected a job file, got the folder .*images; name the \.csv"):
+        read_jobs(folder / "images")
 
 
 def test_a_name_twice_in_one_object(folder):

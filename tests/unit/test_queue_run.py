@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-from svimo_queue.__main__ import main
+from svimo_queue.__main__ import _stoppable, main
 from svimo_queue.jobs import Job
 from svimo_queue.outputs import Outputs
 from svimo_queue.run import Run, check
@@ -172,6 +175,75 @@ def test_a_silent_server_holds_no_other_up_and_is_heard_again(tmp_path, capsys, 
     asyncio.run(batch())
     assert not first.prompts
     assert said("took over 2 s to answer") == said("answers again") == 1
+
+
+@pytest.mark.parametrize(("silent", "patience"), [("/", 60.0), ("/queue", 0.6)])
+def test_a_silent_server_holds_no_end_up(tmp_path, capsys, monkeypatch, silent, patience):
+    """Silent from the beginning it is left; one that falls silent later is named, but not asked again."""
+    monkeypatch.setattr("svimo_queue.server.PATIENCE", patience)
+    one, comfy = sound_job(), AtWork()
+
+    async def answer(request: web.Request) -> web.Response:
+        return await (say_nothing if request.path.startswith(silent) else comfy.answer)(request)
+
+    async def batch() -> None:
+        with Outputs(tmp_path, [one]) as outputs:
+            async with site(answer) as port:
+                run = Run([one], outputs, [f"http://127.0.0.1:{port}"], title="", tries=2, stall=60)
+                (server,) = run.servers
+                with run.shown([server.url]):
+                    async with server:
+                        serving = asyncio.ensure_future(run._serve(server))
+                        await asyncio.sleep(0.2)
+                        await run.settle("the other is done")
+                        await asyncio.wait_for(serving, 5)
+
+    asyncio.run(batch())
+    said = capsys.readouterr().err
+    assert ("took over" in said) == (silent == "/queue")
+    assert "asked again" not in said
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_what_cannot_be_taken_back_is_said(tmp_path, capsys, monkeypatch, hangs):
+    monkeypatch.setattr("svimo_queue.server.PATIENCE", 1.0)
+    one, comfy = sound_job(), AtWork()
+
+    async def answer(request: web.Request) -> web.Response:
+        return await (say_nothing if hangs and comfy.prompts else comfy.answer)(request)
+
+    async def batch() -> str:
+        with Outputs(tmp_path, [one]) as outputs:
+            async with site(answer) as port:
+                url = f"http://127.0.0.1:{port}"
+                going = asyncio.ensure_future(Run([one], outputs, [url], title="", tries=2, stall=60).go())
+                while not comfy.prompts:
+                    await asyncio.sleep(0.05)
+                await asyncio.sleep(0.2)
+                going.cancel()
+                await asyncio.gather(going, return_exceptions=True)
+                return f"{url} may still run {one.title}, which could not be taken back"
+
+    expected = asyncio.run(batch())
+    assert capsys.readouterr().err.count(expected) == hangs
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asyncio handles no signals there")
+def test_a_second_signal_says_that_it_ends_at_once(capsys):
+    async def work() -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(5)
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(5)
+        return 0
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(_stoppable(work()))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("Stopping: ")
+    assert "Ctrl-C again ends at once" in first
+    assert second == "Ending at once, without cleaning up"
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,11 @@ def test_an_ambiguous_name_names_the_choices():
         ("8.model", "x", "takes a connection (MODEL), not a value"),
         ("ckpt_name", "no.safetensors", "expects one of svimo-tiny.safetensors, got no.safetensors"),
         ("1.ckpt_name", PICTURE, "takes no file of yours, got a.png"),
-        ("2.image", "gone.png", "expects a file beside the job file or on the server, got gone.png"),
+        (
+            "2.image",
+            "gone.png",
+            "expects a file beside the job file or on the server, got gone.png: give a column image, or put",
+        ),
     ],
 )
 def test_a_wrong_value_is_one_sentence(column, value, problem):
