@@ -221,7 +221,8 @@ def test_what_a_killed_save_leaves_goes_on_with_any_number_of_processes(on_one):
     killed = replace(one, output=one.output.with_name("killed"), sharded=True)
     done = launch(2, replace(killed, gradient_accumulation=2, save_every=1), before=KILLED_AT_THE_SECOND_SAVE)
     assert done.returncode != 0
-    assert "Signal 9 (SIGKILL)" in done.stderr
+    # torchrun names the process that it sees end first: the killed one, or the one that lost it
+    assert "Signal 9 (SIGKILL)" in done.stderr or "Connection closed by peer" in done.stderr
     left = {path.name for path in killed.output.glob("state-*")}
     assert left == {"state-000000001", "state-000000002.partial"}
     assert len(list((killed.output / "state-000000001").glob("shard-00002-model-*.safetensors"))) > 2
