@@ -75,6 +75,8 @@ class InteractionConfig:
     denoiser_channels: tuple[int, ...]
     """Width of each level of the temporal UNet, finest first."""
     num_heads: int
+    patch: int = 1
+    """Cells of the latent, across and down, that VID takes for one."""
     num_joints: int = 42
     object_names: tuple[str, ...] = ("tool", "target")
     points_per_object: int = 128
@@ -87,6 +89,8 @@ class InteractionConfig:
     """Rows and columns, pooled, that the reader sees of each latent frame."""
     read_channels: tuple[int, int, int] = (32, 16, 128)
     """Widths of the reader: of its convolutions, of what it keeps of each place, and of its perceptron."""
+    read_blocks: int = 3
+    """Residual blocks of the reader."""
     align_channels: tuple[int, int] | None = None
     """Widths of what holds a reading against the reference image: of its convolutions over the image, and of its
     perceptron. None: there is no such part, and the loop draws what was read."""
@@ -102,6 +106,8 @@ class InteractionConfig:
 
         if not 0 < self.snr_shift < math.inf:
             raise ValueError(f"snr_shift must be above 0 and finite, got {self.snr_shift}")
+        if min(self.patch, self.read_blocks) < 1:
+            raise ValueError(f"patch and read_blocks must be from 1, got {self.patch} and {self.read_blocks}")
         if min(self.read_grid) < 1:
             raise ValueError(f"read_grid must have at least one row and column, got {self.read_grid}")
         if (
@@ -259,6 +265,11 @@ class SViMoConfig:
                 f"drawing.pixel must divide the VAE's {self.vae.spatial_compression} pixels of a latent cell, got "
                 f"{self.drawing.pixel}"
             )
+        if self.backbone.patch_size % self.interaction.patch:
+            raise ValueError(
+                "interaction.patch must divide backbone.patch_size, of which clips are multiples, got "
+                f"{self.interaction.patch} and {self.backbone.patch_size}"
+            )
         self.check_clip(self.frames, self.height, self.width)
 
     def _check_size(self, name: str, value: Any) -> None:
@@ -353,13 +364,20 @@ TINY = SViMoConfig(
         num_layers=6, num_heads=6, head_dim=32, time_embed_dim=32, text_dim=128, text_length=16
     ),
     interaction=InteractionConfig(
-        pyramid_channels=(16, 24, 24), denoiser_channels=(64, 56, 40), num_heads=4, align_channels=(40, 160)
+        patch=2,
+        pyramid_channels=(16,),
+        denoiser_channels=(48,),
+        num_heads=4,
+        read_grid=(4, 6),
+        read_channels=(32, 16, 96),
+        read_blocks=1,
+        align_channels=(40, 160),
     ),
     vae=VAEConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, norm_groups=8),
     text=TextConfig(
         vocab_size=640, dim=128, ff_dim=256, num_layers=2, num_heads=4, head_dim=32, text_length=16
     ),
-    drawing=DrawingConfig(channels=64, blocks=3),
+    drawing=DrawingConfig(channels=48, blocks=2),
 )
 """Runs on two CPU cores in seconds; the size of the checkpoint that ships with the pack."""
 

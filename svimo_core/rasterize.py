@@ -17,7 +17,7 @@ from .motion import HAND_BONES, HAND_NAMES, JOINTS_PER_HAND, NUM_JOINTS
 from .once import OnceForEach
 from .render import MOTION_STYLE, NEAR, REFERENCE_WIDTH, supersampling
 
-LEAST_WIDTH, LEAST_SPOTS, MOST_SPOTS = 144, 2, 4
+LEAST_WIDTH, LEAST_SPOTS, MOST_SPOTS = 96, 2, 4
 """A drawing has so many spots across at least, and 2 to 4 for a pixel: thin lines are drawn finer than they are looked
 at."""
 SPOTS_AT_ONCE = 2**22
@@ -68,6 +68,10 @@ class Tables(NamedTuple):
     """2 D, joints at both ends."""
     colors: Tensor
     """Of joints, points and bones, three channels in a number."""
+    channels: Tensor
+    """Their bits in it, 3 1 1."""
+    units: Tensor
+    """By which a channel's bits become its value, 3 1 1."""
 
 
 class Strokes(NamedTuple):
@@ -140,13 +144,13 @@ class Rasterizer:
         # 3. its colour, in the mean over a pixel's spots; NaN in a frame with a number that is not finite
         colors = canvas.bitwise_and_(COLOR_MASK).view(-1, grid.height + 2, grid.stride)[:, 1:-1, 1:-1]
         sums = colors.unflatten(1, (-1, fine)).sum(dim=2).unflatten(2, (-1, fine)).sum(dim=3)
-        channels = torch.stack([sums >> (CHANNEL_BITS * i) for i in range(3)], dim=1)
         share = 0 * frames.sum(dim=(1, 2)) + 1 / (255 * fine**2)
-        return channels.bitwise_and_(2**CHANNEL_BITS - 1) * share[:, None, None, None]
+        return (sums[:, None] & tables.channels) * (share[:, None, None, None] * tables.units)
 
     def _tables(self, clouds: tuple[int, ...], device: torch.device) -> Tables:
         grid, (fx, fy, cx, cy) = self.grid, self.camera
         size = torch.tensor([grid.width, grid.height], dtype=torch.int32)
+        shifts = [CHANNEL_BITS * i for i in range(3)]
         colors = [MOTION_STYLE.joint_color] * NUM_JOINTS
         for i, points in enumerate(clouds):
             colors += [MOTION_STYLE.object_colors[i % len(MOTION_STYLE.object_colors)]] * points
@@ -162,8 +166,10 @@ class Rasterizer:
                 [torch.tensor(HAND_BONES).T + i * JOINTS_PER_HAND for i in range(len(HAND_NAMES))], 1
             ),
             colors=torch.tensor(
-                [sum(c << (CHANNEL_BITS * i) for i, c in enumerate(color)) for color in colors]
+                [sum(c << bits for c, bits in zip(color, shifts, strict=True)) for color in colors]
             ),
+            channels=torch.tensor([(2**CHANNEL_BITS - 1) << bits for bits in shifts]).view(3, 1, 1),
+            units=torch.tensor([2.0**-bits for bits in shifts]).view(3, 1, 1),
         )
         return Tables(*(x.to(device) for x in tables))
 

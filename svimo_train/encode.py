@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from svimo_core.checkpoint import load_part, read_header
@@ -299,13 +299,16 @@ def encode_prompts(
 def sampled_clips(
     clips: EncodedClips, config: TrainConfig, model: SimpleNamespace, accelerator: Accelerator
 ) -> EncodedClips:
-    """Latents that the MM-DiT samples from each clip's first frame and prompt with the loop open, in `sampled_steps`
-    steps; kept beside the encoded clips, apart by the weights of all that makes them, and like them but for latents
-    alone."""
+    """Latents that the MM-DiT takes for clean at each of `sampled_steps` steps from a clip's first frame and prompt,
+    with the loop open.
+
+    They are kept beside the encoded clips, apart by the weights of all that makes them, and like them but for latents
+    alone, with the step as one more dimension in front.
+    """
     networks = {part: model.parts[part] for part in ("backbone", "text_encoder") if part in model.parts}
     for network in networks.values():
         network.to(accelerator.device)
-    made_by = f"sampled-{config.interaction.sampled_steps}-{fingerprint(nn.ModuleDict(networks))}"
+    made_by = f"sampled-at-each-of-{config.interaction.sampled_steps}-{fingerprint(nn.ModuleDict(networks))}"
     vae = VideoVAE(model.parts["vae"], model.config.vae)
     sampler = SViMo(config=model.config, backbone=model.parts["backbone"], vae=vae)
     encode_text = prompt_encoder(model, clips)
@@ -320,7 +323,8 @@ def sampled_clips(
             vae.encode, clip.image.float() / 255, size.width, size.height, generator=generator
         )
         text = encode_text([clip.motion.prompt]).to(image)
-        latents, _, _ = sampler.denoise(
+        clean: list[Tensor] = []
+        sampler.denoise(
             image,
             text,
             text,
@@ -329,8 +333,9 @@ def sampled_clips(
             config.interaction.sampled_steps,
             guidance_scale=1.0,
             guidance_schedule="constant",
+            on_step=lambda _, streams: clean.append(torch.cat(streams)),
         )
-        unscaled = torch.cat(latents).float().cpu() / vae.config.scaling_factor
+        unscaled = torch.stack(clean).float().cpu() / vae.config.scaling_factor
         return Record({"latents": unscaled.half()}, {})
 
     for folder in clips.folders:

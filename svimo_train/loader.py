@@ -192,7 +192,7 @@ class EncodedBatches:
     first_frames: bool = False
     """Take clips that have only their first frame as well."""
     sampled: EncodedClips | None = None
-    """Latents that the MM-DiT has sampled for the same clips."""
+    """Latents that the MM-DiT has sampled for the same clips, at each step."""
     sampled_share: float = 0.0
     """Fraction of samples that have those."""
 
@@ -224,7 +224,8 @@ class EncodedBatches:
             chosen = torch.rand(len(indices), generator=generator) < self.sampled_share
             for row in chosen.nonzero().flatten().tolist():
                 folder, name = self.sampled.places[indices[row]]
-                latents[row] = folder.record(name, size).tensors["latents"]
+                steps = folder.record(name, size).tensors["latents"]
+                latents[row] = steps[torch.randint(len(steps), (), generator=generator)]
         # float32 first: the trainer's autocast for CPUs refuses to stack float16
         scaled = torch.stack([x.float() for x in latents]) * self.model.vae.scaling_factor
         points = self.model.interaction.points_per_object

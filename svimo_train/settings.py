@@ -128,9 +128,15 @@ class InteractionObjective(Checked):
     """Fraction of warm-up samples whose latents are clean, as they are after sampling; 0 is the paper's setting."""
     sampled_share: Share = 0.0
     """Fraction of the `interaction` stage's samples whose latents the MM-DiT of `init` has sampled from the clip's
-    first frame and prompt: what VID reads in the end, and must not trust in every detail. 0 is the paper's setting."""
+    first frame and prompt: what VID reads in the end, and must not trust in every detail. With all of them clips may
+    have only their first frame. 0 is the paper's setting."""
     sampled_steps: Number = 6
-    """Of the sampler, behind `sampled_share`. One step gives the blurred first guess that the loop starts from."""
+    """Of the sampler, behind `sampled_share`: each gives latents, the first one the blurred guess that the loop starts
+    from, and a sample has those of one."""
+    teacher: Path | None = None
+    """Checkpoint whose VID teaches the `interaction` stage's own, on the same latents and beside the truth (Hinton et
+    al. 2015, distillation). That one then starts from the seed, as large as in the preset, with its teacher's
+    alignment. None is the paper's setting."""
     readings: Count = 0
     """Of each clip, that the `alignment` stage makes beforehand and keeps beside the encoded clips, each with noise and
     a task of its own: the MM-DiT and VID are most of a step and learn nothing in it. 0 makes one anew at each use."""
@@ -322,6 +328,10 @@ class TrainConfig(Checked):
                 'joint.sampled_share needs joint.guidance_from "first", whose first pass the sampler goes on from, '
                 f"got {self.joint.guidance_from!r}"
             )
+        if self.learns_from_teacher and self.init_interaction is not None:
+            raise ValueError(
+                "a VID that learns from interaction.teacher starts from the seed: leave init_interaction away"
+            )
         if sum(self.joint.shares) > 1:
             raise ValueError(
                 "joint.independent_share and the four joint.known_..._share are parts of all samples: "
@@ -365,8 +375,15 @@ class TrainConfig(Checked):
         return any(source.synthetic is not None for source in self.sources)
 
     @property
+    def learns_from_teacher(self) -> bool:
+        """Whether VID has another one to learn from."""
+        return self.stage == "interaction" and self.interaction.teacher is not None
+
+    @property
     def takes_first_frames(self) -> bool:
         """Whether clips may have only their first frame, as nothing needs true latents."""
+        if self.stage == "interaction":
+            return self.interaction.sampled_share == 1
         first = self.joint.guidance_from == "first" and not self.joint.warm_up
         return self.stage == "alignment" or (self.stage == "joint" and first)
 

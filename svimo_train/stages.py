@@ -108,12 +108,23 @@ class InteractionStage(nn.Module):
         self.reading_loss = ReadingLoss(config.interaction, model.normalizer)
         self.high_noise = config.high_noise
         self.schedules = noise_schedules(model.config)
+        self.frozen = SimpleNamespace(teacher=model.teacher)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         loss, hands, points = warm_up_loss(
-            self.interaction, batch, self.schedules, self.reading_loss, self.high_noise, generator
+            self.interaction,
+            batch,
+            self.schedules,
+            self.reading_loss,
+            self.high_noise,
+            generator,
+            self.frozen.teacher,
         )
         return loss, {"hands": hands, "points": points}
+
+
+TEACHER_SHARE = 0.6
+"""Of VID's loss, where it has a teacher; the rest is the truth's, which a teacher never saw without error."""
 
 
 class FirstPass(NamedTuple):
@@ -466,8 +477,10 @@ def warm_up_loss(
     reading_loss: ReadingLoss,
     high_noise: float,
     generator: torch.Generator,
+    teacher: InteractionModel | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """VID's loss on the latents of a batch, noisy or clean, and its two terms (paper section 4.1)."""
+    """VID's loss on the latents of a batch, noisy or clean, and its two terms (paper section 4.1). With a teacher it is
+    mostly that of what the teacher makes of the same."""
     objective, count = reading_loss.objective, len(batch["video"])
     clean, blind = (
         torch.rand(count, generator=generator) < share
@@ -480,8 +493,15 @@ def warm_up_loss(
         for name in ("video", "motion")
     )
     motion = motion * ~blind.to(motion.device)[:, None, None, None, None]
-    predicted = interaction(noisy["hands"], noisy["points"], video, motion, time.to(video.device))
-    return reading_loss(predicted, batch)
+    inputs = noisy["hands"], noisy["points"], video, motion, time.to(video.device)
+    predicted = interaction(*inputs)
+    loss, of_hands, of_points = reading_loss(predicted, batch)
+    if teacher is not None:
+        with torch.no_grad():
+            hands, points = (x.float() for x in teacher(*inputs))
+        apart, _, _ = reading_loss(predicted, {"hands": hands, "points": points})
+        loss = loss.lerp(apart, TEACHER_SHARE)
+    return loss, of_hands, of_points
 
 
 def noise_schedules(config: SViMoConfig) -> dict[str, NoiseSchedule]:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from svimo_core.checkpoint import (
     PARTS,
+    CheckpointHeader,
     empty_part,
     init_part,
     load_part,
@@ -39,6 +40,7 @@ from svimo_core.checkpoint import (
 from svimo_core.config import PRESETS, SViMoConfig
 from svimo_core.files import reading
 from svimo_core.model.alignment import ImageAlignment, keep_finding, start_without_corrections
+from svimo_core.model.interaction import InteractionModel
 from svimo_core.model.mmdit import split_streams, start_from_nothing
 from svimo_core.normalization import MotionNormalizer
 
@@ -149,6 +151,8 @@ def train(config: TrainConfig) -> Path:
         parameters = trained_parameters(model, config)  # each is a part of what it was
     for part in used:
         model.parts[part].to(accelerator.device)
+    if model.teacher is not None:
+        model.teacher.to(accelerator.device)
     optimizer = make_optimizer(config, parameters.values())
     forward = stage if config.sharded else accelerator.prepare(stage)
     ema = EMA(parameters, config.ema_decay)
@@ -268,6 +272,8 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
     found = set(header.parts if header is not None else ())
     if config.backbone == "new":
         found.discard("backbone")
+    if config.learns_from_teacher:
+        found.discard("interaction")
     if config.stage == "interaction" and config.interaction.sampled_share and "backbone" not in found:
         raise ValueError(
             "interaction.sampled_share needs a trained MM-DiT to sample with: set init to a checkpoint that has one"
@@ -294,6 +300,14 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
             parts["backbone"].load_state_dict(weights)
     if config.stage in ("backbone", "joint") and not _uses_position_table(size, config):
         size = _without_position_table(size, parts.get("backbone"))
+    teacher = None
+    if config.learns_from_teacher:
+        teacher = _teacher(config.interaction.teacher, header)
+        parts["interaction"] = _pupil(teacher, size, config)
+        size = replace(size, interaction=parts["interaction"].config)
+        provenance["interaction"] = (
+            f"weights from seed {config.seed}, taught by {config.interaction.teacher.name}"
+        )
     if config.stage == "alignment":
         if not {"backbone", "interaction"} <= set(parts):
             raise ValueError(
@@ -320,6 +334,7 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
         preview=header.preview if header is not None else None,
         provenance=provenance,
         unread=unread,
+        teacher=teacher,
     )
 
 
@@ -377,6 +392,7 @@ def load_vae(config: TrainConfig) -> SimpleNamespace:
         normalizer=header.normalizer,
         preview=header.preview,
         provenance=provenance,
+        teacher=None,
     )
 
 
@@ -396,6 +412,43 @@ def _with_alignment(size: SViMoConfig, interaction: nn.Module, config: TrainConf
     if before is not None:
         keep_finding(before, interaction.alignment)
     return replace(size, interaction=added)
+
+
+def _teacher(path: Path, init: CheckpointHeader | None) -> InteractionModel:
+    """The VID of a checkpoint.
+
+    Raises:
+        ValueError: there is none, or its hands and objects are in other units than those of `init`.
+    """
+    header = read_header(path)
+    if "interaction" not in header.parts:
+        raise ValueError(
+            f"{path} has no VID to learn from: set interaction.teacher to a checkpoint that has one"
+        )
+    units = [
+        None if each is None or each.normalizer is None else each.normalizer.to_dict()
+        for each in (header, init)
+    ]
+    if units[0] != units[1]:
+        raise ValueError(
+            f"{path} has other statistics of hands and objects than init, so that its readings mean something else: "
+            "set interaction.teacher to a checkpoint that comes from the same training, such as init itself"
+        )
+    return load_part(header, "interaction", torch.float32)
+
+
+def _pupil(teacher: InteractionModel, size: SViMoConfig, config: TrainConfig) -> InteractionModel:
+    """A VID as large as in the preset of the model's name (or the one asked for), from the seed, that reads what its
+    teacher does and has its alignment."""
+    known = teacher.config
+    kept = "latent_channels", "num_joints", "object_names", "points_per_object", "snr_shift"
+    kept += "align_channels", "align_points"
+    preset = PRESETS.get(size.name, PRESETS[config.preset]).interaction
+    preset = replace(preset, **{name: getattr(known, name) for name in kept})
+    pupil = init_part(replace(size, interaction=preset), "interaction", config.seed).requires_grad_(False)
+    if teacher.alignment is not None:
+        pupil.alignment.load_state_dict(teacher.alignment.state_dict())
+    return pupil
 
 
 class _Run:

@@ -6,7 +6,7 @@ latents may be noisy (interaction guidance in training) or clean (gradient const
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,11 @@ POSITION_PERIOD = 200.0
 """Longest wavelength of the fixed position sinusoids, in frames (time) and in percent of the image (space)."""
 TEMPORAL_COMPRESSION = 4
 """Frames per latent frame, after the first."""
-READER_BLOCKS = 3
-"""Residual blocks of :class:`LatentReader`."""
+
+
+def neighbours_or_patches(patch: int, kernel: tuple[int, ...]) -> dict[str, Any]:
+    """What a first convolution sees at once: each cell with its neighbours, or all cells of a patch."""
+    return {"kernel_size": 3, "padding": 1} if patch == 1 else {"kernel_size": kernel, "stride": kernel}
 
 
 class ResBlock3D(nn.Module):
@@ -83,8 +86,9 @@ class LatentPyramid(nn.Module):
         super().__init__()
         channels = config.pyramid_channels
         inputs = config.latent_channels + COORDINATE_CHANNELS
-        self.video_stem = operations.Conv3d(inputs, channels[0], 3, padding=1)
-        self.motion_stem = operations.Conv3d(inputs, channels[0], 3, padding=1)
+        seen = neighbours_or_patches(config.patch, (1, config.patch, config.patch))
+        self.video_stem = operations.Conv3d(inputs, channels[0], **seen)
+        self.motion_stem = operations.Conv3d(inputs, channels[0], **seen)
         widths = (channels[0], *channels)
         self.levels = nn.ModuleList(
             PyramidLevel(widths[i], widths[i + 1], config.norm_groups, operations)
@@ -127,9 +131,10 @@ class LatentReader(nn.Module):
         width, places, hidden = config.read_channels
         self.grid = config.read_grid
         inputs = 4 * config.latent_channels + COORDINATE_CHANNELS
-        self.stem = operations.Conv2d(inputs, width, 3, padding=1)
+        seen = neighbours_or_patches(config.patch, (config.patch, config.patch))
+        self.stem = operations.Conv2d(inputs, width, **seen)
         self.blocks = nn.ModuleList(
-            ResBlock2D(width, config.norm_groups, operations) for _ in range(READER_BLOCKS)
+            ResBlock2D(width, config.norm_groups, operations) for _ in range(config.read_blocks)
         )
         self.norm = operations.GroupNorm(config.norm_groups, width)
         self.places = operations.Conv2d(width, places, 1)
@@ -161,7 +166,7 @@ class Heard(NamedTuple):
     motion: Tensor
     """B C N."""
     encoder: list[Modulation]
-    middle: Modulation
+    middle: Modulation | None
     decoder: list[Modulation]
 
 
@@ -257,7 +262,8 @@ class InteractionModel(nn.Module):
         self.down = nn.ModuleList(
             operations.Conv1d(widths[i], widths[i], 3, stride=2, padding=1) for i in levels[:-1]
         )
-        self.middle = block(widths[-1], levels[-1])
+        self.middle = block(widths[-1], levels[-1]) if len(levels) > 1 else None
+        """None: of a single level its one block is all there is."""
         self.up = nn.ModuleList(
             operations.Conv1d(widths[i + 1], widths[i], 3, padding=1) for i in levels[:-1]
         )
@@ -311,7 +317,7 @@ class InteractionModel(nn.Module):
         return Heard(
             motion=x * self.trust(time)[..., None],  # the noisier the motion, the less it counts
             encoder=[block.modulation(time) for block in self.encoder],
-            middle=self.middle.modulation(time),
+            middle=None if self.middle is None else self.middle.modulation(time),
             decoder=[block.modulation(time) for block in self.decoder],
         )
 
@@ -332,7 +338,8 @@ class InteractionModel(nn.Module):
                 x = self.down[i - 1](x)
             x = block(x, heard.encoder[i], pyramid[i], positions[i])
             skips.append(x)
-        x = self.middle(x, heard.middle, pyramid[-1], positions[-1])
+        if self.middle is not None:
+            x = self.middle(x, heard.middle, pyramid[-1], positions[-1])
         for i in reversed(range(len(self.decoder))):
             x = self.up[i](F.interpolate(x, size=skips[i].shape[-1], mode="nearest"))
             x = self.decoder[i](torch.cat([x, skips[i]], dim=1), heard.decoder[i], pyramid[i], positions[i])

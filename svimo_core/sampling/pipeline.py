@@ -148,7 +148,7 @@ class SViMo:
         guidance_schedule: str = "dynamic",
         solver: str = "ddim",
         options: FeedbackOptions | None = None,
-        on_step: Callable[[int, Tensor], None] = lambda step, clean: None,
+        on_step: Callable[[int, JointLatents], None] = lambda step, clean: None,
         known: Known | None = None,
     ) -> tuple[JointLatents, Reading | None, SamplerReport]:
         """Latents of a clip and the reading of it, from conditions: the reference image's latent (1 C h w), features of
@@ -210,7 +210,7 @@ def generate(
     guidance_schedule: str = "dynamic",
     solver: str = "ddim",
     options: FeedbackOptions | None = None,
-    on_step: Callable[[int, Tensor], None] = lambda step, clean: None,
+    on_step: Callable[[int, JointLatents], None] = lambda step, clean: None,
     known: Known | None = None,
 ) -> Generation:
     """One reference image (H W 3 in [0, 1]) and a prompt to a video and 3D motion, at the model's native size; and what

@@ -126,7 +126,7 @@ def sample(
     solver: str = "ddim",
     guidance: Unguided | None = None,
     scales: list[float] | None = None,
-    on_step: Callable[[int, Tensor], None] = lambda step, clean: None,
+    on_step: Callable[[int, JointLatents], None] = lambda step, clean: None,
 ) -> tuple[JointLatents, SamplerReport]:
     """Run the synchronized reverse process.
 
@@ -137,7 +137,7 @@ def sample(
         guidance: what guides each step; after the run it has the 3D motion, if it read any. None, or no drawing:
             nothing guides.
         scales: classifier-free guidance scale of every step (:func:`guidance_scales`); None: 1 at all.
-        on_step: called after each step with its index and the predicted clean video latent.
+        on_step: called after each step with its index and the predicted clean latents.
 
     Raises:
         ValueError: unknown solver.
@@ -174,7 +174,7 @@ def sample(
             )
         )
         clean_before = clean
-        on_step(i, clean.video)
+        on_step(i, clean)
 
     passes, inside = guidance.report()
     seconds = {**clock.seconds(), **inside, "total": time.perf_counter() - began}

@@ -71,6 +71,8 @@ def test_rotary_needs_a_head_it_can_split():
         ({"snr_shift": 0.0}, "snr_shift must be above 0"),
         ({"snr_shift": float("nan")}, "snr_shift must be above 0"),
         ({"read_grid": (0, 6)}, "read_grid must have"),
+        ({"patch": 0}, "patch and read_blocks must be from 1"),
+        ({"read_blocks": 0}, "patch and read_blocks must be from 1"),
         ({"read_channels": (32, 16)}, "read_channels must be three"),
         ({"read_channels": (32, 0, 64)}, "read_channels must be three"),
         ({"read_channels": (33, 16, 64)}, "divisible by norm_groups"),
@@ -79,3 +81,8 @@ def test_rotary_needs_a_head_it_can_split():
 def test_an_interaction_model_that_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY.interaction, **change)
+
+
+def test_vids_patches_must_fit_clips():
+    with pytest.raises(ValueError, match=r"interaction\.patch must divide backbone\.patch_size.* 3 and 2"):
+        replace(TINY, interaction=replace(TINY.interaction, patch=3))

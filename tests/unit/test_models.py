@@ -196,12 +196,22 @@ def test_untrained_guidance_changes_nothing_after_init_from_video(config, latent
 # VID
 
 
+@pytest.fixture(params=["levels", "one level of patches"])
+def vid(request, model, config) -> InteractionModel:
+    """In both forms that presets have."""
+    if request.param == "levels":
+        return model.interaction
+    torch.manual_seed(0)
+    one = dict(patch=2, pyramid_channels=(8,), denoiser_channels=(16,), read_grid=(2, 3), read_blocks=1)
+    return InteractionModel(replace(config.interaction, **one)).eval()
+
+
 @torch.no_grad()
-def test_vid_reads_both_latents_its_motion_and_the_time(model, latents, config):
+def test_vid_reads_both_latents_its_motion_and_the_time(vid, latents, config):
     hands, points = noise(2, config.frames, 42, 3), noise(2, config.frames, config.interaction.num_points, 3)
 
     def run(hands=hands, points=points, video=latents["video"], drawing=latents["drawing"], time=(500, 20)):
-        return model.interaction(hands, points, video, drawing, torch.tensor(time))
+        return vid(hands, points, video, drawing, torch.tensor(time))
 
     out = run()
     assert out[0].shape == hands.shape
@@ -221,10 +231,26 @@ def test_vid_reads_both_latents_its_motion_and_the_time(model, latents, config):
 
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [1, 5, 17, 49])
-def test_vid_takes_any_length(model, config, frames):
+def test_vid_takes_any_length(vid, config, frames):
     z = noise(1, 16, (frames - 1) // 4 + 1, 4, 6)
     hands, points = noise(1, frames, 42, 3), noise(1, frames, config.interaction.num_points, 3)
-    assert model.interaction(hands, points, z, z, torch.tensor([3]))[0].shape == hands.shape
+    assert vid(hands, points, z, z, torch.tensor([3]))[0].shape == hands.shape
+
+
+def test_every_cell_of_a_patch_is_read(vid, config):
+    """And every weight counts."""
+    latents = [noise(1, 16, 3, 4, 6, seed=i).requires_grad_() for i in range(2)]
+    hands, points = noise(1, config.frames, 42, 3), noise(1, config.frames, config.interaction.num_points, 3)
+    weights = {n: p for n, p in vid.named_parameters() if not n.startswith("alignment.")}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    out = vid(hands, points, *latents, torch.tensor([700]))
+    out = sum((x * noise(*x.shape, seed=7)).sum() for x in out)
+    of_latents, of_weights = (
+        torch.autograd.grad(out, inputs, retain_graph=True) for inputs in (latents, list(weights.values()))
+    )
+    assert all((gradient.abs().sum(dim=1) > 0).all() for gradient in of_latents)
+    assert [n for n, g in zip(weights, of_weights, strict=True) if not g.any()] == []
 
 
 @pytest.mark.parametrize("stream", ["video", "drawing"])

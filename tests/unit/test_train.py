@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -29,10 +30,11 @@ from svimo_core.config import COGVIDEOX_5B_I2V, PRESETS, TINY
 from svimo_core.model.interaction import InteractionModel
 from svimo_core.model.mmdit import MMDiT, SeparateMMDiT, extend_with_motion, split_streams
 from svimo_core.model.text import TOKENIZER_FILE, build_text_encoder
+from svimo_core.normalization import MotionNormalizer
 from svimo_core.sampling.painter import MotionPainter, QuickPainter
 from svimo_core.sampling.reader import MotionReader
 from svimo_core.schedule import NoiseSchedule, StepLevels, ddim_step
-from svimo_train import ablation
+from svimo_train import ablation, stages
 from svimo_train.clips import Clip, ClipFolder, write_clip
 from svimo_train.clips import main as write_clips
 from svimo_train.data.synthetic import generate_clip, generate_motion
@@ -47,7 +49,14 @@ from svimo_train.objectives import (
 from svimo_train.recipe import load_stages
 from svimo_train.settings import Batch, InteractionObjective, JointObjective, Phase, Shape, TrainConfig
 from svimo_train.shards import Record, Shard, write_shard
-from svimo_train.stages import AlignmentStage, InteractionStage, JointStage, ReadingLoss, draw_timesteps
+from svimo_train.stages import (
+    TEACHER_SHARE,
+    AlignmentStage,
+    InteractionStage,
+    JointStage,
+    ReadingLoss,
+    draw_timesteps,
+)
 from svimo_train.text import with_unknown_words
 from svimo_train.trainer import (
     CHECKPOINT,
@@ -478,6 +487,92 @@ def test_vid_learns_from_latents_that_were_sampled(settings):
     assert math.isfinite(logged(config)[-1])
     with pytest.raises(ValueError, match="sampled_share needs a trained MM-DiT"):
         load_model(replace(config, init=None))
+
+
+def test_a_sample_has_latents_of_any_step_of_the_sampler(settings, model):
+    """As good as at the end of the sampler's run, and as blurred as at its first step. Nothing else is needed, so clips
+    may have only their first frame."""
+    folder = ClipFolder(settings.clips)
+    for index, name in enumerate(folder.names):
+        first = Clip(folder.video(index)[:1], folder.motion(index))
+        write_clip(folder.folder, name, first)
+    objective = InteractionObjective(sampled_share=1.0, sampled_steps=2, clean_share=1.0)
+    config = replace(settings, stage="interaction", interaction=objective)
+    read = batch_of(config, [1] * 8)
+    assert not read["whole"].any()
+    data = training_data(config, load_model(config), Accelerator()).load.sampled
+    steps = data.folders[0].record(data.folders[0].names[1], phase(1).shapes[0].size).tensors["latents"]
+    assert len(steps) == 2
+    steps = steps.float() * model.config.vae.scaling_factor
+    of = [[torch.equal(x, step[0]) for step in steps] for x in read["video"]]
+    assert {tuple(same) for same in of} == {(True, False), (False, True)}
+    of_motion = [[torch.equal(x, step[1]) for step in steps] for x in read["motion"]]
+    assert of_motion == of
+    with pytest.raises(ValueError, match="has only its first frame"):
+        batch_of(replace(config, interaction=replace(objective, sampled_share=0.5)), [0, 1])
+
+
+def test_vid_learns_from_a_teacher(settings, monkeypatch, checkpoint_file, model):
+    """Another size, from the seed; the teacher's alignment comes along, and what the two read gets nearer."""
+    objective = InteractionObjective(
+        teacher=checkpoint_file, sampled_share=1.0, sampled_steps=2, clean_share=1.0, reading_share=1.0
+    )
+    config = replace(settings, stage="interaction", interaction=objective, phases=(phase(60, 2),))
+    batch = batch_of(config, [0, 1])
+
+    def apart(pupil: InteractionModel) -> float:
+        readings = [
+            MotionReader(network, model.normalizer).read(batch["video"], batch["motion"]).hands
+            for network in (pupil, model.interaction)
+        ]
+        return (readings[0] - readings[1]).square().mean().item()
+
+    # 1. what it starts with
+    start = load_model(config)
+    pupil = start.parts["interaction"]
+    assert pupil.config.patch == TINY.interaction.patch != model.config.interaction.patch
+    assert pupil.config.points_per_object == model.config.interaction.points_per_object
+    assert start.config.interaction == pupil.config
+    before = model.interaction.alignment.state_dict()
+    assert all(torch.equal(x, before[key]) for key, x in pupil.alignment.state_dict().items())
+    assert start.provenance["interaction"] == f"weights from seed 0, taught by {checkpoint_file.name}"
+
+    # 2. what it learns from: the truth, and more from what the teacher makes of the same latents
+    told = [
+        InteractionStage(config, taught, None)(batch, step_generator(0, 0, 0))[0]
+        for taught in (start, SimpleNamespace(**vars(start) | {"teacher": pupil}))
+    ]
+    alone = SimpleNamespace(**vars(start) | {"teacher": None})
+    truth = InteractionStage(config, alone, None)(batch, step_generator(0, 0, 0))[0]
+    assert told[1].item() == pytest.approx(
+        (1 - TEACHER_SHARE) * truth.item(), rel=1e-4
+    )  # it reads what it reads
+    assert told[0] > told[1]
+
+    # 3. what becomes of it
+    monkeypatch.setattr(stages, "TEACHER_SHARE", 1.0)  # which is itself untrained, and far from the truth
+    learned = load_model(replace(config, init=train(config), interaction=InteractionObjective()))
+    assert apart(learned.parts["interaction"]) < 0.5 * apart(pupil)
+    after = learned.parts["interaction"].alignment.state_dict()
+    assert all(torch.equal(x, before[key]) for key, x in after.items())
+
+
+def test_a_teacher_must_read_in_the_same_units(settings, tmp_path, config, parts):
+    objective = InteractionObjective(teacher=tmp_path / "other.safetensors")
+    asked = replace(settings, stage="interaction", interaction=objective)
+    with pytest.raises(FileNotFoundError, match=r"other\.safetensors"):
+        load_model(asked)
+    mute = {name: part for name, part in parts.items() if name != "interaction"}
+    save_checkpoint(objective.teacher, config, mute)
+    with pytest.raises(ValueError, match=r"other\.safetensors has no VID to learn from"):
+        load_model(asked)
+    others = MotionNormalizer.fit([moving_motion(5)], config.interaction.object_names)
+    save_checkpoint(objective.teacher, config, parts, others)
+    for start in (asked, replace(asked, init=None, interaction=replace(objective, sampled_share=0.0))):
+        with pytest.raises(ValueError, match=r"other\.safetensors has other statistics of hands and objects"):
+            load_model(start)
+    with pytest.raises(ValueError, match="leave init_interaction away"):
+        replace(asked, init_interaction=objective.teacher)
 
 
 def test_vid_may_learn_from_distances(settings):
