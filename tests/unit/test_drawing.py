@@ -346,33 +346,57 @@ def test_the_bundled_encoder_agrees_with_its_vae(bundled):
             spread = exact.var(dim=(0, 2, 3, 4)).mean()
             errors.append([(F.mse_loss(*pair) / spread).item() for pair in ((quick, exact), (quick, given))])
     for error, of_drawing in errors:
-        assert error < 0.02
-        assert of_drawing < error
+        assert error < 0.025
+        assert of_drawing < error / 2
+
+
+LOOPS = {
+    "svimo-tiny": (  # one level of patches
+        [[-0.30736, -0.10607, -0.37705], [0.09809, 0.04633, -0.0212]],
+        [[0.94047, 0.40524, -0.97154], [0.36623, 0.04432, 0.07272]],
+        [-0.12248, 0.10425, 0.09267],
+        [[0.48347, 0.76581, 1.57274], [0.61274, 1.18498, 2.01684]],
+        [[0.25326, 1.28904, 2.00681], [0.24545, 0.25481, 1.51144]],
+        [1.5364, 1.594, 2.02828, 1.43774],
+        1.05091,
+    ),
+    "svimo-tiny-any": (  # three levels; of readings, numbers of version 0.2 before there were patches
+        [[-0.04229, 0.01173, -0.09383], [0.30811, 0.24885, -0.11613]],
+        [[0.94391, 0.30237, -1.253], [0.27484, 0.07834, -0.00062]],
+        [-0.2562, -0.12809, -0.27875],
+        [[-0.33693, -0.97215, 0.14247], [-0.24489, -0.6412, 0.03696]],
+        [[0.11883, 1.14393, -0.80816], [-0.22393, -0.58104, -0.79036]],
+        [1.21091, 1.50421, 1.38014, 1.37813],
+        1.04894,
+    ),
+}
 
 
 @torch.inference_mode()
-def test_the_bundled_models_loop_computes_what_it_always_did(bundled):
-    """Numbers of version 0.2 before its VID and painter were made quick: two readings, their mean, that held against an
-    image, and the latent of its drawing."""
-    shape = 1, *bundled.config.latent_shape(9, 64, 96)
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_bundled_models_loop_computes_what_it_always_did(name):
+    """Two readings, their mean, that held against an image, and the latent of its drawing."""
+    model = SViMo.load(BUNDLED.with_stem(name))
+    shape = 1, *model.config.latent_shape(9, 64, 96)
     ramp = torch.arange(torch.Size(shape).numel())
     latents = [(pace * ramp).sin().view(shape) for pace in (0.7, 1.9, 3.1)]
-    reader, mean = bundled.reader(), MeanReading()
+    reader, mean = model.reader(), MeanReading()
     first = reader.read(*latents[:2])
     mean.add(first, 0.75)
     mean.add(reader.read(*latents[1:]), 0.25)
     aligned = reader.align(reader.look(latents[2][:, :, 0]), mean.value)
-    drawn = bundled.painter(ClipSize(9, 64, 96))(aligned)
-    for found, expected, atol in (
-        (first.hands[0, [0, 8], 7], [[-0.46127, 0.06775, -0.22524], [0.09552, 0.44326, 0.00929]], 1e-4),
-        (first.points[0, -1, [0, 200]], [[1.05882, 0.41607, -1.02763], [0.23281, 0.36241, 0.12074]], 1e-4),
-        (mean.value.hands[0, 3, 30], [-0.01019, 0.18428, 0.13154], 1e-4),
-        (aligned.hands[0, [0, 8], 20], [[0.57356, 0.80193, 1.29768], [0.71219, 1.36264, 1.68471]], 3e-4),
-        (aligned.points[0, 5, [3, 255]], [[0.48643, 0.94275, 1.52111], [0.57061, 0.34948, 1.24429]], 3e-4),
-        (drawn[0, 5, 2, 4, 2:6], [1.52234, 1.57375, 2.02339, 1.66937], 0.02),  # a spot may be another
-        (drawn.abs().mean(), 1.05265, 1e-3),
-    ):
-        torch.testing.assert_close(found, torch.tensor(expected), atol=atol, rtol=1e-4)
+    drawn = model.painter(ClipSize(9, 64, 96))(aligned)
+    found = (
+        (first.hands[0, [0, 8], 7], 1e-4),
+        (first.points[0, -1, [0, 200]], 1e-4),
+        (mean.value.hands[0, 3, 30], 1e-4),
+        (aligned.hands[0, [0, 8], 20], 3e-4),
+        (aligned.points[0, 5, [3, 255]], 3e-4),
+        (drawn[0, 5, 2, 4, 2:6], 0.02),  # a spot may be another
+        (drawn.abs().mean(), 1e-3),
+    )
+    for (value, atol), expected in zip(found, LOOPS[name], strict=True):
+        torch.testing.assert_close(value, torch.tensor(expected), atol=atol, rtol=1e-4)
 
 
 # --- its training ---
