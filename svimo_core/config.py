@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 MOST_LAYERS, LARGEST = 100, 2**20
-"""What no configuration goes beyond: layers of one network, and any other number."""
+"""What no configuration goes beyond: layers of one network or entries of one list, and any other number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +98,9 @@ class InteractionConfig:
     """Points of each object that are looked for in the image."""
 
     def __post_init__(self):
-        if len(self.pyramid_channels) != len(self.denoiser_channels):
+        if not self.pyramid_channels or len(self.pyramid_channels) != len(self.denoiser_channels):
             raise ValueError(
-                "pyramid_channels and denoiser_channels must have the same number of levels, got "
+                "pyramid_channels and denoiser_channels must have the same number of levels, at least one, got "
                 f"{len(self.pyramid_channels)} and {len(self.denoiser_channels)}"
             )
 
@@ -108,8 +108,10 @@ class InteractionConfig:
             raise ValueError(f"snr_shift must be above 0 and finite, got {self.snr_shift}")
         if min(self.patch, self.read_blocks) < 1:
             raise ValueError(f"patch and read_blocks must be from 1, got {self.patch} and {self.read_blocks}")
-        if min(self.read_grid) < 1:
-            raise ValueError(f"read_grid must have at least one row and column, got {self.read_grid}")
+        if len(self.read_grid) != 2 or min(self.read_grid) < 1:
+            raise ValueError(
+                f"read_grid must be rows and columns, at least one of each, got {self.read_grid}"
+            )
         if (
             len(self.read_channels) != 3
             or min(self.read_channels) < 1
@@ -278,6 +280,8 @@ class SViMoConfig:
             for part, inner in value.items():
                 self._check_size(f"{name}.{part}", inner)
         elif isinstance(value, tuple):
+            if len(value) > MOST_LAYERS:
+                raise ValueError(f"{name} has {len(value)} entries, and no model has more than {MOST_LAYERS}")
             for inner in value:
                 self._check_size(name, inner)
         elif isinstance(value, (int, float)):

@@ -70,7 +70,9 @@ def test_rotary_needs_a_head_it_can_split():
     [
         ({"snr_shift": 0.0}, "snr_shift must be above 0"),
         ({"snr_shift": float("nan")}, "snr_shift must be above 0"),
-        ({"read_grid": (0, 6)}, "read_grid must have"),
+        ({"read_grid": (0, 6)}, "read_grid must be"),
+        ({"read_grid": (4, 6, 1)}, "read_grid must be"),
+        ({"pyramid_channels": (), "denoiser_channels": ()}, "levels, at least one"),
         ({"patch": 0}, "patch and read_blocks must be from 1"),
         ({"read_blocks": 0}, "patch and read_blocks must be from 1"),
         ({"read_channels": (32, 16)}, "read_channels must be three"),
@@ -81,6 +83,13 @@ def test_rotary_needs_a_head_it_can_split():
 def test_an_interaction_model_that_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY.interaction, **change)
+
+
+def test_no_model_has_a_thousand_levels():
+    """Their networks would be built, in minutes and gigabytes, before anything is compared."""
+    many = replace(TINY.interaction, pyramid_channels=(16,) * 1000, denoiser_channels=(48,) * 1000)
+    with pytest.raises(ValueError, match=r"interaction\.pyramid_channels has 1000 entries"):
+        replace(TINY, interaction=many)
 
 
 def test_vids_patches_must_fit_clips():
