@@ -418,7 +418,7 @@ def _teacher(path: Path, init: CheckpointHeader | None) -> InteractionModel:
     """The VID of a checkpoint.
 
     Raises:
-        ValueError: there is none, or its hands and objects are in other units than those of `init`.
+        ValueError: there is none, or its latents, hands or objects are others than those of `init`.
     """
     header = read_header(path)
     if "interaction" not in header.parts:
@@ -429,23 +429,40 @@ def _teacher(path: Path, init: CheckpointHeader | None) -> InteractionModel:
         None if each is None or each.normalizer is None else each.normalizer.to_dict()
         for each in (header, init)
     ]
+    if units[1] is None:
+        raise ValueError(
+            f"there are no statistics of hands and objects in init, with which to compare those of {path}: set init to "
+            "a checkpoint that has a VID, such as interaction.teacher itself"
+        )
     if units[0] != units[1]:
         raise ValueError(
             f"{path} has other statistics of hands and objects than init, so that its readings mean something else: "
             "set interaction.teacher to a checkpoint that comes from the same training, such as init itself"
         )
+    read, expected = (
+        {name: getattr(each.config.interaction, name) for name in READ} for each in (header, init)
+    )
+    if read != expected:
+        raise ValueError(
+            f"{path} reads {read}, and init {expected}: set interaction.teacher to a checkpoint that reads the same"
+        )
     return load_part(header, "interaction", torch.float32)
+
+
+READ = "latent_channels", "num_joints", "object_names"
+"""What all VIDs of one model have in common."""
 
 
 def _pupil(teacher: InteractionModel, size: SViMoConfig, config: TrainConfig) -> InteractionModel:
     """A VID as large as in the preset of the model's name (or the one asked for), from the seed, that reads what its
     teacher does and has its alignment."""
-    known = teacher.config
-    kept = "latent_channels", "num_joints", "object_names", "points_per_object", "snr_shift"
-    kept += "align_channels", "align_points"
-    preset = PRESETS.get(size.name, PRESETS[config.preset]).interaction
-    preset = replace(preset, **{name: getattr(known, name) for name in kept})
-    pupil = init_part(replace(size, interaction=preset), "interaction", config.seed).requires_grad_(False)
+    kept = *READ, "points_per_object", "snr_shift", "norm_groups", "align_channels", "align_points"
+    preset = PRESETS.get(size.name, PRESETS[config.preset])
+    known = {name: getattr(teacher.config, name) for name in kept}
+    teaches = f"cannot teach a VID of the {preset.name} preset's size"
+    with reading(config.interaction.teacher, teaches, "set interaction.teacher to another checkpoint"):
+        size = replace(size, interaction=replace(preset.interaction, **known))
+        pupil = init_part(size, "interaction", config.seed).requires_grad_(False)
     if teacher.alignment is not None:
         pupil.alignment.load_state_dict(teacher.alignment.state_dict())
     return pupil
