@@ -130,8 +130,8 @@ class ClipFolder:
         video, motion = self.video(index), self.motion(index)
         if len(video) == 1 < len(motion):
             raise ValueError(
-                f"clip {self.folder / self.names[index]} has only its first frame, which serves only a joint "
-                'stage with joint.guidance_from "first" and without joint.warm_up: train on another folder'
+                f"clip {self.folder / self.names[index]} has only its first frame, and whole clips are "
+                "needed here: take another folder"
             )
         if len(video) != len(motion):
             raise ValueError(

@@ -345,7 +345,7 @@ def sampled_clips(
                 fill(
                     folder.folder / made_by,
                     size,
-                    {name: folder.checksum(name, size) for name in folder.names},
+                    {name: folder.stamp(name, size) for name in folder.names},
                     lambda name, folder=folder, seeds=seeds, size=size: sample(
                         folder, seeds[name], name, size
                     ),

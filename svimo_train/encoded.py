@@ -163,6 +163,10 @@ class EncodedFolder:
         """Of a clip's bytes."""
         return self._shard(name, size).records[name]["crc32"]
 
+    def stamp(self, name: str, size: ClipSize) -> list[Any]:
+        """What makes a clip another one under the same name, JSON-able: its bytes, and its prompt beside them."""
+        return [self.checksum(name, size), self.notes(name, size)["prompt"]]
+
     def record(self, name: str, size: ClipSize) -> Record:
         """One clip.
 

@@ -51,7 +51,7 @@ def with_readings(
             fill(
                 folder.folder / made_by,
                 size,
-                {name: folder.checksum(name, size) for name in folder.names},
+                {name: folder.stamp(name, size) for name in folder.names},
                 _maker(data.load, stage, folder, numbers, shape, config, accelerator),
                 model.config,
                 made_by,

@@ -483,6 +483,17 @@ def test_vid_learns_from_latents_that_were_sampled(settings):
     model = load_model(config)
     assert sampled().folder == before.folder
     assert {path: path.stat().st_mtime_ns for path in before.folder.rglob("*.*")} == written
+    prompts = ClipFolder(settings.clips)
+    write_clip(
+        settings.clips, "clip-0", Clip(prompts.video(0), replace(prompts.motion(0), prompt="take off lid"))
+    )
+    size = phase(1).shapes[0].size  # another prompt has others, though no tensor of its clip is another
+    (one, same), (other, too) = (
+        [folder.record(name, size).tensors["latents"] for name in folder.names]
+        for folder in (before, sampled())
+    )
+    assert not torch.equal(one, other)
+    assert torch.equal(same, too)
     train(config)
     assert math.isfinite(logged(config)[-1])
     with pytest.raises(ValueError, match="sampled_share needs a trained MM-DiT"):
@@ -508,7 +519,9 @@ def test_a_sample_has_latents_of_any_step_of_the_sampler(settings, model):
     assert {tuple(same) for same in of} == {(True, False), (False, True)}
     of_motion = [[torch.equal(x, step[1]) for step in steps] for x in read["motion"]]
     assert of_motion == of
-    with pytest.raises(ValueError, match="has only its first frame"):
+    with pytest.raises(
+        ValueError, match=r"clip-0 of .* only its first frame.*with interaction\.sampled_share 1"
+    ):
         batch_of(replace(config, interaction=replace(objective, sampled_share=0.5)), [0, 1])
 
 
@@ -535,6 +548,8 @@ def test_vid_learns_from_a_teacher(settings, monkeypatch, checkpoint_file, model
     assert start.config.interaction == pupil.config
     before = model.interaction.alignment.state_dict()
     assert all(torch.equal(x, before[key]) for key, x in pupil.alignment.state_dict().items())
+    image = batch["video"][:, :, 0]
+    assert torch.equal(pupil.alignment.find(image), model.interaction.alignment.find(image))
     assert start.provenance["interaction"] == f"weights from seed 0, taught by {checkpoint_file.name}"
 
     # 2. what it learns from: the truth, and more from what the teacher makes of the same latents
@@ -557,7 +572,7 @@ def test_vid_learns_from_a_teacher(settings, monkeypatch, checkpoint_file, model
     assert all(torch.equal(x, before[key]) for key, x in after.items())
 
 
-def test_a_teacher_must_read_in_the_same_units(settings, tmp_path, config, parts):
+def test_a_teacher_must_read_the_same_in_the_same_units(settings, tmp_path, config, parts, normalizer):
     objective = InteractionObjective(teacher=tmp_path / "other.safetensors")
     asked = replace(settings, stage="interaction", interaction=objective)
     with pytest.raises(FileNotFoundError, match=r"other\.safetensors"):
@@ -568,9 +583,24 @@ def test_a_teacher_must_read_in_the_same_units(settings, tmp_path, config, parts
         load_model(asked)
     others = MotionNormalizer.fit([moving_motion(5)], config.interaction.object_names)
     save_checkpoint(objective.teacher, config, parts, others)
-    for start in (asked, replace(asked, init=None, interaction=replace(objective, sampled_share=0.0))):
-        with pytest.raises(ValueError, match=r"other\.safetensors has other statistics of hands and objects"):
-            load_model(start)
+    with pytest.raises(ValueError, match=r"other\.safetensors has other statistics of hands and objects"):
+        load_model(asked)
+    with pytest.raises(ValueError, match=r"no statistics of hands and objects in init.*other\.safetensors"):
+        load_model(replace(asked, init=None))
+    for change, says in (
+        (dict(latent_channels=4), r"other\.safetensors reads .*'latent_channels': 4.* and init .*: 16"),
+        (
+            dict(norm_groups=3, read_channels=(6, 4, 8), align_channels=(6, 8), denoiser_channels=(12, 12))
+            | dict(pyramid_channels=(12, 12)),
+            r"other\.safetensors cannot teach a VID of the tiny preset's size: .*norm_groups",
+        ),
+    ):
+        other = replace(config, interaction=replace(config.interaction, **change))
+        save_checkpoint(
+            objective.teacher, other, {"interaction": init_part(other, "interaction", 0)}, normalizer
+        )
+        with pytest.raises(ValueError, match=says):
+            load_model(asked)
     with pytest.raises(ValueError, match="leave init_interaction away"):
         replace(asked, init_interaction=objective.teacher)
 
