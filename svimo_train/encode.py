@@ -304,11 +304,19 @@ def sampled_clips(
 
     They are kept beside the encoded clips, apart by the weights of all that makes them, and like them but for latents
     alone, with the step as one more dimension in front.
+
+    Raises:
+        ValueError: more steps than the schedule has timesteps, or clips that cannot be read; the message names them.
     """
+    steps, most = config.interaction.sampled_steps, model.config.schedule.num_train_timesteps
+    if steps > most:
+        raise ValueError(
+            f"interaction.sampled_steps must be at most {most}, the schedule's timesteps, got {steps}"
+        )
     networks = {part: model.parts[part] for part in ("backbone", "text_encoder") if part in model.parts}
     for network in networks.values():
         network.to(accelerator.device)
-    made_by = f"sampled-at-each-of-{config.interaction.sampled_steps}-{fingerprint(nn.ModuleDict(networks))}"
+    made_by = f"sampled-at-each-of-{steps}-{fingerprint(nn.ModuleDict(networks))}"
     vae = VideoVAE(model.parts["vae"], model.config.vae)
     sampler = SViMo(config=model.config, backbone=model.parts["backbone"], vae=vae)
     encode_text = prompt_encoder(model, clips)
@@ -330,7 +338,7 @@ def sampled_clips(
             text,
             size,
             generator,
-            config.interaction.sampled_steps,
+            steps,
             guidance_scale=1.0,
             guidance_schedule="constant",
             on_step=lambda _, streams: clean.append(torch.cat(streams)),

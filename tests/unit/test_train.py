@@ -496,6 +496,8 @@ def test_vid_learns_from_latents_that_were_sampled(settings):
     assert torch.equal(same, too)
     train(config)
     assert math.isfinite(logged(config)[-1])
+    with pytest.raises(ValueError, match=r"interaction\.sampled_steps must be at most 1000.*got 1001"):
+        batch_of(replace(config, interaction=replace(config.interaction, sampled_steps=1001)), [0])
     with pytest.raises(ValueError, match="sampled_share needs a trained MM-DiT"):
         load_model(replace(config, init=None))
 
