@@ -97,7 +97,10 @@ class EncodedFolder:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        again = "encode the clips again with `python -m svimo_train encode`"
+        again = (
+            f"delete it from {folder} and encode the clips again, as training or `python -m svimo_train encode` does; "
+            "shards that are good are kept"
+        )
         with reading(folder / MANIFEST, "is damaged", again):
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:

@@ -214,7 +214,9 @@ def test_damage_is_named(settings, tmp_path):
         with pytest.raises(ValueError, match=rf"^shard .*{path.name} is damaged or missing \(.*({says})"):
             train(run)
     (tmp_path / "out" / MANIFEST).write_text("{}")
-    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+    with pytest.raises(
+        ValueError, match=rf"manifest\.json is damaged.*delete it from {tmp_path / 'out'} and"
+    ):
         train(run)
 
 
