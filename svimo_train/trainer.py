@@ -61,7 +61,7 @@ from .readings import with_readings
 from .recipe import Stages
 from .settings import TrainConfig
 from .sheets import shown, write_sheet
-from .stages import STAGE_MODULES, VAEStage
+from .stages import STAGE_MODULES, VAEStage, with_pupil
 from .state import (
     CHECKPOINT,
     EMA,
@@ -438,17 +438,11 @@ def _teacher(path: Path, init: CheckpointHeader | None) -> InteractionModel:
 
 
 def _pupil(teacher: InteractionModel, size: SViMoConfig, config: TrainConfig) -> InteractionModel:
-    """A VID as large as in the preset of the model's name (or the one asked for), from the seed, that reads what its
-    teacher does and has its alignment."""
-    known = teacher.config
-    kept = "latent_channels", "num_joints", "object_names", "points_per_object", "snr_shift"
-    kept += "align_channels", "align_points"
-    preset = PRESETS.get(size.name, PRESETS[config.preset]).interaction
-    preset = replace(preset, **{name: getattr(known, name) for name in kept})
-    pupil = init_part(replace(size, interaction=preset), "interaction", config.seed).requires_grad_(False)
+    """A VID from the seed, with its teacher's alignment."""
+    pupil = init_part(with_pupil(size, teacher.config, config), "interaction", config.seed)
     if teacher.alignment is not None:
         pupil.alignment.load_state_dict(teacher.alignment.state_dict())
-    return pupil
+    return pupil.requires_grad_(False)
 
 
 class _Run:

@@ -508,7 +508,7 @@ def test_a_sample_has_latents_of_any_step_of_the_sampler(settings, model):
     assert {tuple(same) for same in of} == {(True, False), (False, True)}
     of_motion = [[torch.equal(x, step[1]) for step in steps] for x in read["motion"]]
     assert of_motion == of
-    with pytest.raises(ValueError, match="has only its first frame"):
+    with pytest.raises(ValueError, match=r"has only its first frame.*interaction\.sampled_share 1"):
         batch_of(replace(config, interaction=replace(objective, sampled_share=0.5)), [0, 1])
 
 
