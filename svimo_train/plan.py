@@ -244,6 +244,11 @@ def shape_name(shape: Shape) -> str:
     return f"{shape.batch_size} of {shape.frames} x {shape.height} x {shape.width}"
 
 
+def gigabytes(size: int) -> str:
+    """For tables, of small networks as well."""
+    return f"{size / GB:.1f}" if size >= 0.1 * GB else f"{size / GB:.3f}"
+
+
 def advice(found: Plan, config: TrainConfig, memory: float, sharded: bool) -> str:
     """Whether it fits, and what to change if it does not."""
     room = memory * (1 - KEPT_FREE)
@@ -347,7 +352,7 @@ def report(
     }
     lines = [title, "", f"| | {' | '.join(plans)} |", "|---" * (1 + len(plans)) + "|"]
     for name, bytes_of in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f"{bytes_of(p) / GB:.1f}" for p in plans.values()) + " |")
+        lines.append(f"| {name} | " + " | ".join(gigabytes(bytes_of(p)) for p in plans.values()) + " |")
     lines.append("")
     for (name, sharded), found in zip(ways.items(), plans.values(), strict=True):
         chosen = " (as configured)" if sharded == config.sharded else ""
