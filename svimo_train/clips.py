@@ -31,6 +31,12 @@ from .data.synthetic import generate_clip
 
 log = logging.getLogger(__name__)
 
+FIRST_FRAMES_SERVE = (
+    'the alignment stage, a joint stage with joint.guidance_from "first" and without joint.warm_up, and an '
+    "interaction stage with interaction.sampled_share 1"
+)
+"""Stages for which clips may have only their first frame."""
+
 
 class Clip(NamedTuple):
     """One clip in memory."""
@@ -130,8 +136,8 @@ class ClipFolder:
         video, motion = self.video(index), self.motion(index)
         if len(video) == 1 < len(motion):
             raise ValueError(
-                f"clip {self.folder / self.names[index]} has only its first frame, and whole clips are "
-                "needed here: take another folder"
+                f"clip {self.folder / self.names[index]} has only its first frame, which serves only "
+                f"{FIRST_FRAMES_SERVE}: train on another folder"
             )
         if len(video) != len(motion):
             raise ValueError(

@@ -27,7 +27,7 @@ from svimo_core.model.vae import VideoVAE
 from svimo_core.motion import HandObjectMotion
 from svimo_core.normalization import MotionNormalizer
 
-from .clips import ClipFolder
+from .clips import FIRST_FRAMES_SERVE, ClipFolder
 from .drawing import DrawingPool
 from .encode import encoded_clips, sampled_clips
 from .encoded import EncodedClips, EncodedFolder
@@ -215,9 +215,8 @@ class EncodedBatches:
         if not (self.first_frames or all(whole)):
             folder, name = self.clips.places[indices[whole.index(False)]]
             raise ValueError(
-                f"clip {name} of {folder.folder} has only its first frame, which serves the alignment stage, an "
-                "interaction stage with interaction.sampled_share 1, and a joint stage with joint.guidance_from "
-                '"first" and without joint.warm_up: train on another folder'
+                f"clip {name} of {folder.folder} has only its first frame, which serves only "
+                f"{FIRST_FRAMES_SERVE}: train on another folder"
             )
         none = torch.zeros(2, *self.model.vae.latent_shape(*size), dtype=torch.float16)
         latents = [none if clip.latents is None else clip.latents for clip in clips]

@@ -16,7 +16,7 @@ import math
 import sys
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from svimo_core.checkpoint import init_part, read_header
-from svimo_core.config import COGVIDEOX_5B_I2V, PRESETS, ClipSize, SViMoConfig
+from svimo_core.config import COGVIDEOX_5B_I2V, PRESETS, ClipSize, InteractionConfig, SViMoConfig
 from svimo_core.model.interaction import InteractionModel
 from svimo_core.model.layers import AttentionFunction, scaled_dot_product_attention
 from svimo_core.model.mmdit import MMDiT
@@ -42,7 +42,7 @@ from .drawing import CAMERA, HELD_OUT
 from .optimizers import moment_bytes
 from .recipe import add_config_arguments, named_stages
 from .settings import TRAINED, Shape, TrainConfig
-from .stages import checkpoint_blocks
+from .stages import checkpoint_blocks, with_pupil
 from .state import host_bytes
 
 GB = 1e9
@@ -208,6 +208,8 @@ def plan(config: TrainConfig, model: SViMoConfig, cards: int, *, sharded: bool, 
     trained = sum(sizes[part] for part in TRAINED[config.stage])
     weights = [weight for part in TRAINED[config.stage] for weight in networks[part].parameters()]
     frozen = sum(sizes.values()) - trained
+    if config.learns_from_teacher:
+        frozen += numel(on_meta(replace(model, interaction=teacher_size(config, model)), "interaction"))
     spread = cards if sharded else 1
     dtype = torch.bfloat16 if bf16 else torch.float32
     shapes = {shape_name(shape): shape for phase in config.phases for shape in phase.shapes}
@@ -226,6 +228,12 @@ def plan(config: TrainConfig, model: SViMoConfig, cards: int, *, sharded: bool, 
     )
 
 
+def teacher_size(config: TrainConfig, model: SViMoConfig) -> InteractionConfig:
+    """Of the VID that teaches the model's; as large as that where its file is not there yet."""
+    path = config.interaction.teacher
+    return read_header(path).config.interaction if path.exists() else model.interaction
+
+
 def numel(module: nn.Module) -> int:
     """Number of weights."""
     return sum(weight.numel() for weight in module.parameters())
@@ -234,6 +242,11 @@ def numel(module: nn.Module) -> int:
 def shape_name(shape: Shape) -> str:
     """For tables."""
     return f"{shape.batch_size} of {shape.frames} x {shape.height} x {shape.width}"
+
+
+def gigabytes(size: int) -> str:
+    """For tables, of small networks as well."""
+    return f"{size / GB:.1f}" if size >= 0.1 * GB else f"{size / GB:.3f}"
 
 
 def advice(found: Plan, config: TrainConfig, memory: float, sharded: bool) -> str:
@@ -339,7 +352,7 @@ def report(
     }
     lines = [title, "", f"| | {' | '.join(plans)} |", "|---" * (1 + len(plans)) + "|"]
     for name, bytes_of in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f"{bytes_of(p) / GB:.1f}" for p in plans.values()) + " |")
+        lines.append(f"| {name} | " + " | ".join(gigabytes(bytes_of(p)) for p in plans.values()) + " |")
     lines.append("")
     for (name, sharded), found in zip(ways.items(), plans.values(), strict=True):
         chosen = " (as configured)" if sharded == config.sharded else ""
@@ -359,8 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        default=COGVIDEOX_5B_I2V.name,
-        help="size of a model that is not there yet",
+        help=f"size of a model that is not there yet (default: {COGVIDEOX_5B_I2V.name})",
     )
     parser.add_argument("--cards", type=int, default=8)
     parser.add_argument("--memory", type=float, default=80, help="of a card, GB")
@@ -374,7 +386,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(
                 f"--{name} must be above 0{' and at most 1' if most == 1 else ''}, got {getattr(args, name)}"
             )
-    model, source, fit = PRESETS[args.preset], None, []
+    model, source, fit = PRESETS[args.preset or COGVIDEOX_5B_I2V.name], None, []
+    preset = "the preset" if args.preset else "the preset (no checkpoint there yet; --preset names another)"
     try:
         stages = named_stages(args)
         for name, config in stages.items():
@@ -383,7 +396,11 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             if config.init is not None and config.init.exists():
                 model, source = read_header(config.init).config, config.init
-            whose = f"{model.name}, {f'as in {source}' if source else 'the preset'}"
+            whose = f"{model.name}, {f'as in {source}' if source else preset}"
+            if config.learns_from_teacher:
+                model = with_pupil(model, teacher_size(config, model), config)
+                whose += f", but VID of {numel(on_meta(model, 'interaction')) / 1e6:.2f} M weights, which learns from"
+                whose += f" {config.interaction.teacher}"
             title = f"## {name}\n\n{config.stage} stage, {whose}; bfloat16 compute; GB on each of {args.cards} cards"
             text, fits = report(
                 config, title, model, args.cards, args.memory * GB, args.rate * TERA, args.share

@@ -249,7 +249,8 @@ class TrainConfig(Checked):
     are kept there."""
     held_out: Path | None = None
     """Folder of clips that the sheets show; None shows the first training clips, or where those are drawn as training
-    goes, the synthetic world's first held-out ones."""
+    goes, the synthetic world's first held-out ones. Clips that have only their first frame are passed over: of such
+    alone there is no sheet."""
     output: Path
     """Folder for the checkpoint, the state to resume from, the log and the sheets."""
     init: Path | None = None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from svimo_core.config import SViMoConfig
+from svimo_core.config import PRESETS, InteractionConfig, SViMoConfig
 from svimo_core.model.interaction import InteractionModel
 from svimo_core.model.vae import VideoVAE, fit_preview
 from svimo_core.normalization import MotionNormalizer
@@ -125,6 +125,29 @@ class InteractionStage(nn.Module):
 
 TEACHER_SHARE = 0.6
 """Of VID's loss, where it has a teacher; the rest is the truth's, which a teacher never saw without error."""
+
+
+READ = "latent_channels", "num_joints", "object_names"
+"""What all VIDs of one model have in common."""
+
+
+def with_pupil(model: SViMoConfig, teacher: InteractionConfig, config: TrainConfig) -> SViMoConfig:
+    """A model whose VID is as large as in the preset of the model's name (or the one asked for), reads what its teacher
+    does and has room for its alignment.
+
+    Raises:
+        ValueError: it is of another kind than its teacher.
+    """
+    kept = *READ, "points_per_object", "snr_shift", "norm_groups", "align_channels", "align_points"
+    preset = PRESETS.get(model.name, PRESETS[config.preset])
+    try:
+        pupil = replace(preset.interaction, **{name: getattr(teacher, name) for name in kept})
+    except ValueError as error:
+        raise ValueError(
+            f"a VID of preset {preset.name} cannot learn from {config.interaction.teacher} ({error}): choose an init "
+            "or a preset that goes with the teacher"
+        ) from error
+    return replace(model, interaction=pupil)
 
 
 class FirstPass(NamedTuple):

@@ -61,7 +61,7 @@ from .readings import with_readings
 from .recipe import Stages
 from .settings import TrainConfig
 from .sheets import shown, write_sheet
-from .stages import STAGE_MODULES, VAEStage
+from .stages import READ, STAGE_MODULES, VAEStage, with_pupil
 from .state import (
     CHECKPOINT,
     EMA,
@@ -449,23 +449,14 @@ def _teacher(path: Path, init: CheckpointHeader | None) -> InteractionModel:
     return load_part(header, "interaction", torch.float32)
 
 
-READ = "latent_channels", "num_joints", "object_names"
-"""What all VIDs of one model have in common."""
-
-
 def _pupil(teacher: InteractionModel, size: SViMoConfig, config: TrainConfig) -> InteractionModel:
-    """A VID as large as in the preset of the model's name (or the one asked for), from the seed, that reads what its
-    teacher does and has its alignment."""
-    kept = *READ, "points_per_object", "snr_shift", "norm_groups", "align_channels", "align_points"
-    preset = PRESETS.get(size.name, PRESETS[config.preset])
-    known = {name: getattr(teacher.config, name) for name in kept}
-    teaches = f"cannot teach a VID of the {preset.name} preset's size"
-    with reading(config.interaction.teacher, teaches, "set interaction.teacher to another checkpoint"):
-        size = replace(size, interaction=replace(preset.interaction, **known))
-        pupil = init_part(size, "interaction", config.seed).requires_grad_(False)
+    """A VID from the seed, with its teacher's alignment."""
+    size, path = with_pupil(size, teacher.config, config), config.interaction.teacher
+    with reading(path, "cannot teach a VID of this size", "set interaction.teacher to another checkpoint"):
+        pupil = init_part(size, "interaction", config.seed)
     if teacher.alignment is not None:
         pupil.alignment.load_state_dict(teacher.alignment.state_dict())
-    return pupil
+    return pupil.requires_grad_(False)
 
 
 class _Run:

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import moving_motion
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from svimo_core.checkpoint import init_part, save_checkpoint
 from svimo_core.config import TINY
 from svimo_core.model.mmdit import MMDiT
+from svimo_core.normalization import MotionNormalizer
 from svimo_train.__main__ import main
 from svimo_train.drawing import HELD_OUT
 from svimo_train.optimizers import make_optimizer, moment_tensors, start_moments
 from svimo_train.plan import activation_bytes, arithmetic, encoding, numel, operations, plan
-from svimo_train.settings import Phase, Shape, TrainConfig
+from svimo_train.settings import InteractionObjective, Phase, Shape, TrainConfig
 from svimo_train.state import EMA, FILE_BYTES, host_bytes
 
 CONFIGS = Path(__file__).parents[2] / "svimo_train" / "configs"
@@ -110,6 +113,32 @@ def test_operations_are_those_of_a_pass_forth_and_back(joint):
     assert "4 passes of 2 of 9 x 64 x 96" in told
     assert "8 passes of 2 of 9 x 64 x 96" in told
     assert f"{total / (1e9 * 0.5) / 3600:.2g} hours at 50% of 0.001 TFLOP/s" in told
+
+
+def test_a_pupil_is_as_large_as_the_preset_and_its_teacher_is_frozen(joint, tmp_path, capsys):
+    """Whatever the size of the VID in `init`."""
+    wide = replace(TINY, interaction=replace(TINY.interaction, denoiser_channels=(96,)))
+    statistics = MotionNormalizer.fit([moving_motion(0)], TINY.interaction.object_names)
+    init, teacher = tmp_path / "init.safetensors", tmp_path / "teacher.safetensors"
+    for path in (init, teacher):
+        save_checkpoint(path, wide, {"interaction": init_part(wide, "interaction", 0)}, statistics)
+    objective = InteractionObjective(teacher=teacher)
+    config = replace(joint, stage="interaction", init=init, interaction=objective)
+    pupil, large = (numel(init_part(model, "interaction", 0)) for model in (TINY, wide))
+    counted = plan(config, TINY, 1, sharded=False)
+    assert counted.gradients == 4 * pupil
+    alone = plan(replace(config, interaction=InteractionObjective()), TINY, 1, sharded=False)
+    assert counted.frozen - alone.frozen == 4 * large
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config.to_dict()))
+    assert main(["plan", "--config", str(file)]) == 0
+    assert f"VID of {pupil / 1e6:.2f} M weights, which learns from {teacher};" in capsys.readouterr().out
+    init.unlink()
+    assert main(["plan", "--config", str(file)]) == 1
+    assert f"preset cogvideox-5b-i2v cannot learn from {teacher} (" in capsys.readouterr().err
+    teacher.unlink()
+    assert main(["plan", "--config", str(file)]) == 0
+    assert "cogvideox-5b-i2v, the preset (no checkpoint there yet; --preset names" in capsys.readouterr().out
 
 
 def test_command_says_what_each_stage_needs(capsys, tmp_path):
