@@ -134,8 +134,6 @@ def test_a_pupil_is_as_large_as_the_preset_and_its_teacher_is_frozen(joint, tmp_
     assert main(["plan", "--config", str(file)]) == 0
     assert f"VID of {pupil / 1e6:.2f} M weights, which learns from {teacher};" in capsys.readouterr().out
     init.unlink()
-    assert main(["plan", "--config", str(file)]) == 1
-    assert f"preset cogvideox-5b-i2v cannot learn from {teacher} (" in capsys.readouterr().err
     teacher.unlink()
     assert main(["plan", "--config", str(file)]) == 0
     assert "cogvideox-5b-i2v, the preset (no checkpoint there yet; --preset names" in capsys.readouterr().out

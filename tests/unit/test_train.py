@@ -594,7 +594,7 @@ def test_a_teacher_must_read_the_same_in_the_same_units(settings, tmp_path, conf
         (
             dict(norm_groups=3, read_channels=(6, 4, 8), align_channels=(6, 8), denoiser_channels=(12, 12))
             | dict(pyramid_channels=(12, 12)),
-            r"other\.safetensors cannot teach a VID of this size: .*norm_groups",
+            r"preset tiny cannot learn from .*other\.safetensors \(.*norm_groups",
         ),
     ):
         other = replace(config, interaction=replace(config.interaction, **change))
