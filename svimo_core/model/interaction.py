@@ -372,6 +372,8 @@ def cell_positions(frames: int, height: int, width: int, channels: int, device: 
 def pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Adaptive average pooling of images (B C h w) to a grid of rows and columns, as a matrix product where the grid
     does not divide the size: Apple's GPUs have no kernel for that."""
+    if x.shape[-2:] == grid:
+        return x
     if x.shape[-2] % grid[0] == 0 and x.shape[-1] % grid[1] == 0:
         return F.adaptive_avg_pool2d(x, grid)
     rows, columns = (_pooling(size, cells, x) for size, cells in zip(x.shape[-2:], grid, strict=True))
