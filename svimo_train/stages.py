@@ -124,7 +124,7 @@ class InteractionStage(nn.Module):
 
 
 TEACHER_SHARE = 0.6
-"""Of VID's loss, where it has a teacher; the rest is the truth's, which a teacher never saw without error."""
+"""Of VID's loss, where it has a teacher, whose readings are also wrong at times: the rest is the truth's."""
 
 
 READ = "latent_channels", "num_joints", "object_names"

