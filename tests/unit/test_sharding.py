@@ -200,7 +200,7 @@ def test_two_processes_train_as_one(on_one, config):
 
 
 KILLED_AT_THE_SECOND_SAVE = """
-import os, signal
+import os, pathlib, signal
 from svimo_train import state
 state.FILE_BYTES = 100_000  # several files of each process
 write, saves = state.HuggingFaceStorageWriter.write_data, []
@@ -208,6 +208,7 @@ write, saves = state.HuggingFaceStorageWriter.write_data, []
 def dies(*args):
     saves.append(write(*args))
     if len(saves) == 2 and os.environ["RANK"] == "1":
+        pathlib.Path(__file__).with_name("was-killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return saves[-1]
 
@@ -221,8 +222,8 @@ def test_what_a_killed_save_leaves_goes_on_with_any_number_of_processes(on_one):
     killed = replace(one, output=one.output.with_name("killed"), sharded=True)
     done = launch(2, replace(killed, gradient_accumulation=2, save_every=1), before=KILLED_AT_THE_SECOND_SAVE)
     assert done.returncode != 0
-    # torchrun names the process that it sees end first: the killed one, or the one that lost it
-    assert "Signal 9 (SIGKILL)" in done.stderr or "Connection closed by peer" in done.stderr
+    # what torchrun says depends on which process it sees end first, and on what the other one was doing
+    assert (killed.output.parent / "was-killed").exists(), done.stderr
     left = {path.name for path in killed.output.glob("state-*")}
     assert left == {"state-000000001", "state-000000002.partial"}
     assert len(list((killed.output / "state-000000001").glob("shard-00002-model-*.safetensors"))) > 2
