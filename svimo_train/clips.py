@@ -64,6 +64,10 @@ class ClipFolder:
     def __len__(self) -> int:
         return len(self.names)
 
+    def name(self, index: int) -> str:
+        """Of one clip, for messages."""
+        return f"clip {self.folder / self.names[index]}"
+
     def motion(self, index: int, frames: int | None = None, start: int = 0) -> HandObjectMotion:
         """The motion of one clip, or so many frames of it.
 
@@ -136,12 +140,12 @@ class ClipFolder:
         video, motion = self.video(index), self.motion(index)
         if len(video) == 1 < len(motion):
             raise ValueError(
-                f"clip {self.folder / self.names[index]} has only its first frame, which serves only "
+                f"{self.name(index)} has only its first frame, which serves only "
                 f"{FIRST_FRAMES_SERVE}: train on another folder"
             )
         if len(video) != len(motion):
             raise ValueError(
-                f"clip {self.folder / self.names[index]} has {len(video)} frames of video and "
+                f"{self.name(index)} has {len(video)} frames of video and "
                 f"{len(motion)} of motion: write it again"
             )
         if frames is None:

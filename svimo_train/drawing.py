@@ -44,7 +44,7 @@ class DrawingPool:
         self.count = count
         self.config = model.config
         self.vae = VideoVAE(model.parts["vae"], model.config.vae)
-        self.root = self.folder / fingerprint(model.parts["vae"])
+        self.root = self.folder / fingerprint(model.parts["vae"].state_dict())
 
     def __len__(self) -> int:
         return self.count
@@ -124,12 +124,6 @@ class DrawingStage(nn.Module):
 
     def __init__(self, config: TrainConfig, model: SimpleNamespace, clips: DrawingPool):
         super().__init__()
-        cell = model.config.vae.spatial_compression
-        for shape in (shape for phase in config.phases for shape in phase.shapes):
-            if shape.height % cell or shape.width % cell:
-                raise ValueError(
-                    f"the VAE needs heights and widths that are multiples of {cell}, got {shape.height} x {shape.width}"
-                )
         self.drawing_encoder = model.parts["drawing_encoder"]
         self.points = model.config.interaction.points_per_object
 

@@ -110,7 +110,7 @@ def encode_folder(
         out: where to, in place of inside the folder.
     """
     vae = VideoVAE(model.parts["vae"].to(accelerator.device), model.config.vae)
-    made_by = fingerprint(vae.model)
+    made_by = fingerprint(vae.model.state_dict())
     if not EncodedFolder.is_one(folder):
         clips = ClipFolder(folder)
         numbers = {name: index for index, name in enumerate(clips.names)}
@@ -316,7 +316,7 @@ def sampled_clips(
     networks = {part: model.parts[part] for part in ("backbone", "text_encoder") if part in model.parts}
     for network in networks.values():
         network.to(accelerator.device)
-    made_by = f"sampled-at-each-of-{steps}-{fingerprint(nn.ModuleDict(networks))}"
+    made_by = f"sampled-at-each-of-{steps}-{fingerprint(nn.ModuleDict(networks).state_dict())}"
     vae = VideoVAE(model.parts["vae"], model.config.vae)
     sampler = SViMo(config=model.config, backbone=model.parts["backbone"], vae=vae)
     encode_text = prompt_encoder(model, clips)
@@ -386,7 +386,9 @@ def main(arguments: list[str] | None = None) -> int:
         accelerator = Accelerator(mixed_precision=precision(stages[0].precision))
         folders = {}
         for config in stages:
-            clips = encoded_clips(config, _encoders(config), accelerator, args.out)
+            model = _encoders(config)
+            config.check_sizes(model.config)
+            clips = encoded_clips(config, model, accelerator, args.out)
             folders |= {folder.folder: None for folder in clips.folders}
     except (OSError, ValueError, KeyboardInterrupt) as error:
         sys.stderr.write(f"{error or 'stopped'}\n")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from svimo_core.config import ClipSize
 from svimo_core.files import reading, whole_file
@@ -279,10 +279,10 @@ def size_name(size: ClipSize) -> str:
     return f"{size.frames}x{size.height}x{size.width}"
 
 
-def fingerprint(module: nn.Module) -> str:
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """A name for these exact weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -172,13 +172,21 @@ class Crops:
     def _crop(self, index: int, shape: Shape, rng: np.random.Generator) -> np.ndarray:
         folder = int(np.searchsorted(self.starts, index, side="right")) - 1
         clips, index = self.folders[folder], index - int(self.starts[folder])
-        part = index, shape.frames, rng.integers(clips.length(index) - shape.frames + 1)
+        frames = clips.length(index)
+        if frames < shape.frames:
+            raise ValueError(
+                f"{clips.name(index)} has {frames} frames, {shape.frames} are needed: take shapes of fewer"
+            )
+        part = index, shape.frames, rng.integers(frames - shape.frames + 1)
         drawn = rng.random() < self.objective.drawing_share
         video = clips.drawing(*part) if drawn else clips.clip(*part).video
-        top, left = (
-            rng.integers(size - part + 1)
-            for size, part in zip(video.shape[1:3], (shape.height, shape.width), strict=True)
-        )
+        height, width = video.shape[1:3]
+        if height < shape.height or width < shape.width:
+            raise ValueError(
+                f"{clips.name(index)} is {height} x {width} pixels, {shape.height} x {shape.width} are to be cut "
+                "from it: take smaller shapes"
+            )
+        top, left = rng.integers(height - shape.height + 1), rng.integers(width - shape.width + 1)
         return video[:, top : top + shape.height, left : left + shape.width]
 
 
@@ -258,8 +266,9 @@ def training_data(config: TrainConfig, model: SimpleNamespace, accelerator: Acce
     """The clips of a configuration as its stage reads them; what has to be encoded for that is, by all processes.
 
     Raises:
-        ValueError: clips that cannot be used; the message names them.
+        ValueError: sizes that the model does not take, or clips that cannot be used; the message names them.
     """
+    config.check_sizes(model.config)
     if config.stage == "drawing":
         pool = DrawingPool(config.clips, config.drawing.motions, model)
         return TrainingData(clips=pool, counts=[pool.count], load=pool)

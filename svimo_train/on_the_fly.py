@@ -48,6 +48,10 @@ class SyntheticClips:
     def __len__(self) -> int:
         return ENDLESS
 
+    def name(self, index: int) -> str:
+        """Of one clip, for messages."""
+        return f"synthetic clip {index}"
+
     def length(self, index: int) -> int:
         """Frames of one clip."""
         return self.size.frames

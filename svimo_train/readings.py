@@ -89,7 +89,7 @@ def _made_by(config: TrainConfig, model: SimpleNamespace) -> str:
     }
     networks |= {part: model.parts[part] for part in ("backbone", "text_encoder") if part in model.parts}
     text = json.dumps(
-        [fingerprint(nn.ModuleDict(networks)), model.normalizer.to_dict(), asdict(config.joint)]
+        [fingerprint(nn.ModuleDict(networks).state_dict()), model.normalizer.to_dict(), asdict(config.joint)]
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

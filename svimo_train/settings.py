@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
-from svimo_core.config import PRESETS, ClipSize
+from svimo_core.config import PRESETS, ClipSize, SViMoConfig
 from svimo_core.files import reading
 
 Batch = dict[str, Any]
@@ -369,6 +369,25 @@ class TrainConfig(Checked):
                 'first_frames serves the alignment stage, and a joint stage with joint.guidance_from "first" and '
                 f"without joint.warm_up; the {self.stage} stage needs whole clips"
             )
+
+    def check_sizes(self, model: SViMoConfig) -> None:
+        """See that a model takes the clips of all phases.
+
+        Raises:
+            ValueError: it does not; the message says what it would.
+        """
+        alone = self.stage in (
+            "vae",
+            "drawing",
+        )  # without the MM-DiT, whose patches are larger than the VAE's cells
+        multiple = model.vae.spatial_compression if alone else model.pixel_multiple
+        step = model.vae.temporal_compression
+        for frames, height, width in (shape.size for phase in self.phases for shape in phase.shapes):
+            if (frames - 1) % step or height % multiple or width % multiple:
+                raise ValueError(
+                    f"the {self.stage} stage of this model takes clips of {step}k + 1 frames (1, {step + 1}, ...) "
+                    f"whose height and width are multiples of {multiple}, got {frames} x {height} x {width}"
+                )
 
     @property
     def on_the_fly(self) -> bool:

@@ -45,6 +45,7 @@ from svimo_core.model.mmdit import split_streams, start_from_nothing
 from svimo_core.normalization import MotionNormalizer
 
 from .drawing import DrawingStage
+from .encoded import fingerprint
 from .loader import (
     Batches,
     MicroBatches,
@@ -90,6 +91,7 @@ def train_stages(stages: Stages) -> Path:
         As :func:`train`.
     """
     to_do = {name: config for name, config in stages.items() if not finished(config)}
+    require_files(stages, to_do)
     for config in to_do.values():
         require_packages(config)
         if config.stage != "drawing":
@@ -118,7 +120,8 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         ValueError: clips, checkpoint or configuration that cannot be used.
-        TrainingStopped: a loss that is not finite, or a disk that cannot be written; the last checkpoint is usable.
+        TrainingStopped: a loss that is not finite, a disk that cannot be written, or a worker that was killed; the last
+            checkpoint is usable.
         KeyboardInterrupt: stopped by the user (Ctrl-C or SIGTERM), after the state was saved.
     """
     require_packages(config)
@@ -176,7 +179,7 @@ def train(config: TrainConfig) -> Path:
     work = MicroBatches(config, first, run.samples, accelerator.process_index, accelerator.num_processes)
     order = sample_order(config, data)
     read = batches(Batches(config, data.load, order), work, pin_memory=accelerator.device.type == "cuda")
-    with _StopSignal() as stop:
+    with _StopSignal() as stop, run.losing_workers():
         for step in bar:
             began = time.perf_counter()
             set_learning_rate(optimizer, config.learning_rate_at(step))
@@ -230,6 +233,25 @@ def require_packages(config: TrainConfig) -> None:
             )
 
 
+def require_files(stages: Stages, to_do: Stages) -> None:
+    """See that the checkpoints that stages start or learn from are there, or that a stage before writes them.
+
+    Raises:
+        FileNotFoundError: one is not; the message names stage and field.
+    """
+    written = set()
+    for name, config in stages.items():
+        written.add((config.output / CHECKPOINT).resolve())
+        if name not in to_do:
+            continue
+        fields = {"init": config.init, "init_interaction": config.init_interaction}
+        if config.learns_from_teacher:
+            fields["interaction.teacher"] = config.interaction.teacher
+        for field, path in fields.items():
+            if path is not None and path.resolve() not in written and not path.exists():
+                raise FileNotFoundError(f"{name}: {field} names {path}, which is not there: correct it")
+
+
 def trained_parameters(model: SimpleNamespace, config: TrainConfig) -> dict[str, nn.Parameter]:
     """What a stage trains, by part and name; unfreezes it. VID's alignment has a stage of its own."""
     parameters = {}
@@ -242,6 +264,16 @@ def trained_parameters(model: SimpleNamespace, config: TrainConfig) -> dict[str,
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     return parameters
+
+
+def given_weights(model: SimpleNamespace) -> dict[str, str]:
+    """A name for the weights of each part, and of a teacher, that a stage leaves as they are."""
+    networks = model.parts if model.teacher is None else model.parts | {"teacher": model.teacher}
+    weights = {part: network.state_dict(keep_vars=True) for part, network in networks.items()}
+    return {
+        part: fingerprint({name: tensor for name, tensor in of_part.items() if not tensor.requires_grad})
+        for part, of_part in weights.items()
+    }
 
 
 def over_processes(metrics: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, float]:
@@ -476,6 +508,7 @@ class _Run:
         self.saves = ShardedSaves(config.output, config.background_saves) if config.sharded else None
         self.seconds = 0.0
         self.samples = 0
+        self.given = given_weights(model)
         if accelerator.is_main_process:
             config.output.mkdir(parents=True, exist_ok=True)
 
@@ -495,6 +528,13 @@ class _Run:
             step, notes = load(path, self.parameters, self.ema, self.optimizer)
             self.saved = self.begun = step
             self.seconds, self.samples = float(notes["seconds"]), int(notes["samples"])
+            before = dict(notes.get("given", self.given))
+        others = sorted({part for part, _ in self.given.items() ^ before.items()})
+        if others:
+            raise ValueError(
+                f"{path} is of a run with another {' and '.join(others)}, and init or interaction.teacher has changed "
+                f"since: give back the file of before, or delete {path} to start this stage anew"
+            )
         log.info("going on after step %d", step)
         return step
 
@@ -559,7 +599,7 @@ class _Run:
         writes; where weights are spread over processes, all take part, and the state is written in the background."""
         config, path = self.config, self.config.output / CHECKPOINT
         if self.accelerator.is_main_process or config.sharded:
-            notes = {"seconds": self.seconds, "samples": self.samples}
+            notes = {"seconds": self.seconds, "samples": self.samples, "given": self.given}
             training = (self.parameters, self.ema, self.optimizer, notes)
             with self._writing(done):
                 with self.averaged_weights():
@@ -621,6 +661,19 @@ class _Run:
             raise TrainingStopped(
                 f"{self.config.output} cannot be written after step {done} ({error}): make room on the disk. "
                 f"{self._last_good()}"
+            ) from error
+
+    @contextmanager
+    def losing_workers(self) -> Iterator[None]:
+        """Explain that a process that reads ahead is gone, which PyTorch's signal handler says wherever training is."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise TrainingStopped(
+                f"a process that reads clips ahead has ended ({str(error).strip()}), maybe for want of memory: set "
+                f"workers lower. {self._last_good()}"
             ) from error
 
     def _last_good(self) -> str:

@@ -172,7 +172,7 @@ def test_encoding_goes_on_where_it_was_killed(settings, tmp_path, monkeypatch):
     # another size alone has the clips of now, whatever the first one was made of
     write_clips(settings.clips, 1, first=4)
     (shape,) = settings.phases[0].shapes
-    smaller = replace(shape, height=shape.height // 2, width=shape.width // 2)
+    smaller = replace(shape, height=shape.height // 2, width=32)
     other = replace(settings, phases=(replace(settings.phases[0], shapes=(smaller,)),))
     assert run_encode(other, "--out", str(out)) == 0
     folder = EncodedFolder(out)
@@ -236,6 +236,10 @@ def test_clips_that_do_not_serve_are_refused(settings, tmp_path, parts, config, 
         train(replace(run, phases=(low,)))
     with pytest.raises(ValueError, match=f"clip-0 has {FRAMES} frames, 17 are needed"):
         train(replace(settings, phases=(replace(low, shapes=(replace(low.shapes[0], frames=17),)),)))
+    odd = Phase(steps=1, shapes=(Shape(frames=5, height=20, width=32, batch_size=1),))
+    assert run_encode(replace(settings, phases=(odd,)), "--out", str(tmp_path / "odd")) == 1
+    assert "height and width are multiples of 16, got 5 x 20 x 32" in capsys.readouterr().err
+    assert not (tmp_path / "odd").exists()
 
 
 def test_what_is_encoded(settings, tmp_path):

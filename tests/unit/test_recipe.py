@@ -96,6 +96,21 @@ def test_stages_follow_each_other_and_go_on_after_a_stop(recipe, tmp_path, capsy
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("stage", "field"),
+    [("joint", "init"), ("joint", "init_interaction"), ("interaction", "interaction.teacher")],
+)
+def test_checkpoints_that_are_not_there_are_named_before_anything_is_trained(
+    recipe, tmp_path, capsys, stage, field
+):
+    """But for those that a stage before writes."""
+    missing = tmp_path / "no.safetensors"
+    changes = [f"stages.joint.stage={stage}", f"stages.joint.{field}={missing}"]
+    assert main(["--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 1
+    assert capsys.readouterr().err == f"joint: {field} names {missing}, which is not there: correct it\n"
+    assert not (tmp_path / "out").exists()
+
+
 def _weights(folder: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(folder / CHECKPOINT).items()}
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.amp import autocast
 from transformers import PreTrainedTokenizerFast
 
@@ -47,7 +48,16 @@ from svimo_train.objectives import (
     interaction_loss,
 )
 from svimo_train.recipe import load_stages
-from svimo_train.settings import Batch, InteractionObjective, JointObjective, Phase, Shape, TrainConfig
+from svimo_train.settings import (
+    Batch,
+    InteractionObjective,
+    JointObjective,
+    Phase,
+    Shape,
+    Source,
+    Synthetic,
+    TrainConfig,
+)
 from svimo_train.shards import Record, Shard, write_shard
 from svimo_train.stages import (
     TEACHER_SHARE,
@@ -820,6 +830,102 @@ def test_broken_clip_is_named(settings, clips):
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(ValueError, match=r"clip-1\.npy"):
         train(settings)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "says"),
+    [
+        ("interaction", {"height": HEIGHT + 8}, "height and width are multiples of 16, got 9 x 40 x 48"),
+        (
+            "joint",
+            {"frames": FRAMES - 1},
+            r"joint stage .* takes clips of 4k \+ 1 frames .*, got 8 x 32 x 48",
+        ),
+        ("vae", {"width": WIDTH + 4}, "multiples of 8, got 9 x 32 x 52"),
+        ("drawing", {"width": WIDTH + 4}, "multiples of 8, got 9 x 32 x 52"),
+        ("vae", {"frames": 17}, r"clip-\d has 9 frames, 17 are needed: take shapes of fewer"),
+        ("vae", {"height": 64}, r"clip-\d is 32 x 48 pixels, 64 x 48 are to be cut from it: take smaller"),
+    ],
+)
+def test_sizes_that_nothing_takes_are_named(settings, stage, changes, says):
+    shape = {"frames": FRAMES, "height": HEIGHT, "width": WIDTH, "batch_size": 1} | changes
+    with pytest.raises(ValueError, match=says):
+        train(replace(settings, stage=stage, phases=(Phase(steps=1, shapes=(Shape(**shape),)),)))
+
+
+def test_clips_that_are_drawn_as_training_goes_are_as_large_as_the_model(settings):
+    shape = Shape(frames=FRAMES + 8, height=HEIGHT, width=WIDTH, batch_size=1)
+    drawn = replace(settings, stage="vae", clips=(Source(synthetic=Synthetic()),))
+    with pytest.raises(ValueError, match="synthetic clip 0 has 9 frames, 17 are needed"):
+        train(replace(drawn, phases=(Phase(steps=1, shapes=(shape,)),)))
+
+
+def test_a_run_goes_on_with_what_it_was_given(settings, checkpoint_file, tmp_path, config, parts, normalizer):
+    """Weights that it trains are its own; those that stand still, and a teacher's, must be the same ones."""
+    given = {name: tmp_path / f"{name}.safetensors" for name in ("init", "teacher")}
+    for path in given.values():
+        shutil.copyfile(checkpoint_file, path)
+    objective = InteractionObjective(teacher=given["teacher"])
+    taught = replace(settings, stage="interaction", init=given["init"], interaction=objective)
+    train(replace(taught, phases=(phase(1),)))
+    longer = replace(taught, phases=(phase(2),))
+
+    def change(name: str, part: str) -> None:
+        save_checkpoint(given[name], config, parts | {part: init_part(config, part, seed=9)}, normalizer)
+
+    # the pupil has its teacher's alignment
+    for name, part, says in (("init", "vae", "vae"), ("teacher", "interaction", "interaction and teacher")):
+        change(name, part)
+        with pytest.raises(
+            ValueError, match=rf"state\.safetensors is of a run with another {says}, .* delete"
+        ):
+            train(longer)
+        shutil.copyfile(checkpoint_file, given[name])
+
+    # what a run trains is not read from init any more
+    change("init", "interaction")
+    train(longer)
+    assert len(logged(longer)) == 2
+
+    # states of before did not say
+    with safe_open(settings.output / STATE, framework="pt") as state:
+        tensors = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118
+        metadata = state.metadata()
+    notes = json.loads(metadata["notes"])
+    assert notes.pop("given").keys() == parts.keys() | {"teacher"}
+    save_file(tensors, settings.output / STATE, metadata | {"notes": json.dumps(notes)})
+    train(replace(taught, phases=(phase(3),)))
+
+
+def test_a_worker_that_is_killed_is_named(settings, tmp_path):
+    config = tmp_path / "config.json"
+    lasting = replace(settings, phases=(phase(10_000),), save_every=1, workers=1)
+    config.write_text(json.dumps(lasting.to_dict()))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "svimo_train", "--config", str(config)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (settings.output / STATE).exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        (worker,) = psutil.Process(process.pid).children()
+        worker.kill()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    *_, last = errors.splitlines()
+    assert re.match(
+        "a process that reads clips ahead has ended.* set workers lower. The checkpoint after step", last
+    )
+    train(replace(lasting, phases=(phase(len(logged(settings)) + 1),), workers=0))
 
 
 def test_folder_without_clips_says_how_to_fill_it(tmp_path):
