@@ -413,6 +413,8 @@ def batches(
 
 
 def _start_worker(_worker: int) -> None:
-    """Ctrl-C reaches all processes, and the training finishes its step and stops its workers; each has one core."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches all processes, and so does the SIGTERM of `timeout`, torchrun and Slurm: the training finishes its
+    step and stops its workers. Each has one core."""
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked, signal.SIG_IGN)
     cv2.setNumThreads(1)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 
 import torch
 from accelerate import Accelerator
@@ -689,7 +689,8 @@ def _assign(parameters: dict[str, torch.nn.Parameter], values: dict[str, torch.T
 
 
 class _StopSignal:
-    """Ctrl-C and SIGTERM ask for a stop at the end of the step; a second one stops at once."""
+    """Ctrl-C and SIGTERM ask for a stop at the end of the step, and a second Ctrl-C for one at once. SIGTERM comes
+    twice by itself: `timeout` and Slurm signal a process and all around it, such as torchrun, which passes it on."""
 
     def __init__(self):
         self.asked = False
@@ -704,7 +705,7 @@ class _StopSignal:
         for s, handler in self.before.items():
             signal.signal(s, handler)
 
-    def _ask(self, *_):
-        if self.asked:
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True

@@ -1048,9 +1048,11 @@ def test_vid_of_a_side_run_takes_the_place_of_the_first(settings):
 
 
 def test_all_processes_stop_after_the_same_step(settings, tmp_path):
-    """Told to one that does not save: were it to leave alone, the one that saves would wait for it and be killed."""
+    """Told to one that does not save: were it to leave alone, the one that saves would wait for it and be killed. And
+    told as torchrun tells it, to its workers as well, twice."""
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(replace(settings, phases=(phase(10_000),), save_every=10_000).to_dict()))
+    lasting = replace(settings, phases=(phase(10_000),), save_every=10_000, workers=1)
+    config.write_text(json.dumps(lasting.to_dict()))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     process = subprocess.Popen(
         [*launch, "-m", "svimo_train", "--config", str(config)],
@@ -1066,7 +1068,9 @@ def test_all_processes_stop_after_the_same_step(settings, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         ranks = {child.environ().get("RANK"): child for child in psutil.Process(process.pid).children()}
-        ranks["1"].terminate()
+        for process_or_worker in [ranks["1"], *ranks["1"].children(), ranks["1"]]:
+            process_or_worker.terminate()
+            time.sleep(0.02)  # or one of two signals is lost
         _, errors = process.communicate(timeout=60)
     finally:
         for child in psutil.Process(process.pid).children() if process.poll() is None else ():
