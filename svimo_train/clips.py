@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from svimo_core.clean import trim
-from svimo_core.config import PRESETS
+from svimo_core.config import PRESETS, VAEConfig
 from svimo_core.files import reading, whole_file
 from svimo_core.motion import HandObjectMotion
 from svimo_core.render import render_motion
@@ -165,6 +166,14 @@ def resize_video(video: np.ndarray, height: int, width: int) -> np.ndarray:
     if video.shape[1:3] == (height, width):
         return video
     return np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in video])
+
+
+def part_for_vae(videos: Sequence[np.ndarray], vae: VAEConfig) -> list[np.ndarray]:
+    """Of each video (N H W 3) its first frames and upper left corner: as much as all of them have and the VAE takes."""
+    frames, height, width = (min(sizes) for sizes in zip(*(video.shape[:3] for video in videos), strict=True))
+    frames -= (frames - 1) % vae.frame_step
+    height, width = (size - size % vae.spatial_compression for size in (height, width))
+    return [video[:frames, :height, :width] for video in videos]
 
 
 def write_clip(folder: Path, name: str, clip: Clip) -> None:

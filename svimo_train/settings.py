@@ -376,10 +376,8 @@ class TrainConfig(Checked):
         Raises:
             ValueError: it does not; the message says what it would.
         """
-        alone = self.stage in (
-            "vae",
-            "drawing",
-        )  # without the MM-DiT, whose patches are larger than the VAE's cells
+        # without the MM-DiT, whose patches are larger than the VAE's cells
+        alone = self.stage in ("vae", "drawing")
         multiple = model.vae.spatial_compression if alone else model.pixel_multiple
         step = model.vae.temporal_compression
         for frames, height, width in (shape.size for phase in self.phases for shape in phase.shapes):
@@ -388,6 +386,16 @@ class TrainConfig(Checked):
                     f"the {self.stage} stage of this model takes clips of {step}k + 1 frames (1, {step + 1}, ...) "
                     f"whose height and width are multiples of {multiple}, got {frames} x {height} x {width}"
                 )
+        shown, step = self.phases[-1].shapes[0], model.vae.frame_step
+        if (
+            self.sheet_every
+            and self.stage in ("backbone", "joint", "alignment")
+            and (shown.frames - 1) % step
+        ):
+            raise ValueError(
+                f"sheets show clips of the last phase's first shape, and the VAE decodes {step}k + 1 frames (1, "
+                f"{step + 1}, ...), got {shown.frames}: set sheet_every to 0, or choose such a shape"
+            )
 
     @property
     def on_the_fly(self) -> bool:

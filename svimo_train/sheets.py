@@ -19,7 +19,7 @@ from svimo_core.model.vae import VideoVAE
 from svimo_core.render import render_motion
 from svimo_core.sampling.pipeline import SViMo, encode_image, to_uint8
 
-from .clips import ClipFolder
+from .clips import ClipFolder, part_for_vae
 from .drawing import DrawingPool
 from .encode import held_out_clips
 from .encoded import EncodedClips
@@ -69,7 +69,9 @@ def write_sheet(
     rows = [row for index in indices for row in SHEETS[config.stage](clips, index, shape, model, stage)]
     if not rows:
         return
-    sheet = np.concatenate([np.concatenate(list(row[_columns(len(row))]), axis=1) for row in rows])
+    strips = [np.concatenate(list(row[_columns(len(row))]), axis=1) for row in rows]
+    widest = max(strip.shape[1] for strip in strips)
+    sheet = np.concatenate([np.pad(x, ((0, 0), (0, widest - x.shape[1]), (0, 0))) for x in strips])
     done, data = cv2.imencode(".png", sheet[..., ::-1])
     assert done
     with whole_file(path) as unfinished:
@@ -79,12 +81,12 @@ def write_sheet(
 def reconstructions(
     clips: ClipFolder, index: int, shape: Shape, model: SimpleNamespace, stage: nn.Module
 ) -> list[np.ndarray]:
-    """A whole clip's video and drawing, each above its reconstruction."""
+    """A clip's video and drawing, as far as the VAE takes them, each above its reconstruction."""
     vae = VideoVAE(model.parts["vae"], model.config.vae)
     clip = clips.clip(index)
     drawing = render_motion(clip.motion, clip.video.shape[2], clip.video.shape[1])
     rows = []
-    for frames in (clip.video, drawing):
+    for frames in part_for_vae([clip.video, drawing], vae.config):
         batch = torch.from_numpy(frames)[None].float() / 255
         rows += [frames, to_uint8(vae.decode(vae.encode(batch))[0])]
     return rows

@@ -27,7 +27,7 @@ from svimo_core.sampling.painter import MotionPainter, QuickPainter
 from svimo_core.sampling.reader import MotionReader, Reading
 from svimo_core.schedule import NoiseSchedule
 
-from .clips import ClipFolder
+from .clips import ClipFolder, part_for_vae
 from .drawing import DrawingStage
 from .encoded import EncodedClips
 from .objectives import (
@@ -84,10 +84,12 @@ class VAEStage(nn.Module):
         clips = folders[0]
         vae = VideoVAE(model.parts["vae"], replace(model.config.vae, scaling_factor=1.0))
         samples = [clips.clip(i) for i in range(min(MEASURED_CLIPS, len(clips)))]
-        height, width = samples[0].video.shape[1:3]
-        videos = torch.from_numpy(np.stack([clip.video for clip in samples])).float() / 255
-        drawings = np.stack([render_motion(clip.motion, width, height) for clip in samples])
-        latents = vae.encode(torch.cat([videos, torch.from_numpy(drawings).float() / 255]))
+        drawings = [render_motion(c.motion, *reversed(c.video.shape[1:3])) for c in samples]
+        videos, drawings = (
+            torch.from_numpy(np.stack(part_for_vae(frames, vae.config))).float() / 255
+            for frames in ([clip.video for clip in samples], drawings)
+        )
+        latents = vae.encode(torch.cat([videos, drawings]))
         scaled = replace(model.config.vae, scaling_factor=round(1 / latents.std().item(), 4))
         model.config = replace(model.config, vae=scaled)
         model.preview = fit_preview(VideoVAE(model.parts["vae"], scaled), videos)

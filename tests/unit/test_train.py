@@ -853,6 +853,24 @@ def test_sizes_that_nothing_takes_are_named(settings, stage, changes, says):
         train(replace(settings, stage=stage, phases=(Phase(steps=1, shapes=(Shape(**shape),)),)))
 
 
+def test_sheets_that_cannot_be_decoded_are_refused_at_the_start(settings):
+    shape = Shape(frames=5, height=HEIGHT, width=WIDTH, batch_size=1)
+    config = replace(settings, phases=(Phase(steps=1, shapes=(shape,)),), sheet_every=1)
+    with pytest.raises(ValueError, match=r"decodes 8k \+ 1 frames .*, got 5: set sheet_every to 0"):
+        train(config)
+
+
+def test_a_vae_learns_from_clips_of_several_sizes(settings, clips):
+    """Its scale, preview and sheets are of the part that it takes."""
+    size = dict(frames=FRAMES + 2, height=HEIGHT + 4, width=WIDTH + 12)
+    other = generate_clip(0, fps=8, **size)
+    write_clip(clips, "other", Clip(other.video, other.motion))
+    config = replace(settings, stage="vae", phases=(phase(1),), sheet_every=1)
+    header = read_header(train(config))
+    assert header.preview.shape == (17, 3)
+    assert (config.output / "sheet-0000001.png").stat().st_size > 1000
+
+
 def test_clips_that_are_drawn_as_training_goes_are_as_large_as_the_model(settings):
     shape = Shape(frames=FRAMES + 8, height=HEIGHT, width=WIDTH, batch_size=1)
     drawn = replace(settings, stage="vae", clips=(Source(synthetic=Synthetic()),))
