@@ -358,7 +358,7 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
             log.info("%s: %s", part, provenance[part])
     normalizer = header.normalizer if header is not None else None
     if normalizer is None:
-        normalizer = MotionNormalizer.fit(some_motions(config, size), size.interaction.object_names)
+        normalizer = _statistics(config, size)
     return SimpleNamespace(
         config=size,
         parts=parts,
@@ -368,6 +368,14 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
         unread=unread,
         teacher=teacher,
     )
+
+
+def _statistics(config: TrainConfig, size: SViMoConfig) -> MotionNormalizer:
+    """Of the hands and objects in a run's clips; those that it began with where it goes on, whatever clips came since."""
+    begun = config.output / CHECKPOINT
+    if steps_done(config.output, config.sharded) and begun.is_file():
+        return read_header(begun).normalizer
+    return MotionNormalizer.fit(some_motions(config, size), size.interaction.object_names)
 
 
 def _uses_position_table(size: SViMoConfig, config: TrainConfig) -> bool:

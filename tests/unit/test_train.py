@@ -224,6 +224,18 @@ def test_going_on_equals_never_having_stopped(settings):
     assert logged(whole) == logged(parted)
 
 
+def test_clips_that_came_since_leave_the_statistics_of_a_run(settings, clips, config, parts, tmp_path):
+    """They are of the clips that it began with, where `init` has none: weights have learned what they mean."""
+    init = tmp_path / "vae.safetensors"
+    save_checkpoint(init, config, {"vae": parts["vae"]}, None)
+    run = replace(settings, stage="interaction", init=init, phases=(phase(1),))
+    began = read_header(train(run)).normalizer.to_dict()
+    video = np.zeros((FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    write_clip(clips, "another", Clip(video, moving_motion(2)))
+    assert read_header(train(replace(run, phases=(phase(2),)))).normalizer.to_dict() == began
+    assert read_header(train(replace(run, output=tmp_path / "new"))).normalizer.to_dict() != began
+
+
 def gradients(
     settings: TrainConfig,
     joint: JointObjective,
