@@ -371,7 +371,7 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
 
 
 def _statistics(config: TrainConfig, size: SViMoConfig) -> MotionNormalizer:
-    """Of the hands and objects in a run's clips; those that it began with where it goes on, whatever clips came since."""
+    """Of the hands and objects in a run's clips; where it goes on those that it began with, whatever clips came since."""
     begun = config.output / CHECKPOINT
     if steps_done(config.output, config.sharded) and begun.is_file():
         return read_header(begun).normalizer
