@@ -203,7 +203,7 @@ def plan(config: TrainConfig, model: SViMoConfig, cards: int, *, sharded: bool, 
     if config.stage not in PLANNED:
         raise ValueError(f"{CAN_PLAN}, got {config.stage}")
     parts = {"vae", "drawing_encoder"} if config.stage == "drawing" else {"vae", "backbone", "interaction"}
-    networks = {part: on_meta(model, part) for part in parts}
+    networks = {part: on_meta(model, part) for part in parts.difference(config.idle)}
     sizes = {part: numel(network) for part, network in networks.items()}
     trained = sum(sizes[part] for part in TRAINED[config.stage])
     weights = [weight for part in TRAINED[config.stage] for weight in networks[part].parameters()]

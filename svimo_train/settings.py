@@ -428,6 +428,15 @@ class TrainConfig(Checked):
         return (first, *text, *others)
 
     @property
+    def idle(self) -> tuple[str, ...]:
+        """Parts of the model that the stage does not use: they only go into its checkpoint."""
+        if self.stage == "vae":
+            return "backbone", "interaction", "text_encoder", "drawing_encoder"
+        if self.stage == "interaction" and not self.interaction.sampled_share:
+            return "backbone", "text_encoder", "drawing_encoder"
+        return ()
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of all phases."""
         return sum(phase.steps for phase in self.phases)

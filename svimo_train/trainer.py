@@ -141,7 +141,7 @@ def train(config: TrainConfig) -> Path:
     else:
         require_clips(config)
         model = load_model(config)
-        used = tuple(model.parts)
+        used = tuple(part for part in model.parts if part not in config.idle)
     data = training_data(config, model, accelerator)
     stage = STAGE_MODULES[config.stage](config, model, data.clips)
     if config.stage == "alignment" and config.interaction.readings:
@@ -293,7 +293,8 @@ def anywhere(asked: bool, accelerator: Accelerator) -> bool:
 
 
 def load_model(config: TrainConfig) -> SimpleNamespace:
-    """All parts of the model: from the initial checkpoint as far as it has them, the rest from seeds.
+    """All parts of the model: from the initial checkpoint as far as it has them, the rest from seeds. In float32; those
+    that the stage leaves idle as they are stored, mapped into memory.
 
     Returns:
         config, parts (name to module), normalizer, preview, provenance; and unread: stored tensors of the parts on the
@@ -321,7 +322,9 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
         later.discard("backbone")  # two networks are made of its weights
     unread = {part: source.part_tensors(part) for part, source in sources.items() if part in later}
     parts = {
-        part: empty_part(source, part) if part in unread else load_part(source, part, torch.float32)
+        part: empty_part(source, part)
+        if part in unread
+        else load_part(source, part, None if part in config.idle else torch.float32)
         for part, source in sources.items()
     }
     if config.backbone == "separate":
@@ -371,7 +374,7 @@ def load_model(config: TrainConfig) -> SimpleNamespace:
 
 
 def _statistics(config: TrainConfig, size: SViMoConfig) -> MotionNormalizer:
-    """Of the hands and objects in a run's clips; where it goes on those that it began with, whatever clips came since."""
+    """Of hands and objects in a run's clips; where it goes on those that it began with, whatever clips came since."""
     begun = config.output / CHECKPOINT
     if steps_done(config.output, config.sharded) and begun.is_file():
         return read_header(begun).normalizer

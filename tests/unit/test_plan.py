@@ -48,6 +48,8 @@ def test_states_are_those_of_a_step(joint):
     assert alone.states == sum(tensor.nbytes for tensor in held)
     assert alone.gradients == sum(p.grad.nbytes for p in parameters.values())
     assert alone.copies == 2 * numel(backbone)
+    vae = numel(init_part(TINY, "vae", 0))
+    assert plan(replace(joint, stage="interaction"), TINY, 1, sharded=False).frozen == 4 * vae
     spread = plan(replace(joint, stage="backbone"), TINY, 4, sharded=True)
     assert spread.states == pytest.approx(alone.states / 4, rel=1e-3)  # rows do not always divide
     assert spread.copies == alone.copies

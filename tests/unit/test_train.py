@@ -236,6 +236,25 @@ def test_clips_that_came_since_leave_the_statistics_of_a_run(settings, clips, co
     assert read_header(train(replace(run, output=tmp_path / "new"))).normalizer.to_dict() != began
 
 
+def test_what_a_stage_does_not_use_stays_as_it_is_stored(settings, config, parts, normalizer, tmp_path):
+    """At full size the MM-DiT would take 24 GB of each process of VID's warm-up, of its host and of its card."""
+    init = tmp_path / "half.safetensors"
+    save_checkpoint(init, config, parts, normalizer, dtype=torch.bfloat16)
+    for stage, share, stored in (
+        ("interaction", 0.0, True),
+        ("interaction", 0.5, False),
+        ("joint", 0.0, False),
+    ):
+        objective = InteractionObjective(sampled_share=share)
+        model = load_model(replace(settings, stage=stage, interaction=objective, init=init))
+        types = {part: next(network.parameters()).dtype for part, network in model.parts.items()}
+        assert (types["backbone"] == types["text_encoder"] == torch.bfloat16) == stored
+        assert types["vae"] == types["interaction"] == torch.float32
+    made = read_header(train(replace(settings, stage="interaction", init=init, phases=(phase(1),))))
+    before, after = (load_part(header, "backbone").state_dict() for header in (read_header(init), made))
+    assert all(torch.equal(value.float(), after[name]) for name, value in before.items())
+
+
 def gradients(
     settings: TrainConfig,
     joint: JointObjective,
