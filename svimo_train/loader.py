@@ -323,14 +323,15 @@ def synthetic_data(config: TrainConfig, model: SimpleNamespace) -> TrainingData:
 
 
 def require_clips(config: TrainConfig) -> None:
-    """Look whether there are clips, before a large model is loaded for them.
+    """Look whether there are clips, and some for the sheets, before a large model is loaded for them.
 
     Raises:
         ValueError: a folder has none; the message names it.
     """
-    for source in config.sources:
-        if source.folder is not None and not EncodedFolder.is_one(source.folder):
-            ClipFolder(source.folder)
+    folders = [source.folder for source in config.sources] + [config.held_out] * bool(config.sheet_every)
+    for folder in folders:
+        if folder is not None and not EncodedFolder.is_one(folder):
+            ClipFolder(folder)
 
 
 def plain_folders(config: TrainConfig) -> list[ClipFolder]:

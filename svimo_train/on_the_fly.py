@@ -85,7 +85,8 @@ class SyntheticClips:
         return Clip(made.video, made.motion)
 
     def _options(self, index: int, size: ClipSize) -> dict[str, Any]:
-        seed = self.run * ENDLESS + self.source.first_seed + index
+        stretch = self.run + (self.run > 0)  # the second one is the evaluations'
+        seed = stretch * ENDLESS + self.source.first_seed + index
         return {
             "seed": seed,
             "split": self.split,

@@ -543,8 +543,9 @@ class _Run:
         others = sorted({part for part, _ in self.given.items() ^ before.items()})
         if others:
             raise ValueError(
-                f"{path} is of a run with another {' and '.join(others)}, and init or interaction.teacher has changed "
-                f"since: give back the file of before, or delete {path} to start this stage anew"
+                f"{path} is of a run with another {' and '.join(others)}, and init, init_interaction, "
+                "interaction.teacher or seed has changed since: set it as it was, give back the file of before, or "
+                f"delete {path} to start this stage anew"
             )
         log.info("going on after step %d", step)
         return step

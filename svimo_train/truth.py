@@ -18,7 +18,7 @@ from .data.words import Triplet
 from .metrics import moving
 
 FIRST_CLIP = 2**40
-"""Number of the first synthetic clip of evaluation seed 0: training never counts that far."""
+"""Number of the first synthetic clip of evaluation seed 0: training leaves these numbers out (`on_the_fly.ENDLESS`)."""
 NAMED = 20
 """Broken clips in a message."""
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -15,13 +16,15 @@ from safetensors.torch import load_file
 from svimo_core.checkpoint import PARTS, init_part
 from svimo_core.config import SMALL
 from svimo_train.clips import Clip, write_clip
-from svimo_train.data.synthetic import generate_clip
+from svimo_train.data.synthetic import generate_clip, generate_motion
 from svimo_train.loader import Batches, MicroBatches, batches, sample_order, training_data
+from svimo_train.on_the_fly import SyntheticClips
 from svimo_train.plan import numel
 from svimo_train.recipe import load_stages
 from svimo_train.settings import Batch, Phase, Shape, Source, Synthetic, TrainConfig
 from svimo_train.state import CHECKPOINT, STATE
 from svimo_train.trainer import load_model, train
+from svimo_train.truth import FIRST_CLIP
 
 CONFIG = Path(__file__).parents[2] / "svimo_train" / "configs" / "small.json"
 SHAPE = Shape(frames=FRAMES, height=HEIGHT, width=WIDTH, batch_size=4)
@@ -64,6 +67,15 @@ def test_workers_and_a_stop_change_nothing_and_no_clip_comes_twice(settings):
     assert all(torch.equal(*pair) for pair in zip(hands[::2], hands[1::2], strict=True))  # two uses of each
     assert len({hands.numpy().tobytes() for hands in hands}) == len(hands) / 2
     assert [len(batch["frames"]) for batch in whole] == [2, 2, 2]  # each drawn once
+
+
+def test_no_run_draws_clips_of_an_evaluation(config):
+    size = dict(frames=config.frames, height=config.height, width=config.width, fps=config.fps)
+    evaluated = generate_motion(FIRST_CLIP, "train", **size).hands
+    assert all(
+        not np.array_equal(SyntheticClips(Synthetic(), run, config).motion(0).hands, evaluated)
+        for run in (0, 1, 2)
+    )
 
 
 def test_they_are_what_a_folder_of_the_same_seeds_holds(settings, config, tmp_path):

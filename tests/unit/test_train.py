@@ -863,6 +863,12 @@ def test_broken_clip_is_named(settings, clips):
         train(settings)
 
 
+def test_held_out_clips_that_are_not_there_are_named_before_others_are_encoded(settings, tmp_path):
+    with pytest.raises(ValueError, match="no clips in .*nothing"):
+        train(replace(settings, held_out=tmp_path / "nothing", sheet_every=1))
+    assert not (settings.clips / "encoded").exists()
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "says"),
     [
