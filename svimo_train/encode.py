@@ -39,6 +39,7 @@ from svimo_core.sampling.pipeline import SViMo, encode_image
 
 from .clips import ClipFolder, resize_video
 from .encoded import (
+    TEXT,
     EncodedClip,
     EncodedClips,
     EncodedFolder,
@@ -72,9 +73,14 @@ def encoded_clips(
 
     Raises:
         ValueError: clips that cannot be read, are too short or were encoded by another VAE; the message names them.
+        FileNotFoundError, ValueError: as :func:`encode_prompts`.
         OSError: the folder cannot be written.
     """
     sizes = list(dict.fromkeys(shape.size for phase in config.phases for shape in phase.shapes))
+    if takes_features(config, model):
+        for folder in (source.folder for source in config.sources if not EncodedFolder.is_one(source.folder)):
+            if not any((out or folder / INSIDE).rglob(TEXT)):
+                require_t5(config, model)  # before hours go into the clips
     folders = [encode_folder(source.folder, model, sizes, accelerator, out=out) for source in config.sources]
     encode_prompts(folders, sizes[0], config, model, accelerator)
     return EncodedClips(folders)
@@ -255,21 +261,14 @@ def encode_prompts(
     model: SimpleNamespace,
     accelerator: Accelerator,
 ) -> None:
-    """Store the features of each prompt, and of the empty one, in each folder that lacks some, where the stage needs
-    them and the model has no text encoder of its own.
+    """Store the features of each prompt, and of the empty one, in each folder that lacks some, where the stage takes
+    them.
 
     Raises:
-        ValueError: features are missing and the configuration names no T5.
+        FileNotFoundError, ValueError: as :func:`takes_features`, and, where some are missing, :func:`require_t5`.
     """
-    if "text_encoder" in model.parts or (
-        config.stage == "interaction" and not config.interaction.sampled_share
-    ):
+    if not takes_features(config, model):
         return
-    if config.joint.word_dropout or config.train_text:
-        raise ValueError(
-            "joint.word_dropout and train_text need the model's own text encoder, and a "
-            f"{model.config.name} model has none: features of T5 are computed once"
-        )
     if accelerator.is_main_process:
         prompts = {
             folder.folder: sorted({"", *(folder.notes(name, size)["prompt"] for name in folder.names)})
@@ -280,11 +279,8 @@ def encode_prompts(
             for folder in folders
             if (text := folder.text()) is None or not text.features.keys() >= set(prompts[folder.folder])
         }
-        if lacking and config.text_model is None:
-            raise ValueError(
-                f"a {model.config.name} model has no text encoder of its own: set text_model to a folder with T5-XXL"
-            )
         if lacking:
+            require_t5(config, model)
             every = sorted({prompt for some in lacking.values() for prompt in some})
             length = model.config.backbone.text_length
             features = dict(
@@ -294,6 +290,37 @@ def encode_prompts(
             for folder, some in lacking.items():
                 Text(t5, {prompt: features[prompt] for prompt in some}).save(folder)
     accelerator.wait_for_everyone()
+
+
+def takes_features(config: TrainConfig, model: SimpleNamespace) -> bool:
+    """Whether a stage reads prompts by features that T5 made: the model has no text encoder of its own.
+
+    Raises:
+        ValueError: the configuration asks for what needs one.
+    """
+    blind = config.stage == "interaction" and not config.interaction.sampled_share
+    if blind or "text_encoder" in model.parts:
+        return False
+    if config.joint.word_dropout or config.train_text:
+        raise ValueError(
+            "joint.word_dropout and train_text need the model's own text encoder, and a "
+            f"{model.config.name} model has none: features of T5 are computed once"
+        )
+    return True
+
+
+def require_t5(config: TrainConfig, model: SimpleNamespace) -> None:
+    """See that the configuration names a folder for T5.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such folder, or it names none.
+    """
+    if config.text_model is None:
+        raise ValueError(
+            f"a {model.config.name} model has no text encoder of its own: set text_model to a folder with T5-XXL"
+        )
+    if not config.text_model.is_dir():
+        raise FileNotFoundError(f"text_model names {config.text_model}, which is not there: correct it")
 
 
 def sampled_clips(

@@ -128,7 +128,7 @@ def trained_pass(
     """Forward and backward through the networks of a stage on the meta device."""
     count, frames, vid = shape.batch_size, shape.frames, model.interaction
     with torch.device("meta"):
-        latent = count, *model.latent_shape(frames, shape.height, shape.width)
+        latent = count, *model.vae.latent_shape(frames, shape.height, shape.width)
         video, image, drawing, guidance = (torch.empty(latent, dtype=dtype) for _ in range(4))
         text = torch.empty(count, model.backbone.text_length, model.backbone.text_dim, dtype=dtype)
         timestep = torch.zeros(count, dtype=torch.long)
@@ -401,6 +401,7 @@ def main(arguments: list[str] | None = None) -> int:
                 model = with_pupil(model, teacher_size(config, model), config)
                 whose += f", but VID of {numel(on_meta(model, 'interaction')) / 1e6:.2f} M weights, which learns from"
                 whose += f" {config.interaction.teacher}"
+            config.check_sizes(model)
             title = f"## {name}\n\n{config.stage} stage, {whose}; bfloat16 compute; GB on each of {args.cards} cards"
             text, fits = report(
                 config, title, model, args.cards, args.memory * GB, args.rate * TERA, args.share

@@ -864,7 +864,7 @@ def test_broken_clip_is_named(settings, clips):
 
 
 def test_held_out_clips_that_are_not_there_are_named_before_others_are_encoded(settings, tmp_path):
-    with pytest.raises(ValueError, match="no clips in .*nothing"):
+    with pytest.raises(ValueError, match=r"no clips in .*nothing"):
         train(replace(settings, held_out=tmp_path / "nothing", sheet_every=1))
     assert not (settings.clips / "encoded").exists()
 
@@ -1228,6 +1228,9 @@ def test_model_without_a_text_encoder_of_its_own(settings, config, parts, normal
     run = replace(settings, init=init, phases=(phase(1),), sheet_every=0)
     with pytest.raises(ValueError, match="set text_model"):
         train(run)
+    with pytest.raises(FileNotFoundError, match=r"text_model names .*nothing, which is not there"):
+        train(replace(run, text_model=tmp_path / "nothing"))
+    assert not (settings.clips / "encoded").exists()
     folder = tmp_path / "t5"
     build_text_encoder(config.text).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER_FILE), pad_token="<pad>").save_pretrained(folder)
