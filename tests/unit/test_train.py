@@ -20,6 +20,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device
 from conftest import FRAMES, HEIGHT, WIDTH, moving_motion
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -50,6 +51,7 @@ from svimo_train.objectives import (
 from svimo_train.recipe import load_stages
 from svimo_train.settings import (
     Batch,
+    DrawingObjective,
     InteractionObjective,
     JointObjective,
     Phase,
@@ -74,6 +76,7 @@ from svimo_train.trainer import (
     STATE,
     TrainingStopped,
     load_model,
+    load_vae,
     train,
     trained_parameters,
 )
@@ -234,6 +237,31 @@ def test_clips_that_came_since_leave_the_statistics_of_a_run(settings, clips, co
     write_clip(clips, "another", Clip(video, moving_motion(2)))
     assert read_header(train(replace(run, phases=(phase(2),)))).normalizer.to_dict() == began
     assert read_header(train(replace(run, output=tmp_path / "new"))).normalizer.to_dict() != began
+
+
+@pytest.mark.parametrize("stage", ["vae", "interaction", "backbone", "joint", "alignment", "drawing"])
+def test_a_stage_computes_where_its_weights_are(settings, stage, checkpoint_file):
+    """As on a GPU: its tensors do not mix with the CPU's either, where noise and timesteps are drawn. The guided part
+    of a joint step is left out, as it asks for values, which this device does not have."""
+    gpu = torch.device("meta")
+    teacher = checkpoint_file if stage == "interaction" else None
+    config = replace(
+        settings,
+        stage=stage,
+        interaction=InteractionObjective(error="distance", points=1.0, teacher=teacher),
+        joint=replace(settings.joint, guidance=False, warm_up=0.1),
+        drawing=DrawingObjective(motions=2),
+    )
+    model = load_vae(config) if stage == "drawing" else load_model(config)
+    data, generator = training_data(config, model, Accelerator()), step_generator(0, 0, 0)
+    module = stages.STAGE_MODULES[stage](config, model, data.clips)
+    trained_parameters(model, config)
+    batch = send_to_device(data.load([0, 1], phase(1).shapes[0], generator), gpu)
+    for network in (*model.parts.values(), *filter(None, [model.teacher])):
+        network.to(gpu)
+    loss, terms = module(batch, generator)
+    loss.backward()
+    assert all(value.device == gpu for value in (loss, *terms.values()))
 
 
 def test_what_a_stage_does_not_use_stays_as_it_is_stored(settings, config, parts, normalizer, tmp_path):
