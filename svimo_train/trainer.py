@@ -570,7 +570,7 @@ class _Run:
             self._draw(done)
         if self.saves is not None and self.saves.ended:
             self.finish_saving()
-        if done % config.save_every == 0 or stopping:
+        if (done % config.save_every == 0 and done < config.steps) or stopping:  # the end saves by itself
             self.save(done)
         if stopping:
             self.finish_saving()

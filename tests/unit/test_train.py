@@ -69,6 +69,7 @@ from svimo_train.stages import (
     ReadingLoss,
     draw_timesteps,
 )
+from svimo_train.state import save_state
 from svimo_train.text import with_unknown_words
 from svimo_train.trainer import (
     CHECKPOINT,
@@ -214,10 +215,13 @@ def test_a_clip_can_be_learned_by_heart(settings, stage, precision, clips, monke
         assert header.config.vae.scaling_factor != read_header(config.init).config.vae.scaling_factor
 
 
-def test_going_on_equals_never_having_stopped(settings):
+def test_going_on_equals_never_having_stopped(settings, monkeypatch):
     whole = replace(settings, output=settings.output / "whole")
     parted = replace(settings, output=settings.output / "parted")
-    train(whole)
+    written = []
+    monkeypatch.setattr("svimo_train.trainer.save_state", lambda *a: written.append(a[1]) or save_state(*a))
+    train(replace(whole, save_every=2))
+    assert written == [2, 4]
     train(replace(parted, phases=(phase(2),)))  # each run ends with its state saved
     train(parted)
     for name in (STATE, CHECKPOINT):
