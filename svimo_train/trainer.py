@@ -233,23 +233,35 @@ def require_packages(config: TrainConfig) -> None:
             )
 
 
+def given_files(config: TrainConfig) -> dict[str, Path]:
+    """The checkpoints that a stage starts or learns from, by field."""
+    fields = {"init": config.init, "init_interaction": config.init_interaction}
+    if config.learns_from_teacher:
+        fields["interaction.teacher"] = config.interaction.teacher
+    return {field: path for field, path in fields.items() if path is not None}
+
+
 def require_files(stages: Stages, to_do: Stages) -> None:
-    """See that the checkpoints that stages start or learn from are there, or that a stage before writes them.
+    """See that the checkpoints that stages start or learn from are there, or that a stage before writes them, and that
+    no stage is finished whose own is still to be written.
 
     Raises:
         FileNotFoundError: one is not; the message names stage and field.
+        ValueError: a stage is finished that came from a checkpoint of before; the message names both stages.
     """
-    written = set()
+    lacking = [name for name, c in to_do.items() if steps_done(c.output, c.sharded) < c.steps]
+    written: dict[Path, str] = {}
     for name, config in stages.items():
-        written.add((config.output / CHECKPOINT).resolve())
-        if name not in to_do:
-            continue
-        fields = {"init": config.init, "init_interaction": config.init_interaction}
-        if config.learns_from_teacher:
-            fields["interaction.teacher"] = config.interaction.teacher
-        for field, path in fields.items():
-            if path is not None and path.resolve() not in written and not path.exists():
+        for field, path in given_files(config).items():
+            writer = written.get(path.resolve())
+            if name not in to_do and writer in lacking:
+                raise ValueError(
+                    f"{name} is finished, but {writer} is not, whose checkpoint its {field} names: delete "
+                    f"{config.output} to train it again after {writer}, or give back {stages[writer].output}"
+                )
+            if name in to_do and writer is None and not path.exists():
                 raise FileNotFoundError(f"{name}: {field} names {path}, which is not there: correct it")
+        written[(config.output / CHECKPOINT).resolve()] = name
 
 
 def trained_parameters(model: SimpleNamespace, config: TrainConfig) -> dict[str, nn.Parameter]:

@@ -90,6 +90,12 @@ def test_stages_follow_each_other_and_go_on_after_a_stop(recipe, tmp_path, capsy
     assert "joint: 3 steps" in read_header(joint.output / CHECKPOINT).provenance["backbone"]
     assert (warm_up.output / CHECKPOINT).read_bytes() == first
 
+    # what came of a stage that would be trained anew is not taken for what comes of it
+    shutil.rmtree(warm_up.output)
+    assert main(command) == 1
+    assert "joint is finished, but warm-up is not, whose checkpoint its init names" in capsys.readouterr().err
+    assert not warm_up.output.exists()
+
     shutil.rmtree(tmp_path / "clips")
     assert main([*command, "--set", f"output={tmp_path / 'new'}"]) == 1
     assert "clips" in capsys.readouterr().err
