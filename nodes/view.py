@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..svimo_core.export.json_ import write_json
 from ..svimo_core.motion import HandObjectMotion
 from .compat import aliases
+from .save import temporary
 from .types import CATEGORY, Motion
 
 MAX_POINTS = 2000
@@ -67,10 +67,7 @@ class SViMoMotionViewer(io.ComfyNode):
                     f"{role} has {len(frames)} frames and the motion {len(motion)}: "
                     "connect frames of the same clip, or resample the motion"
                 )
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            "SViMoViewer", folder_paths.get_temp_directory()
-        )
-        stem = Path(folder) / f"{name}_{counter:05}_"
+        stem, subfolder = temporary("SViMoViewer")
         files = [write_json(stem.with_suffix(".json"), for_display(motion))]
         entries: list[dict[str, Any]] = [{"role": "motion"}]
         for role, frames in pictures.items():
