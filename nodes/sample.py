@@ -307,7 +307,8 @@ class SViMoSampler(io.ComfyNode):
         model = listener.on(model)
 
         # 2. core's sampler with CogVideoX's timesteps
-        start = packed(start_of(latent_image, backbone))
+        start, sigmas = packed(start_of(latent_image, backbone)), sigmas_of(model, steps, denoise)
+        steps = len(sigmas) - 1  # a low denoise has no room for all
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
@@ -315,7 +316,7 @@ class SViMoSampler(io.ComfyNode):
             comfy.sample.prepare_noise(start, seed, latent_image.get("batch_index")),
             start,
             comfy.samplers.sampler_object(SOLVERS[solver]),
-            sigmas_of(model, steps, denoise),
+            sigmas,
             denoise_mask=latent_image.get("noise_mask"),
             callback=latent_preview.prepare_callback(model, steps),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
