@@ -101,7 +101,7 @@ def save_sheet(path: Path, frames: Tensor) -> dict[str, int]:
     cells = F.interpolate(rearrange(frames[..., :3], "n h w c -> n c h w"), size, mode="area")
     cells = torch.cat([cells, cells.new_zeros(columns * rows - count, 3, *size)])
     sheet = rearrange(cells, "(r k) c h w -> (r h) (k w) c", k=columns)
-    Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().numpy()).save(path, quality=92)
+    Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().cpu().numpy()).save(path, quality=92)
     return {"columns": columns, "rows": rows, "width": size[1], "height": size[0]}
 
 
