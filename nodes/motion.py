@@ -110,7 +110,7 @@ def motion_path(name: str) -> Path:
             f"{name!r} lies outside of ComfyUI's input and output folders: copy the file into input"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"no motion file {name!r}: copy the .npz into ComfyUI's input folder")
+        raise FileNotFoundError(f"no motion file {name!r}: copy the file into ComfyUI's input folder")
     return path
 
 
@@ -131,7 +131,7 @@ class SViMoLoadMotion(io.ComfyNode):
                 io.Combo.Input(
                     "motion",
                     options=list_motions(),
-                    tooltip='A .npz in ComfyUI\'s input folder, one of its own results ("[output]"), or one that comes with the pack ("[example]").',
+                    tooltip='A .npz, .npy, .json or .bvh in ComfyUI\'s input folder, one of its own results ("[output]"), or one that comes with the pack ("[example]").',
                 ),
                 io.Float.Input(
                     "fps",

@@ -49,7 +49,7 @@ def loop_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Part of the steps before the loop closes. Early on there is only noise to read.",
+            tooltip="Part of the noise schedule before the loop closes: of the steps, in a run from pure noise. Early on there is only noise to read.",
         ),
         io.Float.Input(
             "end_percent",
@@ -57,7 +57,7 @@ def loop_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Part of the steps after which the loop opens again.",
+            tooltip="Part of the noise schedule after which the loop opens again.",
         ),
         io.Int.Input(
             "every",
