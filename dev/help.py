@@ -236,7 +236,8 @@ ADVICE = {
 - **Camera**: through the clip's own camera, in front of the video if one is connected. Hands that lie on the
   hands of the video show that motion and video agree.
 - Space plays and pauses; the arrow keys step through the frames. The chips show and hide hands, objects,
-  trails, contacts (joints that touch an object turn gold), the ground (5 cm per square) and the camera.
+  trails, contacts (joints that touch an object turn gold), the ground (5 cm per square, more below a wide motion) and
+  the camera.
 - The camera symbol at the end saves the view as a picture.
 - The view is loaded from ComfyUI's temp folder: after a restart of the server run the workflow again.
 """,
