@@ -85,9 +85,9 @@ ADVICE = {
     "SViMoFeedbackLoop": """
 - Between the model and what samples it: *SViMo Sampler*, core's *KSampler*, or the guider of *SamplerCustomAdvanced*.
 - LoRAs, *EasyCache* and *TorchCompileModel* go before it.
-- The loop costs little: one pass of the interaction model for each refresh, and a small network that encodes the drawn
-  motion. A checkpoint without a drawing encoder leaves that to the VAE, which takes most of the time; `every` = 2 or 3
-  saves most of it then.
+- The loop costs little: one pass of the interaction model for each denoising pass, and for each refresh a small network
+  that encodes the drawn motion. A checkpoint without a drawing encoder leaves that to the VAE, which takes most of the
+  time; `every` = 2 or 3 saves most of it then.
 - Comparing: switch `enabled` off and keep the seed. The motion is still read and held against the image, but does not
   guide. While *SViMo Motion Encode* guides, the loop draws nothing either way.
 """,
@@ -113,8 +113,8 @@ ADVICE = {
 """,
     "SViMoDecodeMotion": """
 - Axes: x right, y down, z forward from the camera, in metres. The left hand comes first.
-- Leave `refine` off: *SViMo Sampler* has read the motion at every step, and the mean of many readings is better than
-  the last one. A latent of another sampler, or one that was changed since, is read as it is.
+- Leave `refine` off: behind *SViMo Feedback*, *SViMo Sampler* has read the motion at every step, and the mean of many
+  readings is better than the last one. A latent of another sampler, or one that was changed since, is read as it is.
 """,
     "SViMoSplitLatent": """
 - For core's *Save Latent*, *VAE Decode (Tiled)* and other nodes that expect one plain latent.
@@ -236,7 +236,8 @@ ADVICE = {
 - **Camera**: through the clip's own camera, in front of the video if one is connected. Hands that lie on the
   hands of the video show that motion and video agree.
 - Space plays and pauses; the arrow keys step through the frames. The chips show and hide hands, objects,
-  trails, contacts (joints that touch an object turn gold), the ground (5 cm per square) and the camera.
+  trails, contacts (joints that touch an object turn gold), the ground (5 cm per square, more below a wide motion) and
+  the camera.
 - The camera symbol at the end saves the view as a picture.
 - The view is loaded from ComfyUI's temp folder: after a restart of the server run the workflow again.
 """,

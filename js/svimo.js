@@ -59,8 +59,10 @@ class NodeViewer {
                 state: this.node.properties[PROPERTIES.view],
                 onState: state => this.keep(PROPERTIES.view, state),
             });
-            await this.viewer.show(files.map(file => ({ ...file, url: fileUrl(file) })));
+            const shown = await this.viewer.show(files.map(file => ({ ...file, url: fileUrl(file) })));
+            if (!shown && this.shown === key) this.shown = ""; // they may be there the next time
         } catch (error) {
+            this.shown = "";
             this.element.textContent = `The viewer could not start: ${error.message}`;
         }
     }

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any, ClassVar
 
 import comfy.conds
@@ -37,7 +36,7 @@ from ..svimo_core.model.mmdit import MMDiT, SeparateMMDiT
 from ..svimo_core.sampling.latents import JointLatents, Known
 from ..svimo_core.schedule import NoiseSchedule
 from .latents import WINDOW
-from .lora import LoraChecks
+from .lora import with_checks
 
 KEY = "svimo"
 """Of what this pack adds to a patcher."""
@@ -321,32 +320,25 @@ def load_backbone(
     )
     model = SViMoModel(SViMoModelConfig(header, main, compute), network)
     logging.info("SViMo: weights in %s, computing in %s", main, compute)
-    patcher = make_patcher(model, disable_dynamic, LoraChecks)
+    patcher = make_patcher(model, disable_dynamic, checks_loras=True)
     patcher.cached_patcher_init = (load_backbone, (header, weight_dtype))
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guard_run)
     return patcher
 
 
-def make_patcher(
-    model: nn.Module, disable_dynamic: bool = False, mixin: type | None = None, device: Any = None
-) -> ModelPatcher:
+def make_patcher(model: nn.Module, disable_dynamic: bool = False, checks_loras: bool = False) -> ModelPatcher:
     """The kind of patcher that core uses by now (main.py sets it), on the device of diffusion models."""
-    device = device or comfy.model_management.get_torch_device()
+    device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
-    base = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
     if disable_dynamic or comfy.model_management.is_device_cpu(device):
-        base = ModelPatcher
+        kind = ModelPatcher
     if not comfy.model_management.is_device_cpu(offload):
         model.to(offload)
     # Newer cores cast weights to the types noted here when they bring them to a card.
     if hasattr(comfy.model_management, "archive_model_dtypes"):
         comfy.model_management.archive_model_dtypes(model)
-    return _with_mixin(mixin, base)(model, load_device=device, offload_device=offload)
-
-
-@cache
-def _with_mixin(mixin: type | None, base: type[ModelPatcher]) -> type[ModelPatcher]:
-    return base if mixin is None else type(f"SViMo{base.__name__}", (mixin, base), {})
+    return (with_checks(kind) if checks_loras else kind)(model, load_device=device, offload_device=offload)
 
 
 def dtypes_of(

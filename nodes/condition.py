@@ -229,7 +229,7 @@ class SViMoMotionEncode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Part of the steps after which it begins.",
+                    tooltip="Part of the noise schedule after which it begins: of the steps, in a run from pure noise.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -237,7 +237,7 @@ class SViMoMotionEncode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Part of the steps at which it ends; the feedback loop, if connected, takes over.",
+                    tooltip="Part of the noise schedule at which it ends; the feedback loop, if connected, takes over.",
                 ),
                 Interaction.Input(
                     "interaction",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -154,6 +154,16 @@ class FeedbackPatch:
         patched.set_additional_models(LOOP, [self.interaction.patcher, encoder.patcher])
         return patched
 
+    def with_models_of(self, model: ModelPatcher) -> FeedbackPatch:
+        """This loop on what core loads with a MODEL that has it: VID and encoder as :meth:`apply` gave them, or copies of
+        them, which core's Select Model Device makes."""
+        vid, encoder = model.get_additional_models_with_key(LOOP)
+        interaction = replace(self.interaction, patcher=vid)
+        if self.drawing is None:
+            return replace(self, interaction=interaction, vae=self.vae.on(encoder))
+        drawing = replace(self.drawing, patcher=encoder)
+        return replace(self, interaction=replace(interaction, drawing=drawing))
+
     def _memory(self, size: ClipSize) -> int:
         """Bytes that drawing and encoding one clip need, beside the weights."""
         if self.drawing is None:
@@ -178,8 +188,9 @@ class FeedbackPatch:
                 "SViMo Feedback needs a latent of video and drawing: take it from SViMo Image Encode with the model "
                 "connected, or use SViMo Sampler"
             )
-        run = LoopRun(self, guider.model_patcher, [tuple(shape) for shape in shapes], sigmas)
-        needed = self._memory(run.size) * shapes[0][0]
+        patch = self.with_models_of(guider.model_patcher)
+        run = LoopRun(patch, guider.model_patcher, [tuple(shape) for shape in shapes], sigmas)
+        needed = patch._memory(run.size) * shapes[0][0]
         for conds in guider.conds.values():
             for cond in conds:
                 cond[LOOP_MEMORY] = needed
@@ -206,6 +217,8 @@ class LoopRun:
         config = backbone_of(self.patcher).config
         self.size = config.vae.clip_size(self.shapes[0])
         self.clock = SigmaClock(self.sigmas, NoiseSchedule(config.schedule))
+        self.device = self.patch.interaction.patcher.load_device
+        """VID's, which need not be the model's where there are several."""
 
     def predict(self, executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One prediction of the guider: clean packed latents of noisy ones, with the loop closed."""
@@ -222,14 +235,15 @@ class LoopRun:
         conds_of_first = {name: cond.cond for name, cond in positive[0]["model_conds"].items()}
         if "known" in conds_of_first:
             noisy = known_of(conds_of_first, noisy.video.shape[2]).put_into(noisy)
+        noisy = noisy.to(self.device)
         for i in range(1 if given else self.loop.passes(step)):
             drawn = None if given else self.loop.guide(step, noisy, again=i > 0)
             drawn = torch.zeros_like(noisy.drawing) if drawn is None else drawn
             for cond in conds:
                 if GUIDANCE not in cond:
-                    cond["model_conds"]["guidance"] = comfy.conds.CONDRegular(drawn)
+                    cond["model_conds"]["guidance"] = comfy.conds.CONDRegular(drawn.to(x.device))
             clean = executor(x, sigma, *args, **kwargs)
-            self.loop.came_out(step, self._unpacked(clean))
+            self.loop.came_out(step, self._unpacked(clean).to(self.device))
         return clean
 
     def outcome(self) -> Outcome:
@@ -244,8 +258,8 @@ class LoopRun:
         )
 
     def _start(self, positive: list[dict]) -> FeedbackLoop:
-        patch, device = self.patch, self.patcher.load_device
-        image = positive[0]["model_conds"]["image"].cond[:, :, 0].to(device)
+        patch = self.patch
+        image = positive[0]["model_conds"]["image"].cond[:, :, 0].to(self.device)
         of_clip = patch.interaction.normalizer, self.size.width, self.size.height
         if patch.drawing is None:
             paint = MotionPainter(partial(patch.vae.encode_scaled, loaded=True), *of_clip)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter.base import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
@@ -45,6 +47,20 @@ class LoraChecks:
             if isinstance(patch, LoRAAdapter) and key in weights:
                 check_shape(key, patch, weights[key])
         return super().add_patches(patches, strength_patch, strength_model)
+
+    def clone(self, *args: Any, **options: Any) -> ModelPatcher:
+        """As ModelPatcher has it. One without dynamic VRAM, as TorchCompileModel asks for it, is of core's plain kind
+        there: it keeps these checks, too."""
+        made = super().clone(*args, **options)
+        if not isinstance(made, LoraChecks):
+            made.__class__ = with_checks(type(made))
+        return made
+
+
+@cache
+def with_checks(kind: type[ModelPatcher]) -> type[ModelPatcher]:
+    """A kind of patcher that checks the LoRAs it is given."""
+    return type(f"SViMo{kind.__name__}", (LoraChecks, kind), {})
 
 
 def with_motion(patches: Patches, config: BackboneConfig) -> Patches:

@@ -25,7 +25,7 @@ from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.render import draw_motion, draw_view, render_named
 from .compat import aliases
 from .rig import find_mano
-from .save import progress, say
+from .save import progress, say, temporary
 from .types import CATEGORY, Motion, check_choice
 
 SUFFIXES = (".npz", ".npy", ".json", ".bvh")
@@ -110,7 +110,7 @@ def motion_path(name: str) -> Path:
             f"{name!r} lies outside of ComfyUI's input and output folders: copy the file into input"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"no motion file {name!r}: copy the .npz into ComfyUI's input folder")
+        raise FileNotFoundError(f"no motion file {name!r}: copy the file into ComfyUI's input folder")
     return path
 
 
@@ -131,7 +131,7 @@ class SViMoLoadMotion(io.ComfyNode):
                 io.Combo.Input(
                     "motion",
                     options=list_motions(),
-                    tooltip='A .npz in ComfyUI\'s input folder, one of its own results ("[output]"), or one that comes with the pack ("[example]").',
+                    tooltip='A .npz, .npy, .json or .bvh in ComfyUI\'s input folder, one of its own results ("[output]"), or one that comes with the pack ("[example]").',
                 ),
                 io.Float.Input(
                     "fps",
@@ -397,19 +397,17 @@ class SViMoPreviewMotion(io.ComfyNode):
         skip = max(math.ceil(thinned.fps / FASTEST), math.ceil(len(thinned) / MOST_SHOWN))
         shown = [Image.fromarray((frame * 255).round().byte().numpy()) for frame in images[::skip]]
         times = (torch.arange(len(shown) + 1) * skip * 1000 / thinned.fps).round().int()
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            "SViMoPreview", folder_paths.get_temp_directory()
-        )
-        file = f"{name}_{counter:05}_.webp"
+        stem, subfolder = temporary("SViMoPreview")
+        path = stem.with_suffix(".webp")
         shown[0].save(
-            Path(folder) / file,
+            path,
             save_all=True,
             append_images=shown[1:],
             duration=times.diff().tolist(),
             loop=0,
             quality=85,
         )
-        preview = ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.temp)])
+        preview = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.temp)])
         return io.NodeOutput(images, ui=preview)
 
 

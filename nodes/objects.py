@@ -206,7 +206,14 @@ class SViMoAddObject(io.ComfyNode):
         ):
             check_choice(key, value, options)
         found = read_objects(
-            object_file, poses_file, name, unit, poses_unit, poses_layout, points, to_camera(up, forward)
+            object_file,
+            poses_file,
+            name.strip(),
+            unit,
+            poses_unit,
+            poses_layout,
+            points,
+            to_camera(up, forward),
         )
         lines = []
         for key, thing in found.items():

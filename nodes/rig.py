@@ -401,7 +401,7 @@ class SViMoOverlayMotion(io.ComfyNode):
         overlaid = images[..., :3].clone()
         report = progress()
         for i, drawn in enumerate(draw_motion(motion, width, height)):
-            drawn = torch.from_numpy(drawn).float() / 255
+            drawn = torch.from_numpy(drawn).to(overlaid) / 255
             alpha = opacity * (drawn.amax(dim=-1, keepdim=True) > 0)
             overlaid[i] = overlaid[i] * (1 - alpha) + drawn * alpha
             report(i + 1, len(motion))

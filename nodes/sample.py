@@ -49,7 +49,7 @@ def loop_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Part of the steps before the loop closes. Early on there is only noise to read.",
+            tooltip="Part of the noise schedule before the loop closes: of the steps, in a run from pure noise. Early on there is only noise to read.",
         ),
         io.Float.Input(
             "end_percent",
@@ -57,7 +57,7 @@ def loop_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Part of the steps after which the loop opens again.",
+            tooltip="Part of the noise schedule after which the loop opens again.",
         ),
         io.Int.Input(
             "every",
@@ -307,7 +307,8 @@ class SViMoSampler(io.ComfyNode):
         model = listener.on(model)
 
         # 2. core's sampler with CogVideoX's timesteps
-        start = packed(start_of(latent_image, backbone))
+        start, sigmas = packed(start_of(latent_image, backbone)), sigmas_of(model, steps, denoise)
+        steps = len(sigmas) - 1  # a low denoise has no room for all
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
@@ -315,7 +316,7 @@ class SViMoSampler(io.ComfyNode):
             comfy.sample.prepare_noise(start, seed, latent_image.get("batch_index")),
             start,
             comfy.samplers.sampler_object(SOLVERS[solver]),
-            sigmas_of(model, steps, denoise),
+            sigmas,
             denoise_mask=latent_image.get("noise_mask"),
             callback=latent_preview.prepare_callback(model, steps),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,6 +81,18 @@ def with_graph(motion: AnyMotion, node: type[io.ComfyNode]) -> AnyMotion:
     values = {"prompt": node.hidden.prompt, **(node.hidden.extra_pnginfo or {})} if node.hidden else {}
     graph = {key: json.dumps(value) for key, value in values.items() if value is not None}
     return replace(motion, metadata=motion.metadata | graph)
+
+
+def temporary(prefix: str) -> tuple[Path, str]:
+    """Where to put files that only the page shows: a path without its ending in the temp folder, and its subfolder.
+
+    The name is a new one each time, as core's previews have it. A server empties the folder when it starts, and a page
+    that stayed open would take a file for another that had its name before.
+    """
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        f"{prefix}_{secrets.token_hex(4)}", folder_paths.get_temp_directory()
+    )
+    return Path(folder) / f"{name}_{counter:05}_", subfolder
 
 
 def say(node: type[io.ComfyNode], text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 from collections.abc import Callable
@@ -30,7 +31,8 @@ class SViMoVAE:
     networks have them. Whatever runs out of memory whole is tried again in tiles, as core does.
 
     Args:
-        video_vae: does the work, on weights that :attr:`patcher` holds.
+        around: makes :attr:`video_vae` of a patcher.
+        patcher: holds the weights. Core's Select VAE Device, and the loop, put another in its place.
         config: of the model that it belongs to.
         native: whether that model's clip size is what an artist means who names none.
         fetches: whether the network fetches its weights where it uses them, as core's own do.
@@ -38,13 +40,14 @@ class SViMoVAE:
 
     def __init__(
         self,
-        video_vae: VideoVAE,
+        around: Callable[[ModelPatcher], VideoVAE],
         patcher: ModelPatcher,
         config: SViMoConfig,
         native: bool = True,
         fetches: bool = False,
     ):
-        self.video_vae = video_vae
+        self._around = around
+        self._made: tuple[nn.Module, VideoVAE] | None = None
         self.patcher = patcher
         self.config = config
         self.native = native
@@ -60,7 +63,7 @@ class SViMoVAE:
         patcher = whole_patcher(
             network, comfy.model_management.vae_device(), comfy.model_management.vae_offload_device()
         )
-        return cls(VideoVAE(network, config.vae, preview), patcher, config)
+        return cls(lambda patcher: VideoVAE(patcher.model.network, config.vae, preview), patcher, config)
 
     @classmethod
     def of_core(cls, vae: Any) -> SViMoVAE:
@@ -70,24 +73,35 @@ class SViMoVAE:
         time, so that group norm sees other frames than in training. CogVideoX's transformers know the latents of
         nine frames first, then eight; core's weights give exactly those in diffusers' loop.
         """
-        network = vae.first_stage_model
-        vae_config = replace(COGVIDEOX_5B_I2V.vae, latent_channels=network.latent_channels)
-        with torch.device("meta"):
-            loop = build_vae(vae_config).eval()
-        loop.encoder, loop.decoder = network.encoder, network.decoder
-        return cls(
-            VideoVAE(loop, vae_config, device=vae.device, dtype=vae.vae_dtype),
-            vae.patcher,
-            replace(COGVIDEOX_5B_I2V, vae=vae_config),
-            native=False,
-            fetches=True,
-        )
+        vae_config = replace(COGVIDEOX_5B_I2V.vae, latent_channels=vae.first_stage_model.latent_channels)
+
+        def around(patcher: ModelPatcher) -> VideoVAE:
+            with torch.device("meta"):
+                loop = build_vae(vae_config).eval()
+            loop.encoder, loop.decoder = patcher.model.encoder, patcher.model.decoder
+            return VideoVAE(loop, vae_config, device=patcher.load_device, dtype=vae.vae_dtype)
+
+        config = replace(COGVIDEOX_5B_I2V, vae=vae_config)
+        return cls(around, vae.patcher, config, native=False, fetches=True)
+
+    def on(self, patcher: ModelPatcher) -> SViMoVAE:
+        """The same VAE on the weights of another patcher."""
+        other = copy.copy(self)
+        other.patcher, other.device, other.first_stage_model = patcher, patcher.load_device, patcher.model
+        return other
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(
             f"SViMo's video VAE has no {name!r}: it encodes and decodes clips. A node that needs more of core's VAE "
             "takes core's own, from Load VAE"
         )
+
+    @property
+    def video_vae(self) -> VideoVAE:
+        """What does the work, on the weights that :attr:`patcher` holds by now."""
+        if self._made is None or self._made[0] is not self.patcher.model:
+            self._made = self.patcher.model, self._around(self.patcher)
+        return self._made[1]
 
     @property
     def scale(self) -> float:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..svimo_core.export.json_ import write_json
 from ..svimo_core.motion import HandObjectMotion
 from .compat import aliases
+from .save import temporary
 from .types import CATEGORY, Motion
 
 MAX_POINTS = 2000
@@ -67,10 +67,7 @@ class SViMoMotionViewer(io.ComfyNode):
                     f"{role} has {len(frames)} frames and the motion {len(motion)}: "
                     "connect frames of the same clip, or resample the motion"
                 )
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            "SViMoViewer", folder_paths.get_temp_directory()
-        )
-        stem = Path(folder) / f"{name}_{counter:05}_"
+        stem, subfolder = temporary("SViMoViewer")
         files = [write_json(stem.with_suffix(".json"), for_display(motion))]
         entries: list[dict[str, Any]] = [{"role": "motion"}]
         for role, frames in pictures.items():
@@ -104,7 +101,7 @@ def save_sheet(path: Path, frames: Tensor) -> dict[str, int]:
     cells = F.interpolate(rearrange(frames[..., :3], "n h w c -> n c h w"), size, mode="area")
     cells = torch.cat([cells, cells.new_zeros(columns * rows - count, 3, *size)])
     sheet = rearrange(cells, "(r k) c h w -> (r h) (k w) c", k=columns)
-    Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().numpy()).save(path, quality=92)
+    Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().cpu().numpy()).save(path, quality=92)
     return {"columns": columns, "rows": rows, "width": size[1], "height": size[0]}
 
 

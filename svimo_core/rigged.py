@@ -10,7 +10,7 @@ import numpy as np
 from .hand_rig import HandAnimation, fit_capsule_hand
 from .mano import ManoFit, ManoModel, fit_mano
 from .motion import HAND_NAMES, Camera, HandObjectMotion
-from .tracks import RigidTrack, align, display_surface, fit_rigid_track, rigid_parts
+from .tracks import RigidTrack, align, display_surface, extent, fit_rigid_track, rigid_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,17 @@ class ObjectMesh:
         """The vertices where the track's canonical points are: turned, moved and scaled, V x 3, metres.
 
         Raises:
-            ValueError: a track of another number of points.
+            ValueError: a track of another number of points, or of too few to tell how the surface turns.
         """
         if len(self.points) != len(track.points):
             raise ValueError(
                 f"{name}: its mesh was made for {len(self.points)} points and its motion has {len(track.points)}: "
                 "import both together"
+            )
+        if extent(self.points) < 2:
+            raise ValueError(
+                f"{name}: its mesh cannot be shown, as its points ({len(self.points)}) lie in one place or on one "
+                "line and do not tell how it turns: take 3 or more of the mesh"
             )
         scale = np.sqrt(track.points.var(axis=0).sum() / self.points.var(axis=0).sum())
         even = np.full(len(self.points), 1 / len(self.points))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from .batch import Batch, JobsRefused, together
 from .definitions import make_task
@@ -37,6 +37,8 @@ LOOK = 0.5
 """Seconds between two looks at how far a worker is."""
 SAY_WAIT = 15.0
 """Seconds between two words on workers that still load."""
+GONE = RayActorError, OutOfMemoryError, ObjectLostError
+"""How Ray says that a worker is gone: dead, killed for its memory, or with its machine and what it made."""
 PACKAGES = [str(Path(__file__).resolve().parents[1] / name) for name in ("svimo_core", "svimo_queue")]
 """What workers on other machines get from here."""
 
@@ -261,7 +263,7 @@ class RayRun(Batch):
         except RayTaskError as error:
             again = getattr(error.cause, "again", True)
             await self.job_failed(job, where, JobFailed(str(error.cause), details=str(error), again=again))
-        except RayActorError:
+        except GONE:
             await self.job_failed(job, where, JobFailed(f"{name} died as it ran"))
         except JobStalled as error:
             ray.kill(worker, no_restart=False)
@@ -280,9 +282,7 @@ class RayRun(Batch):
         last, moved = None, clock()
         try:
             while not (await asyncio.wait({made}, timeout=LOOK))[0]:
-                with contextlib.suppress(
-                    asyncio.TimeoutError, RayActorError
-                ):  # of its end the job itself tells
+                with contextlib.suppress(asyncio.TimeoutError, *GONE):  # of its end the job itself tells
                     progress = await asyncio.wait_for(_awaited(worker.progress.remote()), self.stall)
                     if progress != last:
                         last, moved = progress, clock()

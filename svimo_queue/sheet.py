@@ -44,8 +44,8 @@ def write_sheet(
     """
     jobs = [{"row": dict(row), "files": _files(path.parent, files)} for row, files in entries]
     batch = {"title": title, "jobs": jobs, "file_columns": list(file_columns)}
-    # A script element ends at the first "</", wherever it stands.
-    content = json.dumps(batch).replace("</", "<\\/")
+    # A script element ends at the first "</script", wherever it stands, and behind "<!--<script" not even there.
+    content = json.dumps(batch).replace("<", "\\u003c")
     page = TEMPLATE.read_text(encoding="utf-8").replace('"@BATCH@"', content)
     with whole_file(path) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -31,7 +31,11 @@ export class MotionViewer {
         this.observer.observe(this.view);
     }
 
-    /** Load and show files: [{role, url, ...}], one of them the motion, the others sheets of frames. */
+    /**
+     * Load and show files: [{role, url, ...}], one of them the motion, the others sheets of frames.
+     *
+     * @returns whether they are shown now
+     */
     async show(files) {
         this.loading?.abort();
         const loading = (this.loading = new AbortController());
@@ -39,17 +43,17 @@ export class MotionViewer {
         this.say("Loading ...");
         const byRole = Object.fromEntries(files.map(file => [file.role, file]));
         try {
-            this.motion = await load(byRole.motion.url, loading.signal);
-            if (loading.signal.aborted) return;
+            this.motion = withOwnNames(await load(byRole.motion.url, loading.signal));
+            if (loading.signal.aborted) return false;
             this.canvas = element("canvas", { tabIndex: 0 });
             this.canvas.addEventListener("webglcontextlost", event => this.onContextLost(event));
             this.view.prepend(this.canvas);
             this.scene = new MotionScene(this.canvas, this.motion, byRole.video, () => this.requestDraw());
         } catch (error) {
-            if (loading.signal.aborted) return;
+            if (loading.signal.aborted) return false;
             this.close();
             this.say(error.message, true);
-            return;
+            return false;
         }
         this.say("");
         this.scrubber.max = this.motion.frames - 1;
@@ -59,6 +63,7 @@ export class MotionViewer {
         this.applyState();
         this.resize();
         this.goTo(Math.min(this.frame, this.motion.frames - 1));
+        return true;
     }
 
     dispose() {
@@ -303,6 +308,14 @@ async function load(url, signal) {
     if (response.status === 404) throw new Error("This motion is no longer on the server: run the workflow again.");
     if (!response.ok) throw new Error(`The server could not give the motion (${response.status} ${response.statusText}).`);
     return response.json();
+}
+
+/** A motion whose objects have names that nothing else in the view has: GRAB and OakInk have a camera to hold. */
+function withOwnNames(motion) {
+    const taken = [...Object.keys(motion.hands), ...EXTRAS, "video"];
+    const own = name => (taken.includes(name) ? `${name} (object)` : name);
+    const objects = Object.entries(motion.objects).map(([name, points]) => [own(name), points]);
+    return { ...motion, objects: Object.fromEntries(objects) };
 }
 
 function percent(index, last) {

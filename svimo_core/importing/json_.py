@@ -19,7 +19,6 @@ MEDIAPIPE_WORLD = (
 )
 MEDIAPIPE_SIDES = ("handedness", "handednesses", "multiHandedness", "multi_handedness")
 EXPECTED = "expected a SViMo motion, MediaPipe's world landmarks, or lists of numbers of one shape"
-LABELS = ("categoryName", "category_name", "label", "classification")
 
 
 def read_json(path: str | os.PathLike) -> HandObjectMotion | dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dev.comfy import ROOT
+from svimo_core.export.json_ import write_json
 from svimo_core.motion import HandObjectMotion
 
 EXAMPLE = ROOT / "assets" / "motions" / "stir_cup.npz"
@@ -354,7 +355,7 @@ def test_draws_odd_motions(page, server):
         assert (greens == 0) == (name in ("left_alone", "objects_alone")), name
 
 
-def test_says_so_when_the_file_is_gone(page):
+def test_says_so_when_the_file_is_gone_and_shows_it_when_it_is_there_again(page, server):
     page.page.evaluate(
         """() => {
             const node = LiteGraph.createNode("SViMoMotionViewer");
@@ -368,3 +369,17 @@ def test_says_so_when_the_file_is_gone(page):
     message = page.page.locator(".svimo-viewer [role=alert]")
     message.wait_for()
     assert message.inner_text() == "This motion is no longer on the server: run the workflow again."
+
+    example = HandObjectMotion.load(EXAMPLE)
+    called_as_a_part_of_the_view = {"camera": example.objects["tool"]}
+    file = server.base_directory / "temp" / "gone.json"
+    write_json(file, replace(example, objects=called_as_a_part_of_the_view))
+    page.page.evaluate(
+        """() => {
+            const node = app.graph.nodes.find(node => node.type === "SViMoMotionViewer");
+            node.onExecuted({ svimo_viewer: node.properties.svimo_files });
+        }"""
+    )
+    (viewer,) = ready_viewers(page)
+    assert viewer.get_by_role("button", name="camera (object)", exact=True).count() == 1
+    file.unlink()

@@ -172,11 +172,12 @@ def test_loras_that_do_not_fit_or_are_damaged_are_refused(lora_files: Path):
     file, and what they read our MODEL takes or refuses. `SVIMO_FUZZ` sets how many there are, five times."""
     told = run_inside(
         """
-        import os
+        import inspect, os
         from collections import Counter
         from pathlib import Path
         import comfy.lora, comfy.lora_convert, comfy.sd, comfy.utils, folder_paths
         import numpy as np
+        from comfy.model_patcher import ModelPatcher
         from pack.nodes.load import SViMoDiffusionModelLoader, SViMoLoraLoader
 
         for category in ("diffusion_models", "loras"):
@@ -189,6 +190,12 @@ def test_loras_that_do_not_fit_or_are_damaged_are_refused(lora_files: Path):
             (converted, "wider.safetensors", "390 x 16 values of transformer_blocks.0.norm1.linear.weight"),
             (original, "wider.safetensors", "and this model has 384 x 16: it was trained for another model"),
         )
+        if "disable_dynamic" in inspect.signature(ModelPatcher.clone).parameters:
+            converted.is_dynamic = lambda: True  # for TorchCompileModel, core then makes another of its plain kind
+            compiled = converted.clone(disable_dynamic=True)
+            del converted.is_dynamic
+            assert compiled.model is not converted.model
+            refusals += ((compiled, *refusals[0][1:]),)
         for model, name, message in refusals:
             file = comfy.utils.load_torch_file(args[0] + "/" + name, safe_load=True)
             for load in (

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from helpers.inside import run_inside
 
+from dev.comfy import ROOT
+
 
 def test_partly_loaded_model_gives_the_same_result(checkpoint_file):
     """With a budget of a tenth of its size most layers stay offloaded and are cast at use. Attention is core's."""
@@ -180,4 +182,31 @@ def test_decoding_goes_on_in_tiles_when_memory_runs_out(checkpoint_file):
         assert not network.use_tiling
         """,
         str(checkpoint_file),
+    )
+
+
+def test_frames_that_stay_on_the_card():
+    """As with --gpu-only. PyTorch's fake tensors know where they are; NumPy takes what is on the CPU alone."""
+    run_inside(
+        """
+        import numpy as np
+        from pathlib import Path
+        from PIL import Image
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from pack.nodes.rig import SViMoOverlayMotion
+        from pack.nodes.view import save_sheet
+        from pack.svimo_core.motion import HandObjectMotion
+
+        def numpy(tensor):
+            assert tensor.device.type == "cpu", "NumPy was given what is on the card"
+            return np.zeros(tensor.shape, np.uint8)
+
+        motion = HandObjectMotion.load(args[0])
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            frames = torch.empty(len(motion), 64, 96, 3, device="cuda")
+            assert SViMoOverlayMotion.execute(frames, motion, 0.5).result[0].device.type == "cuda"
+            torch.Tensor.numpy, Image.Image.save = numpy, lambda *_, **__: None
+            assert save_sheet(Path("sheet.jpg"), frames)["columns"] == 5
+        """,
+        str(ROOT / "assets" / "motions" / "stir_cup.npz"),
     )

@@ -187,7 +187,10 @@ for name in comfy.samplers.SCHEDULER_NAMES:
 for sampler in ("euler", "dpmpp_2m_sde"):
     first, second = (streams_of(ksampled(closed, *graph, sampler=sampler)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
-low = sampled(model, positive, negative, ksampled(model, *graph), steps=50, solver="dpmpp_2m_sde", denoise=0.01)
+few = 50, 1.0, "constant", "dpmpp_2m_sde", 0.01, False  # there are 10 timesteps in a hundredth of the schedule
+low = sample.SViMoSampler.execute(model, positive, negative, ksampled(model, *graph), 3, *few)
+assert low.ui["svimo"][0]["steps"] == 10
+low = low.result[0]
 assert all(torch.isfinite(x).all() for x in streams_of(low))
 """,
         str(checkpoint_file),
@@ -841,6 +844,43 @@ def test_a_file_that_was_written_anew_is_loaded_anew(checkpoint_file: Path, tmp_
             raise AssertionError("accepted")
         """,
         str(folder_with(checkpoint_file, tmp_path)),
+    )
+
+
+def test_the_loop_runs_on_what_core_loads_with_the_model(checkpoint_file: Path):
+    """Select Model Device and Select VAE Device of several GPUs put copies of the models in the place of those that the
+    nodes were given, which stay unloaded."""
+    run_inside(
+        GRAPH
+        + """
+import copy
+from pack.nodes.loop import LOOP
+
+for exact in (False, True):
+    looped = loop(model, vid, vae, start=0.0, exact_drawing=exact)
+    expected = sampled(looped, *graph)
+    moved, others = looped.clone(), (load_interaction(header := read_header(args[0])), load_vae(header))
+    encoder = others[1].patcher if exact else others[0].drawing.patcher
+    moved.set_additional_models(LOOP, [others[0].patcher, encoder])
+    left = [patcher.model for patcher in (vid.patcher, vae.patcher if exact else vid.drawing.patcher)]
+    before = [copy.deepcopy(network.state_dict()) for network in left]
+    for network in left:
+        for weight in network.parameters():
+            weight.data.fill_(float("nan"))
+    made = sampled(moved, *graph)
+    assert torch.equal(made[READING].reading.hands, expected[READING].reading.hands), exact
+    assert difference(made, expected) == 0, exact
+    for network, weights in zip(left, before):
+        network.load_state_dict(weights)
+
+images = vae.decode(streams_of(expected).video)
+moved = copy.copy(vae)  # as Select VAE Device has it
+moved.patcher = load_vae(header).patcher
+for weight in vae.patcher.model.parameters():
+    weight.data.fill_(float("nan"))
+assert torch.equal(moved.decode(streams_of(expected).video), images)
+""",
+        str(checkpoint_file),
     )
 
 

@@ -431,7 +431,7 @@ def test_objects_of_ones_own_join_a_motion(client, server, example, tmp_path):
         "motion": ["load", 0],
         "object_file": "objects/plate.obj",
         "poses_file": "objects/poses.npy",
-        "name": "plate",
+        "name": "plate ",  # as it comes of a text field
         "unit": "centimetres",
         "poses_unit": "metres",
         "poses_layout": "auto",

@@ -1,5 +1,6 @@
 """svimo_queue on Ray: what a real server makes, without it; through a worker that is killed, and a stop."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -23,9 +25,13 @@ from dev.comfy import ROOT, api_workflow
 from svimo_core.motion import HandObjectMotion
 from svimo_queue.__main__ import main
 from svimo_queue.definitions import definitions
-from svimo_queue.outputs import Record
+from svimo_queue.jobs import read_jobs
+from svimo_queue.outputs import Outputs, Record
 
 pytest.importorskip("ray", reason="the extra queue-ray is not installed")
+from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError
+
+from svimo_queue.cluster import Cluster, RayRun
 
 OURS = "image_to_video_and_motion"
 CHECKPOINT = ROOT / "assets" / "models" / "svimo-tiny.safetensors"
@@ -226,6 +232,29 @@ def test_four_workers_one_killed_and_a_stop(cluster, write, tmp_path):
     table = (out / "table.csv").read_text(encoding="utf-8-sig")
     assert [table.count(f"\n{status},") for status in ("done", "failed", "waiting")] == [7, 1, 1]
     assert list(out.rglob("*.partial")) == []
+
+
+@pytest.mark.parametrize(
+    "error", [ActorDiedError(), OutOfMemoryError("node ran out"), ObjectLostError("a1", None, "")]
+)
+def test_a_worker_that_is_gone_costs_a_try_and_not_the_run(write, tmp_path, error):
+    """Killed for the memory it took, or with its machine: Ray has an error for each."""
+
+    async def gone():
+        raise error
+
+    worker = SimpleNamespace(run=SimpleNamespace(remote=lambda *_: gone()))
+
+    async def go(outputs):
+        run = RayRun(
+            jobs, outputs, Cluster(address="local", checkpoint=CHECKPOINT), title="", tries=2, stall=9
+        )
+        await run._run("worker 1", worker, "here", {}, await run.next_job())
+        assert run.pending == jobs
+
+    jobs = read_jobs(write(ONE))
+    with Outputs(tmp_path / "out", jobs) as outputs:
+        asyncio.run(go(outputs))
 
 
 def test_what_cannot_begin_is_said_at_once(write, tmp_path, capsys):

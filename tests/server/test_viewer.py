@@ -57,6 +57,21 @@ def test_viewer_gets_the_motion_and_every_frame(client, motion):
         assert np.abs(cell - np.asarray(drawn.convert("RGB"), dtype=int)).mean() < 6
 
 
+def test_a_server_that_began_anew_gives_other_names(client, server):
+    """It empties its temp folder, and a page that stayed open still knows the files that were there."""
+    names = []
+    for fps in (11.0, 12.0):
+        workflow = view()
+        workflow["load"]["inputs"]["fps"] = fps
+        outputs = client.run(workflow).outputs
+        names.append(
+            [outputs["view"]["svimo_viewer"][0]["filename"], outputs["draw"]["images"][0]["filename"]]
+        )
+        for file in (server.base_directory / "temp").rglob("SViMo*"):
+            file.unlink()
+    assert not set(names[0]) & set(names[1]), names
+
+
 def test_large_objects_are_thinned_out_for_the_viewer(client, server, motion):
     rng = np.random.default_rng(0)
     cloud = rng.normal(scale=0.05, size=(len(motion), 30_001, 3)) + (0, 0, 0.5)

@@ -319,6 +319,15 @@ def test_the_own_mesh_is_shown_where_the_object_is(box, save):
     assert fit_rigid_track(found.points).residual_mm < 1e-3
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_mesh_whose_points_do_not_tell_how_it_turns_is_refused(box, save, count):
+    found = read_posed_mesh(box, save(MATRICES), count=count)
+    motion = add_object(moving_motion(FRAMES), "box", found.points)
+    assert rig_motion(motion).objects["box"].track.residual_mm < 1e-3  # a ball or a rod of its own
+    with pytest.raises(ValueError, match=rf"box: .* points \({count}\) .* take 3 or more"):
+        rig_motion(motion, meshes={"box": found.mesh})
+
+
 def test_a_table_in_another_encoding_is_named(tmp_path):
     (tmp_path / "m.csv").write_bytes("Gr\u00f6\u00dfe,1\n".encode("utf-16"))
     with pytest.raises(ValueError, match=r"m\.csv is no table in UTF-8"):

@@ -129,7 +129,7 @@ def test_the_sheet_shows_pictures_and_says_errors(tmp_path, jobs):
     with Outputs(tmp_path / "out", jobs) as outputs:
         make(outputs, jobs[0], "a.png", "broken.mp4", "clip.glb")
         shutil.copy(assets / "motion_to_video.jpg", tmp_path / "out")
-        outputs.fail(jobs[1], "</script><b>bad</b>")
+        outputs.fail(jobs[1], "<!--<script></script><b>bad</b>")
         page = outputs.write_sheet("a & b").read_text()
     content = page.split('id="batch">')[1].split("</script>")[0]
     batch = json.loads(content)
@@ -139,7 +139,8 @@ def test_the_sheet_shows_pictures_and_says_errors(tmp_path, jobs):
     assert first["files"][0]["picture"]["address"].startswith("data:image/jpeg;base64,")
     assert (first["files"][0]["picture"]["width"], first["files"][1]["picture"]) == (640, None)
     assert (tmp_path / "out" / first["files"][0]["link"]).is_file()
-    assert second["row"]["error"] == "</script><b>bad</b>"
+    assert second["row"]["error"] == "<!--<script></script><b>bad</b>"
+    assert "<" not in content
 
 
 def test_a_folder_that_cannot_be_written_fails_its_own_job(tmp_path, jobs, caplog):
