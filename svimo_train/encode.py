@@ -277,7 +277,7 @@ def encode_prompts(
         lacking = {
             folder.folder: prompts[folder.folder]
             for folder in folders
-            if (text := folder.text()) is None or not text.features.keys() >= set(prompts[folder.folder])
+            if not set(prompts[folder.folder]) <= folder.prompts()
         }
         if lacking:
             require_t5(config, model)

@@ -205,6 +205,15 @@ class EncodedFolder:
             prompts = json.loads(metadata["prompts"])
             return Text(metadata["t5"], dict(zip(prompts, file.get_tensor("features"), strict=True)))
 
+    def prompts(self) -> set[str]:
+        """Of which there are features. The file is not left open, so that it can be replaced on Windows, too.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        text = self.text()
+        return set() if text is None else set(text.features)
+
     def _shard(self, name: str, size: ClipSize) -> Shard:
         path = self.folder / size_name(size) / self._places[size_name(size)][name]
         if path not in self._shards:

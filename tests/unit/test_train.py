@@ -40,6 +40,7 @@ from svimo_train import ablation, stages
 from svimo_train.clips import Clip, ClipFolder, write_clip
 from svimo_train.clips import main as write_clips
 from svimo_train.data.synthetic import generate_clip, generate_motion
+from svimo_train.encoded import Text
 from svimo_train.loader import step_generator, training_data
 from svimo_train.objectives import (
     DISTANCE_UNIT,
@@ -1252,7 +1253,7 @@ def test_two_resolutions(settings):
     assert cached == {"5x16x32", f"{FRAMES}x{HEIGHT}x{WIDTH}"}
 
 
-def test_model_without_a_text_encoder_of_its_own(settings, config, parts, normalizer, tmp_path):
+def test_model_without_a_text_encoder_of_its_own(settings, config, parts, normalizer, tmp_path, monkeypatch):
     """As at full size, where T5 lies in a folder of its own."""
     bare = replace(config, text=None)
     init = tmp_path / "bare.safetensors"
@@ -1268,6 +1269,19 @@ def test_model_without_a_text_encoder_of_its_own(settings, config, parts, normal
     PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER_FILE), pad_token="<pad>").save_pretrained(folder)
     header = read_header(train(replace(run, text_model=folder)))
     assert header.parts == ("backbone", "interaction", "vae", "drawing_encoder")
+    # a new prompt's come to those that are there, in a file that Windows replaces only where nobody has it open
+    video, motion = ClipFolder(settings.clips).clip(0)
+    write_clip(settings.clips, "new", Clip(video, replace(motion, prompt="other words")))
+    mapped, save = [], Text.save
+
+    def watched(*args):
+        mapped.extend(m.path for m in psutil.Process().memory_maps() if m.path.endswith("text.safetensors"))
+        save(*args)
+
+    monkeypatch.setattr(Text, "save", watched)
+    train(replace(run, text_model=folder, output=tmp_path / "added"))
+    assert not mapped
+
     shutil.rmtree(folder)  # features are stored beside the clips
     train(replace(run, output=tmp_path / "again"))
     for change in (dict(joint=JointObjective(word_dropout=0.1)), dict(train_text=True)):
