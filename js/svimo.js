@@ -6,11 +6,13 @@ import { api } from "../../scripts/api.js";
 
 const NODE = "SViMoMotionViewer";
 const OUTPUT = "svimo_viewer";
-const PROPERTIES = { files: "svimo_files", view: "svimo_view" }; // saved with the workflow
+const VIEW = "svimo_view"; // a property of the node, saved with the workflow
+const FILES = "svimo_files"; // another one of workflows before 0.2
 const MIN_HEIGHT = 340;
 const SIZE = [560, 520]; // of a new node
 
 const viewers = new WeakMap(); // node -> NodeViewer
+const left = new Map(); // id of a removed node -> its element, which may still be in the page
 
 class NodeViewer {
     constructor(node) {
@@ -38,7 +40,8 @@ class NodeViewer {
         };
         node.onConfigure = function () {
             onConfigure?.apply(this, arguments);
-            viewer.show(node.properties[PROPERTIES.files]);
+            delete this.properties[FILES];
+            viewer.show(outputOf(this));
         };
         node.onRemoved = function () {
             onRemoved?.apply(this, arguments);
@@ -51,13 +54,13 @@ class NodeViewer {
         const key = JSON.stringify(files ?? []);
         if (!files?.length || key === this.shown) return;
         this.shown = key;
-        if (key !== JSON.stringify(this.node.properties[PROPERTIES.files])) this.keep(PROPERTIES.files, files);
         try {
             const { MotionViewer } = await import("./viewer/viewer.mjs");
             if (this.removed) return;
+            this.enterPage();
             this.viewer ??= new MotionViewer(this.element, {
-                state: this.node.properties[PROPERTIES.view],
-                onState: state => this.keep(PROPERTIES.view, state),
+                state: this.node.properties[VIEW],
+                onState: state => this.keep(state),
             });
             const shown = await this.viewer.show(files.map(file => ({ ...file, url: fileUrl(file) })));
             if (!shown && this.shown === key) this.shown = ""; // they may be there the next time
@@ -67,15 +70,22 @@ class NodeViewer {
         }
     }
 
-    /** Keep a value with the workflow, and tell the page that the workflow changed: it saves what it was told of. */
-    keep(property, value) {
+    /** Nodes 2.0 keeps the element of a node that an undo has made anew, and never asks for that of the new one. */
+    enterPage() {
+        if (!this.element.isConnected) left.get(this.node.id)?.replaceWith(this.element);
+        left.delete(this.node.id);
+    }
+
+    /** Keep a state of the view with the workflow, and tell the page of it: it saves what it was told of. */
+    keep(state) {
         app.canvas.emitBeforeChange();
-        this.node.properties[property] = value;
+        this.node.properties[VIEW] = state;
         app.canvas.emitAfterChange();
     }
 
     remove() {
         this.removed = true;
+        left.set(this.node.id, this.element);
         this.viewer?.dispose();
         this.viewer = null;
     }
@@ -89,7 +99,13 @@ function fileUrl({ filename, subfolder, type }) {
 function findNode(locator) {
     const [id, subgraph] = locator.split(":").reverse();
     const graph = subgraph ? app.graph.subgraphs?.get(subgraph) : app.graph;
-    return graph?.getNodeById(Number(id));
+    return graph?.getNodeById(id);
+}
+
+/** The files that a node has made, if the page still knows: an undo makes all nodes anew and keeps what they made. */
+function outputOf({ id, graph }) {
+    const locator = graph === app.graph ? id : `${graph?.id}:${id}`;
+    return app.nodeOutputs?.[locator]?.[OUTPUT];
 }
 
 app.registerExtension({
@@ -99,7 +115,7 @@ app.registerExtension({
         if (node.comfyClass === NODE) viewers.set(node, new NodeViewer(node));
     },
 
-    // A run picked from the history, or another tab.
+    // A run picked from the history, or a workflow of another tab.
     onNodeOutputsUpdated(outputs) {
         for (const [locator, output] of Object.entries(outputs)) {
             if (output?.[OUTPUT]) viewers.get(findNode(locator))?.show(output[OUTPUT]);

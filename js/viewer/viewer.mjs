@@ -247,10 +247,14 @@ export class MotionViewer {
         bar.append(this.playButton, this.scrubber, this.label, this.speed, this.loopButton, this.photo);
 
         this.root.append(stage, this.toggles, bar);
-        this.root.addEventListener("keydown", event => this.onKey(event));
-        // What happens in here is not meant for the graph.
+        // What happens in here is not meant for the graph, but Ctrl+Enter, Ctrl+S and Ctrl+Z are for the page.
+        this.root.addEventListener("keydown", event => {
+            if (event.ctrlKey || event.metaKey) return;
+            this.onKey(event);
+            event.stopPropagation();
+        });
         this.root.dataset.captureWheel = "true"; // tells Nodes 2.0 to leave us the wheel
-        for (const type of ["pointerdown", "wheel", "dblclick", "contextmenu", "keydown"]) {
+        for (const type of ["pointerdown", "wheel", "dblclick", "contextmenu"]) {
             this.root.addEventListener(type, event => event.stopPropagation());
         }
         this.view.addEventListener("contextmenu", event => event.preventDefault());

@@ -166,8 +166,9 @@ def test_plays_pauses_and_stops_at_the_end(page, run_viewers):
     page.settle(600)
     assert frame_of(viewer) == stopped
 
+    seek(viewer, 5)
     viewer.locator("canvas").press("ArrowRight")
-    assert frame_of(viewer) == stopped + 1
+    assert frame_of(viewer) == 6
 
     press(viewer, "Play again from the start")  # off
     viewer.locator("select").select_option("2x")
@@ -176,6 +177,24 @@ def test_plays_pauses_and_stops_at_the_end(page, run_viewers):
     viewer.get_by_role("button", name="Pause (space)").wait_for()
     viewer.get_by_role("button", name="Play (space)").wait_for(timeout=5000)
     assert frame_of(viewer) == LAST
+
+
+def test_keys_with_ctrl_are_the_pages(page, run_viewers):
+    """To queue, save and undo; others may not reach it: Delete would take the node away."""
+    (viewer,) = run_viewers()
+    page.page.evaluate(
+        """() => {
+            window.heard = [];
+            const hear = event => { window.heard.push(event.key); event.preventDefault(); };
+            window.addEventListener("keydown", hear);
+            window.stopHearing = () => window.removeEventListener("keydown", hear);
+        }"""
+    )
+    for key in ("Delete", "ArrowRight", "Control+F8"):
+        viewer.locator("canvas").press(key)
+    assert page.page.evaluate("(stopHearing(), heard)")[-2:] == ["Control", "F8"]
+    assert not {"Delete", "ArrowRight"} & set(page.page.evaluate("heard"))
+    assert frame_of(viewer) == 1
 
 
 def test_played_again_within_a_frame_ticks_once_per_frame(page, run_viewers):
@@ -255,18 +274,22 @@ def test_two_viewers_are_independent_and_removal_frees_one(page, run_viewers):
     assert differing(view(page, left), before) < 0.001
 
 
-def test_survives_reload_collapse_and_resize(page, run_viewers):
+def test_a_saved_workflow_has_the_view_and_no_result(page, run_viewers):
+    """Like core's previews: a file that a run wrote holds the graph as it was queued, with the results of before."""
     (viewer,) = run_viewers()
     press(viewer, "grid")
     press(viewer, "Camera")
-
-    # As with a switch of tabs or a reload of the page, the graph is read from what was saved.
     saved = page.page.evaluate("app.graph.serialize()")
-    page.page.evaluate("app.graph.clear()")
-    page.settle()
-    assert page.page.locator(".svimo-viewer").count() == 0
+    outputs = page.page.evaluate("app.nodeOutputs")
+    (node,) = (node for node in saved["nodes"] if node["type"] == "SViMoMotionViewer")
+    node["properties"]["svimo_files"] = outputs[str(node["id"])]["svimo_viewer"]  # as workflows had it before 0.2
     page.open()
     page.load(saved)
+    page.settle()
+    assert page.page.locator(".svimo-viewer").count() == 0
+    (node,) = (n for n in page.page.evaluate("app.graph.serialize()")["nodes"] if n["id"] == node["id"])
+    assert "svimo_files" not in node["properties"]
+    page.run(60)
     (viewer,) = ready_viewers(page)
     assert viewer.get_by_role("button", name="grid").get_attribute("aria-pressed") == "false"
     assert viewer.get_by_role("button", name="Camera", exact=True).get_attribute("aria-pressed") == "true"
@@ -276,6 +299,10 @@ def test_survives_reload_collapse_and_resize(page, run_viewers):
     before = view(page, viewer)
     assert before.std() > 5
 
+
+def test_survives_collapse_and_resize(page, run_viewers):
+    (viewer,) = run_viewers()
+    before = view(page, viewer)
     toggle = "app.graph.nodes.find(n => n.type === 'SViMoMotionViewer').collapse()"
     page.page.evaluate(toggle)
     page.settle()
@@ -287,6 +314,26 @@ def test_survives_reload_collapse_and_resize(page, run_viewers):
     width = viewer.locator("canvas").bounding_box()["width"]
     drag(page, corner(page), 150)
     assert viewer.locator("canvas").bounding_box()["width"] > width + 50
+    assert view(page, viewer).std() > 5
+
+
+def test_a_run_is_no_edit_and_an_undo_keeps_what_it_made(page, run_viewers):
+    tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
+    look = f"() => {{ const t = {tracker}; t.captureCanvasState ? t.captureCanvasState() : t.checkState(); }}"
+    fps = "app.graph.nodes.find(n => n.type === 'SViMoLoadMotion').widgets[1].value"
+    page.page.evaluate("name => app.extensionManager.command.execute(name)", "Comfy.NewBlankWorkflow")
+    run_viewers()
+    node = "app.graph.nodes.find(n => n.type === 'SViMoMotionViewer').serialize()"
+    before = page.page.evaluate(node)
+    page.page.evaluate(look)
+    page.page.evaluate(f"{fps} = 9")
+    page.page.evaluate(look)
+    page.run(60)
+    assert page.page.evaluate(node) == before
+
+    page.page.evaluate(f"{tracker}.undo()")
+    (viewer,) = ready_viewers(page)
+    assert page.page.evaluate(fps) == 0
     assert view(page, viewer).std() > 5
 
 
@@ -360,10 +407,8 @@ def test_says_so_when_the_file_is_gone_and_shows_it_when_it_is_there_again(page,
         """() => {
             const node = LiteGraph.createNode("SViMoMotionViewer");
             app.graph.add(node);
-            const saved = node.serialize();
             const file = { role: "motion", filename: "gone.json", subfolder: "", type: "temp" };
-            saved.properties.svimo_files = [file];
-            node.configure(saved);
+            node.onExecuted({ svimo_viewer: [file] });
         }"""
     )
     message = page.page.locator(".svimo-viewer [role=alert]")
@@ -377,7 +422,8 @@ def test_says_so_when_the_file_is_gone_and_shows_it_when_it_is_there_again(page,
     page.page.evaluate(
         """() => {
             const node = app.graph.nodes.find(node => node.type === "SViMoMotionViewer");
-            node.onExecuted({ svimo_viewer: node.properties.svimo_files });
+            const file = { role: "motion", filename: "gone.json", subfolder: "", type: "temp" };
+            node.onExecuted({ svimo_viewer: [file] });
         }"""
     )
     (viewer,) = ready_viewers(page)
