@@ -149,8 +149,11 @@ def load_text_encoder(header: CheckpointHeader) -> SViMoCLIP:
     return SViMoCLIP(load_part(header, "text_encoder", torch.float32), header.config.text)
 
 
-def written_when(name: str, *categories: str) -> list[tuple[int, int]]:
-    """A fingerprint of a model's files, so that ComfyUI loads anew what was written anew."""
+def weights_written(name: str | None, *categories: str) -> list[tuple[int, int]]:
+    """A fingerprint of a model's files, so that ComfyUI loads anew what was written anew. Where another node gives the
+    name it is not known yet, and is always the same: no model is loaded anew at each run."""
+    if name is None:
+        return []
     try:
         files = [file.stat() for file in weight_files(Path(find_file(name, *categories)))]
     except (OSError, ValueError):
@@ -190,7 +193,7 @@ class SViMoCheckpointLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, ckpt_name: str, **_others: Any) -> list[tuple[int, int]]:
-        return written_when(ckpt_name, FOLDER)
+        return weights_written(ckpt_name, FOLDER)
 
     @classmethod
     def execute(cls, ckpt_name: str) -> io.NodeOutput:
@@ -235,7 +238,7 @@ class SViMoDiffusionModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, **_others: Any) -> list[tuple[int, int]]:
-        return written_when(model_name, "diffusion_models", FOLDER)
+        return weights_written(model_name, "diffusion_models", FOLDER)
 
     @classmethod
     def execute(
@@ -270,7 +273,7 @@ class SViMoInteractionLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, **_others: Any) -> list[tuple[int, int]]:
-        return written_when(model_name, FOLDER)
+        return weights_written(model_name, FOLDER)
 
     @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:
@@ -300,7 +303,7 @@ class SViMoVAELoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, vae_name: str, **_others: Any) -> list[tuple[int, int]]:
-        return written_when(vae_name, "vae", FOLDER)
+        return weights_written(vae_name, "vae", FOLDER)
 
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:
@@ -335,7 +338,7 @@ class SViMoLoraLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, **_others: Any) -> list[tuple[int, int]]:
-        return written_when(lora_name, "loras")
+        return weights_written(lora_name, "loras")
 
     @classmethod
     def execute(cls, model: ModelPatcher, lora_name: str, strength: float) -> io.NodeOutput:

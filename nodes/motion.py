@@ -24,6 +24,7 @@ from ..svimo_core.mano import LEFT_SHAPES
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.render import draw_motion, draw_view, render_named
 from .compat import aliases
+from .files import accept_files, written_when
 from .rig import find_mano
 from .save import progress, say, temporary
 from .types import CATEGORY, Motion, check_choice
@@ -152,19 +153,12 @@ class SViMoLoadMotion(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, motion: str) -> bool | str:
-        """Accept files that came after the list was made."""
-        try:
-            motion_path(motion)
-        except (OSError, ValueError) as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, motion: str | None) -> bool | str:
+        return accept_files(motion_paths, motion)
 
     @classmethod
-    def fingerprint_inputs(cls, motion: str, **_others) -> str:
-        """Load again when the file changes."""
-        state = motion_path(motion).stat()
-        return f"{state.st_mtime_ns} {state.st_size}"
+    def fingerprint_inputs(cls, motion: str | None, **_others) -> str | float:
+        return written_when(motion_paths, motion)
 
     @classmethod
     def execute(cls, motion: str, fps: float) -> io.NodeOutput:
@@ -291,19 +285,12 @@ class SViMoImportMotion(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, motion: str, other_hand: str) -> bool | str:
-        """Accept files that came after the list was made."""
-        try:
-            motion_paths(motion, other_hand)
-        except (OSError, ValueError) as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, motion: str | None, other_hand: str | None) -> bool | str:
+        return accept_files(motion_paths, motion, other_hand)
 
     @classmethod
-    def fingerprint_inputs(cls, motion: str, other_hand: str, **_others) -> str:
-        """Load again when a file changes."""
-        states = [path.stat() for path in motion_paths(motion, other_hand)]
-        return " ".join(f"{state.st_mtime_ns} {state.st_size}" for state in states)
+    def fingerprint_inputs(cls, motion: str | None, other_hand: str | None, **_others) -> str | float:
+        return written_when(motion_paths, motion, other_hand)
 
     @classmethod
     def execute(
@@ -343,7 +330,7 @@ class SViMoImportMotion(io.ComfyNode):
         return io.NodeOutput(imported.motion, report, picture, ui=shown)
 
 
-def motion_paths(motion: str, other_hand: str) -> list[Path]:
+def motion_paths(motion: str, other_hand: str = NO_FILE) -> list[Path]:
     """The files of a motion, one or one per hand."""
     return [motion_path(name) for name in (motion, other_hand) if name != NO_FILE]
 

@@ -25,6 +25,7 @@ from ..svimo_core.importing.objects import (
 from ..svimo_core.motion import HandObjectMotion
 from ..svimo_core.rigged import ObjectMesh
 from .compat import aliases
+from .files import accept_files, written_when
 from .types import CATEGORY, Motion, ObjectMeshes, check_choice
 
 NO_POSES = "none"
@@ -56,6 +57,10 @@ def input_file(name: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"no file {name!r} in ComfyUI's input folder: copy it there")
     return path
+
+
+def _files(object_file: str, poses_file: str) -> list[Path]:
+    return [input_file(name) for name in (object_file, poses_file) if name != NO_POSES]
 
 
 class SViMoAddObject(io.ComfyNode):
@@ -164,21 +169,12 @@ class SViMoAddObject(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, object_file: str, poses_file: str) -> bool | str:
-        """Accept files that came after the list was made."""
-        try:
-            input_file(object_file)
-            if poses_file != NO_POSES:
-                input_file(poses_file)
-        except (OSError, ValueError) as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, object_file: str | None, poses_file: str | None) -> bool | str:
+        return accept_files(_files, object_file, poses_file)
 
     @classmethod
-    def fingerprint_inputs(cls, object_file: str, poses_file: str, **_others) -> str:
-        """Read again when a file changes."""
-        states = [input_file(name).stat() for name in (object_file, poses_file) if name != NO_POSES]
-        return " ".join(f"{state.st_mtime_ns} {state.st_size}" for state in states)
+    def fingerprint_inputs(cls, object_file: str | None, poses_file: str | None, **_others) -> str | float:
+        return written_when(_files, object_file, poses_file)
 
     @classmethod
     def execute(

@@ -84,6 +84,7 @@ def make_prompt(job: Job, definitions: Definitions) -> Prompt:
         else:
             prompt.graph[place.node]["inputs"][place.input] = put
     prompt.problems += workflow.own_problems(given)
+    prompt.problems += workflow.without_effect(given)
 
     for node in prompt.graph.values():  # so that servers that share a folder never write to the same name
         prefix = node["inputs"].get("filename_prefix")
@@ -292,6 +293,43 @@ class _Workflow:
         if not any(self.definitions[node["class_type"]].get("output_node") for node in self.graph.values()):
             problems.append("the workflow saves nothing: it has no output node, such as Save Image")
         return problems
+
+    def without_effect(self, given: dict[Place, str]) -> list[str]:
+        """Of the columns those whose input leads to no result: another column takes the place of what it feeds, or the
+        workflow has it so."""
+        results = [
+            key for key, node in self.graph.items() if self.definitions[node["class_type"]].get("output_node")
+        ]
+        links = {place: self.graph[place.node]["inputs"].get(place.input) for place in given}
+        replaced = {given[p]: self._behind([link[0]], ()) for p, link in links.items() if is_link(link)}
+        used, problems = self._behind(results, given), []
+        for place, column in given.items() if results else ():
+            if place.node not in used:
+                others = [other for other, behind in replaced.items() if place.node in behind]
+                why = (
+                    f"column {' and '.join(others)} replaces it"
+                    if others
+                    else "no output node comes after it"
+                )
+                problems.append(
+                    f"column {column}: {self.title(place)} acts on nothing, as {why}; leave it out"
+                )
+        return problems
+
+    def _behind(self, nodes: Iterable[str], given: Iterable[Place]) -> set[str]:
+        """These nodes and all that they depend on, but for links that are replaced by given values."""
+        found: set[str] = set()
+        waiting = list(nodes)
+        while waiting:
+            key = waiting.pop()
+            if key in found or key not in self.graph:
+                continue
+            found.add(key)
+            inputs = self.graph[key]["inputs"].items()
+            waiting += [
+                value[0] for name, value in inputs if is_link(value) and Place(key, name) not in given
+            ]
+        return found
 
 
 def is_link(value: Any) -> bool:

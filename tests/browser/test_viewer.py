@@ -282,7 +282,9 @@ def test_a_saved_workflow_has_the_view_and_no_result(page, run_viewers):
     saved = page.page.evaluate("app.graph.serialize()")
     outputs = page.page.evaluate("app.nodeOutputs")
     (node,) = (node for node in saved["nodes"] if node["type"] == "SViMoMotionViewer")
-    node["properties"]["svimo_files"] = outputs[str(node["id"])]["svimo_viewer"]  # as workflows had it before 0.2
+    node["properties"]["svimo_files"] = outputs[str(node["id"])][
+        "svimo_viewer"
+    ]  # as workflows had it before 0.2
     page.open()
     page.load(saved)
     page.settle()

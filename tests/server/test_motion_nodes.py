@@ -317,6 +317,30 @@ def importing() -> dict:
     }
 
 
+def test_a_file_that_another_node_names():
+    """It is not known (None) before the graph runs: motions are read anew then, and models stay."""
+    run_inside(
+        """
+        from pack.nodes.load import SViMoInteractionLoader
+        from pack.nodes.motion import SViMoImportMotion, SViMoLoadMotion
+        from pack.nodes.objects import SViMoAddObject
+
+        for node, names in (
+            (SViMoLoadMotion, ["motion"]),
+            (SViMoImportMotion, ["motion", "other_hand"]),
+            (SViMoAddObject, ["object_file", "poses_file"]),
+        ):
+            linked = dict.fromkeys(names)
+            assert node.validate_inputs(**linked) is True
+            assert node.fingerprint_inputs(**linked) != node.fingerprint_inputs(**linked)
+            refused = node.validate_inputs(**linked | {names[0]: "gone.npz"} | dict.fromkeys(names[1:], "none"))
+            assert "gone.npz" in refused
+        same = [SViMoInteractionLoader.fingerprint_inputs(model_name=None) for _ in range(2)]
+        assert same[0] == same[1]
+        """
+    )
+
+
 def test_import_shows_what_it_understood(client, server, example, importing, tmp_path):
     """Joints of one hand in centimetres, mirrored and in MANO's order: noticed, then read as the settings say."""
     joints = example.hands[:, 1] * (-1, 1, 1) * 100

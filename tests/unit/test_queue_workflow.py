@@ -82,12 +82,11 @@ def test_ours_takes_a_prompt_in_place_of_its_parts():
         "seed": 3,
         "image": PICTURE,
         "SViMo Sampler.cfg": "2",
-        "SViMoPrompt.tool": "fork",
     }
     prompt = make_prompt(job(OURS, **values), DEFINITIONS)
     assert prompt.problems == []
     assert prompt.graph["4"]["inputs"]["text"] == "use spoon"
-    assert (prompt.graph["8"]["inputs"]["cfg"], prompt.graph["3"]["inputs"]["tool"]) == (2.0, "fork")
+    assert prompt.graph["8"]["inputs"]["cfg"] == 2.0
     assert OURS["4"]["inputs"]["text"] == ["3", 0]  # the job's graph stays as it was
 
 
@@ -182,6 +181,24 @@ def test_a_column_that_cannot_be_read_hides_nothing():
     assert len(make_prompt(job(OURS), DEFINITIONS).problems) == 1  # without the column, the file is missed
     said = make_prompt(job(OURS, unread=("image", "step"), steps=0), DEFINITIONS).problems
     assert [line.split(":")[0] for line in said] == ["column steps", "column step"]
+
+
+def test_a_column_that_acts_on_nothing():
+    parts = {"SViMoPrompt.tool": "fork", "action": "cut"}
+    said = make_prompt(job(OURS, image=PICTURE, prompt="use spoon", seed=1, **parts), DEFINITIONS).problems
+    assert len(said) == 2
+    assert said[0].startswith("column SViMoPrompt.tool: 3.tool (")
+    assert said[0].endswith(" acts on nothing, as column prompt replaces it; leave it out")
+    assert make_prompt(job(OURS, image=PICTURE, **parts), DEFINITIONS).problems == []
+
+    graph = core_graph(
+        net=node("ControlNetLoader", control_net_name="x"), other=node("LoadImage", image="x.png")
+    )
+    said = make_prompt(job(graph, **{"other.image": PICTURE}), DEFINITIONS).problems
+    assert (
+        "column other.image: other.image (LoadImage) acts on nothing, as no output node comes"
+        in "\n".join(said)
+    )
 
 
 def test_two_columns_for_one_input():
