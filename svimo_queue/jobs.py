@@ -196,7 +196,12 @@ def read_what_can_be(path: str | Path) -> tuple[list[Job], list[Problem]]:
             identity += f" {len(jobs)}"  # a job without its values is like no other
         if identity in jobs:
             logger.warning(
-                "%s, row %d is the same job as row %d; it runs once", path.name, draft.row, jobs[identity].row
+                "%s, row %d: %s is the same job as %s of row %d; it runs once",
+                path.name,
+                draft.row,
+                name,
+                jobs[identity].name,
+                jobs[identity].row,
             )
             continue
         jobs[identity] = Job(
@@ -591,12 +596,13 @@ def _names(drafts: list[_Draft]) -> list[str]:
 
 
 def _varying(drafts: Iterable[dict[str, Value]]) -> set[str]:
-    seen: dict[str, set] = {}
+    """Columns whose values differ, or which only some have."""
+    seen: dict[str, list[Value]] = {}
     count = 0
     for count, draft in enumerate(drafts, 1):  # noqa: B007
         for column, value in draft.items():
-            seen.setdefault(column, set()).add(value)
-    return {column for column, values in seen.items() if len(values) > 1} if count > 1 else set()
+            seen.setdefault(column, []).append(value)
+    return {column for column, values in seen.items() if len(values) < count or len(set(values)) > 1}
 
 
 def _said(column: str, value: Value) -> str:

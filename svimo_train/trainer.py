@@ -13,7 +13,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -278,9 +278,11 @@ def trained_parameters(model: SimpleNamespace, config: TrainConfig) -> dict[str,
     return parameters
 
 
-def given_weights(model: SimpleNamespace) -> dict[str, str]:
-    """A name for the weights of each part, and of a teacher, that a stage leaves as they are."""
-    networks = model.parts if model.teacher is None else model.parts | {"teacher": model.teacher}
+def given_weights(model: SimpleNamespace, idle: Collection[str]) -> dict[str, str]:
+    """A name for the weights of each part, and of a teacher, that a stage uses and leaves as they are."""
+    networks = {part: network for part, network in model.parts.items() if part not in idle}
+    if model.teacher is not None:
+        networks["teacher"] = model.teacher
     weights = {part: network.state_dict(keep_vars=True) for part, network in networks.items()}
     return {
         part: fingerprint({name: tensor for name, tensor in of_part.items() if not tensor.requires_grad})
@@ -531,7 +533,7 @@ class _Run:
         self.saves = ShardedSaves(config.output, config.background_saves) if config.sharded else None
         self.seconds = 0.0
         self.samples = 0
-        self.given = given_weights(model)
+        self.given = given_weights(model, config.idle)
         if accelerator.is_main_process:
             config.output.mkdir(parents=True, exist_ok=True)
 

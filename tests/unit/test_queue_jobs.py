@@ -44,7 +44,7 @@ def test_rows_multiply_in_order(folder):
     assert jobs[0].values["8.cfg"] == 1.5
     assert jobs[-1].values == {"prompt": "one"}
     assert jobs[-1].row == 3
-    assert (jobs[0].name, jobs[-1].name) == ("a-stir-seed-0", "one")
+    assert (jobs[0].name, jobs[-1].name) == ("a-stir-seed-0-cfg-1.5", "one")
 
 
 def test_csv_and_jsonl_say_the_same_jobs(folder):
@@ -85,7 +85,7 @@ def test_identity_is_content(folder):
 def test_same_job_twice_runs_once(folder, caplog):
     jobs = csv(folder, f"workflow,seed\n{OURS},0-2\n{OURS},2-3\n")
     assert [job.values["seed"] for job in jobs] == [0, 1, 2, 3]
-    assert "row 3 is the same job as row 2" in caplog.text
+    assert "row 3: seed-2 is the same job as seed-2 of row 2" in caplog.text
 
 
 def test_spreadsheets_of_other_countries(folder):

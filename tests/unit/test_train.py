@@ -980,7 +980,7 @@ def test_a_run_goes_on_with_what_it_was_given(settings, checkpoint_file, tmp_pat
         tensors = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118
         metadata = state.metadata()
     notes = json.loads(metadata["notes"])
-    assert notes.pop("given").keys() == parts.keys() | {"teacher"}
+    assert notes.pop("given").keys() == {"interaction", "vae", "teacher"}
     save_file(tensors, settings.output / STATE, metadata | {"notes": json.dumps(notes)})
     train(replace(taught, phases=(phase(3),)))
 
