@@ -67,13 +67,16 @@ from .state import (
     CHECKPOINT,
     EMA,
     STATE,
-    ShardedSaves,
-    load_sharded_state,
     load_state,
     save_state,
     sharded_state,
     steps_done,
 )
+
+try:
+    from .sharded_state import ShardedSaves, load_sharded_state
+except ImportError:  # torch below 2.8, which trains whole weights alone
+    ShardedSaves = None
 
 log = logging.getLogger(__name__)
 
@@ -231,6 +234,10 @@ def require_packages(config: TrainConfig) -> None:
             raise ValueError(
                 f"the configuration needs a package that is not there: pip install {package}, or set {off}"
             )
+    if config.sharded and ShardedSaves is None:
+        raise ValueError(
+            f"sharded training needs torch 2.8 or newer, got {torch.__version__}: update it, or set sharded to false"
+        )
 
 
 def given_files(config: TrainConfig) -> dict[str, Path]:

@@ -49,15 +49,9 @@ from svimo_train.encoded import (
 )
 from svimo_train.judges import SHIPPED, Judges
 from svimo_train.settings import TrainConfig
+from svimo_train.sharded_state import ShardedSaves, load_sharded_state
 from svimo_train.shards import write_shard
-from svimo_train.state import (
-    EMA,
-    ShardedSaves,
-    load_sharded_state,
-    load_state,
-    save_state,
-    sharded_state,
-)
+from svimo_train.state import EMA, load_state, save_state, sharded_state
 
 FRAMES = 5
 OPTIONS = ImportOptions(fps=8, unit="metres", sides="keep")

@@ -58,6 +58,7 @@ LAB_ORDER = [
     "settings",
     "optimizers",
     "state",
+    "sharded_state",
     "recipe",
     "objectives",
     "shards",

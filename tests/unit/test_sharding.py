@@ -21,7 +21,8 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from svimo_train.clips import Clip, write_clip
 from svimo_train.settings import JointObjective, Phase, Shape, TrainConfig
-from svimo_train.state import EMA, ShardedSaves, load_sharded_state, sharded_state
+from svimo_train.sharded_state import ShardedSaves, load_sharded_state
+from svimo_train.state import EMA, sharded_state
 from svimo_train.trainer import CHECKPOINT, LOG, TrainingStopped, load_model, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,7 +202,7 @@ def test_two_processes_train_as_one(on_one, config):
 
 KILLED_AT_THE_SECOND_SAVE = """
 import os, pathlib, signal
-from svimo_train import state
+from svimo_train import sharded_state as state
 state.FILE_BYTES = 100_000  # several files of each process
 write, saves = state.HuggingFaceStorageWriter.write_data, []
 
@@ -339,14 +340,14 @@ def test_full_disk_keeps_the_state_of_before(settings, tmp_path, monkeypatch):
 
     run = replace(settings, output=tmp_path, sharded=True, phases=steps(1))
     train(run)
-    monkeypatch.setattr("svimo_train.state.HuggingFaceStorageWriter.write_data", full)
+    monkeypatch.setattr("svimo_train.sharded_state.HuggingFaceStorageWriter.write_data", full)
     with pytest.raises(TrainingStopped, match=r"process 0.*No space left.*checkpoint after step 1.* is good"):
         train(replace(run, phases=steps(3), save_every=2))
     assert sharded_state(run.output).name == "state-000000001"
 
 
 def test_state_that_lacks_a_part_is_refused(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("svimo_train.state.FILE_BYTES", 200_000)
+    monkeypatch.setattr("svimo_train.sharded_state.FILE_BYTES", 200_000)
     run = replace(settings, output=tmp_path, sharded=True, phases=steps(1))
     train(run)
     with pytest.raises(ValueError, match="was written with sharded true: set it so again"):

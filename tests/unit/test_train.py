@@ -1233,6 +1233,28 @@ def test_packages_that_are_not_there_are_named(settings, monkeypatch):
         train(replace(settings, optimizer="adamw8bit"))
 
 
+def test_a_torch_without_sharded_states_trains_whole_weights(settings):
+    """Before 2.8 it has no storage of safetensors files for them."""
+    (settings.output.parent / "config.json").write_text(json.dumps(settings.to_dict()))
+    script = """
+import sys
+import torch.distributed.checkpoint as checkpoint
+del checkpoint.HuggingFaceStorageReader, checkpoint.HuggingFaceStorageWriter
+from svimo_train.__main__ import main
+sys.exit(10 * main(sys.argv[1:] + ["--set", "sharded=true"]) + main(sys.argv[1:]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--config", str(settings.output.parent / "config.json")],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 10, done.stderr
+    assert "sharded training needs torch 2.8 or newer, got " in done.stderr
+    assert (settings.output / CHECKPOINT).is_file()
+
+
 def test_tensorboard_has_what_the_log_has(settings):
     run = replace(settings, tracker="tensorboard", phases=(phase(2),))
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
