@@ -38,7 +38,7 @@ from svimo_core.checkpoint import (
     stored_tensors,
 )
 from svimo_core.config import PRESETS, SViMoConfig
-from svimo_core.files import reading
+from svimo_core.files import reading, whole_file
 from svimo_core.model.alignment import ImageAlignment, keep_finding, start_without_corrections
 from svimo_core.model.interaction import InteractionModel
 from svimo_core.model.mmdit import split_streams, start_from_nothing
@@ -568,8 +568,18 @@ class _Run:
                 "interaction.teacher or seed has changed since: set it as it was, give back the file of before, or "
                 f"delete {path} to start this stage anew"
             )
+        self._shorten_log(step)
         log.info("going on after step %d", step)
         return step
+
+    def _shorten_log(self, done: int) -> None:
+        """Leave the steps that the state has: those after it are made, and logged, again."""
+        path = self.config.output / LOG
+        if self.accelerator.is_main_process and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < done]
+            with self._writing(done), whole_file(path) as partial:
+                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def check_finite(self, step: int, what: str, value: float) -> None:
         """Stop before a broken number reaches the weights."""

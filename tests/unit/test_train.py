@@ -224,6 +224,10 @@ def test_going_on_equals_never_having_stopped(settings, monkeypatch):
     train(replace(whole, save_every=2))
     assert written == [2, 4]
     train(replace(parted, phases=(phase(2),)))  # each run ends with its state saved
+    with (parted.output / LOG).open("a") as file:
+        file.write(
+            '{"step": 2, "loss": 9.0}\n{"step": 3, "lo'
+        )  # as of one that was killed in the middle of step 3
     train(parted)
     for name in (STATE, CHECKPOINT):
         one, other = (load_file(run.output / name) for run in (whole, parted))
