@@ -90,6 +90,8 @@ ADVICE = {
   time; `every` = 2 or 3 saves most of it then.
 - Comparing: switch `enabled` off and keep the seed. The motion is still read and held against the image, but does not
   guide. While *SViMo Motion Encode* guides, the loop draws nothing either way.
+- In a run of several parts (*SplitSigmas*, *KSampler (Advanced)*) each part reads anew, and the motion is the mean of
+  what the last one read; the result differs a little from that of a run in one.
 """,
     "SViMoGrowingCFG": """
 - For core's *KSampler* and guiders. *SViMo Sampler* has it as `cfg_schedule`: do not use both.
