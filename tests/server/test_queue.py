@@ -270,7 +270,7 @@ def test_a_server_that_hangs_and_restarts_and_dies_beside_another(server, batch,
     with second:
         assert tool.wait(timeout=60) == 1
         assert f"{second.url} does not answer" in batch.said()
-        assert [record.name for record in batch.records()] == ["slow"]
+        assert [record.name for record in batch.records()] == ["seed-50-slow"]
 
         # Two servers share a batch; one of them is killed in the middle of a job, which the other takes over.
         batch.write({"workflow": "slow.json", "seed": "40-47", "steps": 10})
