@@ -457,6 +457,22 @@ def test_a_frame_time_that_means_nothing(write, mixamo, said):
     assert_note(find_bvh([write(text.replace(HEAD, ""))]), "it has no frame time")
 
 
+@pytest.mark.parametrize(
+    ("said", "fps"),
+    [
+        ("0.033333", 30),
+        ("0,0416667", 24),
+        ("0.033367", 30 / 1.001),
+        ("0.0083333", 120),
+        ("0.0225", 1 / 0.0225),
+    ],
+)
+def test_a_rounded_frame_time_is_the_rate_that_was_rounded(write, mixamo, said, fps):
+    """Or else frames would drift, and resampling to that very rate would lose the last one."""
+    found = find_bvh([write(re.sub(r"Frame Time: .*", f"Frame Time: {said}", mixamo[0]))])
+    assert found.fps == fps
+
+
 def test_frames_may_break_over_lines(write, mixamo):
     text, hands = mixamo
     head, rows = text.split(HEAD)
