@@ -19,6 +19,8 @@ IMAGE = (624, 416)
 MAX_FRAMES = 200_000
 """Of detections: a frame number beyond is a mistake, not two hours of video."""
 MAX_PIXELS = 100_000
+LISTED = 24
+"""Names of arrays that an error lists at most."""
 
 ALIASES = {
     "hands": ("hands", "joints", "hand_joints", "joints_3d", "joints3d", "landmarks_3d", "world_landmarks", "xyz"),
@@ -161,7 +163,9 @@ def _hands(source: Arrays) -> tuple[np.ndarray, dict[str, bool], list[str]]:
         absent = np.full_like(next(iter(sides.values())), np.nan)
         together = np.stack([sides.get(side, absent) for side in HAND_NAMES], axis=1)
     else:
-        raise ValueError(f"{name} has {', '.join(sorted(source.arrays)) or 'nothing'}; {EXPECTED}")
+        names = sorted(source.arrays)
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        raise ValueError(f"{name} has {', '.join(names[:LISTED]) or 'nothing'}{more}; {EXPECTED}")
     wrong = together.ndim != 4 or together.shape[1] != 2 or together.shape[3] != 3 or not len(together)
     if wrong or together.shape[2] not in JOINT_COUNTS.values():
         raise ValueError(f"{name}: its joints have shape {together.shape}; {EXPECTED}")

@@ -77,7 +77,7 @@ def _own_joints(side: str, joints: list, frames: int) -> np.ndarray:
 
 
 def _arrays(content: Any) -> dict[str, Any]:
-    """Arrays by name, as deep as the file has them; a list alone is hands."""
+    """Arrays by name, and dictionaries as they are, for MANO parameters come in them; a list alone is hands."""
     frames = content
     if isinstance(content, dict):
         frames = next((content[key] for key in MEDIAPIPE_FRAMES if key in content), None)
@@ -88,7 +88,9 @@ def _arrays(content: Any) -> dict[str, Any]:
         return rates | _mediapipe(frames)
     named = content if isinstance(content, dict) else {"hands": content}
     return {
-        key: np.array(value) for key, value in named.items() if isinstance(value, (list, int, float, str))
+        key: value if isinstance(value, dict) else np.array(value)
+        for key, value in named.items()
+        if isinstance(value, (dict, list, int, float, str))
     }
 
 
