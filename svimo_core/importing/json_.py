@@ -88,10 +88,19 @@ def _arrays(content: Any) -> dict[str, Any]:
         return rates | _mediapipe(frames)
     named = content if isinstance(content, dict) else {"hands": content}
     return {
-        key: value if isinstance(value, dict) else np.array(value)
+        key: value if isinstance(value, dict) else _array(value)
         for key, value in named.items()
         if isinstance(value, (dict, list, int, float, str))
     }
+
+
+def _array(value: Any) -> np.ndarray:
+    """Numbers of one shape; null among a list's entries is NaN, which JSON does not have."""
+    there = [entry for entry in value if entry is not None] if isinstance(value, list) else []
+    if there and len(there) < len(value):
+        absent = np.full(np.shape(there[0]), np.nan)
+        value = [absent if entry is None else entry for entry in value]
+    return np.array(value)
 
 
 def _mediapipe(frames: list[dict]) -> dict[str, np.ndarray]:

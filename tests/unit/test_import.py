@@ -127,6 +127,9 @@ def test_lists_in_json(tmp_path):
     path = tmp_path / "m.json"
     path.write_text(json.dumps({"fps": 30, "left": H[:, 0].tolist()}))
     np.testing.assert_allclose(read_motion(path).hands[:, 0], H[:, 0], atol=1e-6)
+    lost = [None, *H[1:, 0].tolist()]  # as in our own, and as JSON has no NaN
+    path.write_text(json.dumps({"fps": 30, "left": lost}))
+    assert read_motion(path).present[:, 0].tolist() == [False] + [True] * (len(H) - 1)
     path.write_text(json.dumps(H[:, 1].tolist()))  # as FreiHAND's: one hand, and its side is not said
     imported = import_motion(path, ImportOptions(fps=10))
     np.testing.assert_allclose(imported.motion.hands[:, 1], H[:, 1], atol=1e-6)
