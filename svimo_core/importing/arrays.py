@@ -109,10 +109,9 @@ def find_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> FoundMotion:
     source = Arrays(name, arrays)
     camera, notes = _camera(source)
     origins, kind = None, {}
-    if source.numbers("frame") is not None and _flags(source) is not None and source.find("keypoints"):
+    if source.find("frame") and source.find("keypoints") and _flags(source) is not None:
         hands, origins, more = _detections(source, camera)
     else:
-        source.used.discard(source.find("frame"))
         hands, kind, more = _hands(source)
     notes += more
     objects = _objects(source, len(hands))
@@ -239,7 +238,13 @@ def _detections(source: Arrays, camera: Camera | None) -> tuple[np.ndarray, np.n
     count = source.single("frame_count")
     if count and count > MAX_FRAMES:
         raise ValueError(f"{name}: frame_count is {count:g}, and at most {MAX_FRAMES:,} are read")
-    first = 0 if count else int(frame.min())
+    first = int(frame.min())
+    if count and (first < 0 or frame.max() - min(first, 1) >= count):
+        raise ValueError(
+            f"{name}: frame counts from {first} to {frame.max():g}, and frame_count says that there are {count:g}"
+        )
+    if count:
+        first = int(frame.max() == count)  # which counting from 0 does not reach
     if first:
         notes.append(f"Frames are numbered from {first}, where the motion starts.")
     frame, is_right = frame.astype(np.int64) - first, is_right.astype(int)
