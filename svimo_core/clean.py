@@ -16,6 +16,8 @@ from .tracks import RigidTrack, bridge, fit_rigid_track
 
 MISSING_HANDS = ("hold", "mirror", "park")
 """Ways to invent a hand where there is none."""
+SOON = 0.01
+"""Of a frame: a motion that ends so little before one still has it, as rates are rounded (29.9997 for 30)."""
 APART = 0.2
 """Metres between a hand and the one that is invented beside it."""
 
@@ -79,7 +81,7 @@ def resample(motion: HandObjectMotion, fps: float) -> HandObjectMotion:
     if fps == motion.fps or len(motion) == 1:
         return dataclasses.replace(motion, fps=fps)
     before = np.arange(len(motion)) / motion.fps
-    count = int(np.floor(before[-1] * fps + 1e-6)) + 1
+    count = int(np.floor(before[-1] * fps + SOON)) + 1
     after = np.minimum(np.arange(count) / fps, before[-1])
 
     objects = {}
