@@ -62,8 +62,8 @@ def _own(content: dict[str, Any]) -> HandObjectMotion:
         objects={name: np.array(points, dtype=np.float32) for name, points in content["objects"].items()},
         camera=Camera(**content["camera"]),
         fps=float(content["fps"]),
-        prompt=content.get("prompt", ""),
-        metadata=content.get("metadata", {}),
+        prompt=content.get("prompt") or "",
+        metadata={key: str(value) for key, value in (content.get("metadata") or {}).items()},
     )
 
 
