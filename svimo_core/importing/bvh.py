@@ -506,7 +506,13 @@ def _chains(
             members[names[place]] += joints
     chains = {finger: _longest(bvh, said, joints) for finger, joints in members.items()}
     if wrist is not None:
-        return wrist, chains, []
+        others = [
+            joint for joint in kinds if joint not in (wrist, None) and len(kinds[joint]) == len(FINGERS)
+        ]
+        note = (
+            f"{bvh.file}: fingers hang from {_listed(bvh, [wrist, *others])}; the first of these was taken."
+        )
+        return wrist, chains, [note] if others else []
     above = [set(bvh.above(chain[0])[1:]) for chain in chains.values()]
     wrist = max(set.intersection(*above), default=None) if above else None
     if wrist is None or said[wrist].is_finger or said[wrist].part == "arm":

@@ -326,6 +326,16 @@ def test_a_hand_without_a_side_has_that_of_its_file(write):
         find_bvh([write(text)])
 
 
+def test_of_two_people_the_first_is_taken_and_said(write, mixamo):
+    text, hands = mixamo
+    joints, head = text.index("ROOT"), text.index("MOTION")
+    second = text[joints:head].replace("mixamorig:", "second:")
+    rows = [f"{row} {row}" if row[:1] in "-0123456789" else row for row in text[head:].splitlines() if row]
+    found = find_bvh([write(text[:head] + second + "\n".join(rows) + "\n")])
+    check(found, hands)
+    assert_note(found, "fingers hang from mixamorig:LeftHand, second:LeftHand; the first of these was taken")
+
+
 def test_a_hand_whose_wrist_has_another_name(write):
     text, hands = bvh(body(naming("{Side}Carpus", "{Side}{Finger}{n}")))
     found = find_bvh([write(text)])
