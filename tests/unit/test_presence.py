@@ -75,6 +75,10 @@ def test_rig_has_the_hands_that_are_there(motion):
     np.testing.assert_allclose(hand.joints[there], rig_motion(whole).hands[0].joints[there], atol=2e-3)
     assert np.isfinite(hand.joints).all()
     assert rigged.residuals_mm()["left"] < 2
+    named = dataclasses.replace(
+        motion, objects={"left": motion.objects["tool"]}
+    )  # which hides no hand's residual
+    assert list(rig_motion(named).residuals_mm()) == ["left", "left (object)"]
 
 
 def test_cleaning_leaves_absence_alone(motion):
