@@ -16,6 +16,8 @@ from .tracks import RigidTrack, bridge, fit_rigid_track
 
 MISSING_HANDS = ("hold", "mirror", "park")
 """Ways to invent a hand where there is none."""
+SOON = 0.01
+"""Of a frame: a motion that ends so little before one still has it, as rates are rounded (29.9997 for 30)."""
 APART = 0.2
 """Metres between a hand and the one that is invented beside it."""
 
@@ -43,9 +45,11 @@ def smooth(motion: HandObjectMotion, seconds: float, contact_distance: float = 0
     if sigma == 0 or len(motion) == 1:
         return motion
 
-    # Frames without a hand are bridged for the filter and stay without it.
-    seen = _bridged(motion)
+    # Frames without a hand stay without it, and have no say in those with it.
+    seen, there = _bridged(motion), motion.present[..., None]
     hands = _smooth_line(seen, sigma)
+    for i in np.flatnonzero(motion.present.any(axis=0) & ~motion.present.all(axis=0)):
+        hands[:, i], _ = _smooth_where(there[:, i, :, None].astype(np.float64), seen[:, i], sigma)
     objects = {}
     for name, points in motion.objects.items():
         track = fit_rigid_track(points, name=name)
@@ -54,7 +58,7 @@ def smooth(motion: HandObjectMotion, seconds: float, contact_distance: float = 0
         objects[name] = _from_local(filtered, shape)
 
         # In the object's axes, filter the frames in contact alone; then blend from before to after them.
-        touching = _touching(seen, points, contact_distance).astype(np.float64)[..., None]
+        touching = (there & _touching(seen, points, contact_distance)).astype(np.float64)[..., None]
         held, near = _smooth_where(touching, track.to_local(seen), sigma)
         contact = maximum_filter1d(touching, 2 * int(np.ceil(2 * sigma)) + 1, axis=0, mode="nearest")
         share = gaussian_filter1d(contact, sigma, axis=0, mode="nearest")
@@ -77,7 +81,7 @@ def resample(motion: HandObjectMotion, fps: float) -> HandObjectMotion:
     if fps == motion.fps or len(motion) == 1:
         return dataclasses.replace(motion, fps=fps)
     before = np.arange(len(motion)) / motion.fps
-    count = int(np.floor(before[-1] * fps + 1e-6)) + 1
+    count = int(np.floor(before[-1] * fps + SOON)) + 1
     after = np.minimum(np.arange(count) / fps, before[-1])
 
     objects = {}

@@ -79,7 +79,10 @@ class RiggedMotion:
     def residuals_mm(self) -> dict[str, float]:
         """How far each hand's joints and each object's points are from the given ones, millimetres (RMS)."""
         hands = {hand.rig.side: hand.residual_mm for hand in self.hands}
-        return hands | {name: thing.track.residual_mm for name, thing in self.objects.items()}
+        return hands | {
+            f"{name} (object)" if name in hands else name: thing.track.residual_mm
+            for name, thing in self.objects.items()
+        }
 
 
 def rig_motion(

@@ -19,6 +19,8 @@ IMAGE = (624, 416)
 MAX_FRAMES = 200_000
 """Of detections: a frame number beyond is a mistake, not two hours of video."""
 MAX_PIXELS = 100_000
+LISTED = 24
+"""Names of arrays that an error lists at most."""
 
 ALIASES = {
     "hands": ("hands", "joints", "hand_joints", "joints_3d", "joints3d", "landmarks_3d", "world_landmarks", "xyz"),
@@ -107,10 +109,9 @@ def find_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> FoundMotion:
     source = Arrays(name, arrays)
     camera, notes = _camera(source)
     origins, kind = None, {}
-    if source.numbers("frame") is not None and _flags(source) is not None and source.find("keypoints"):
+    if source.find("frame") and source.find("keypoints") and _flags(source) is not None:
         hands, origins, more = _detections(source, camera)
     else:
-        source.used.discard(source.find("frame"))
         hands, kind, more = _hands(source)
     notes += more
     objects = _objects(source, len(hands))
@@ -161,7 +162,9 @@ def _hands(source: Arrays) -> tuple[np.ndarray, dict[str, bool], list[str]]:
         absent = np.full_like(next(iter(sides.values())), np.nan)
         together = np.stack([sides.get(side, absent) for side in HAND_NAMES], axis=1)
     else:
-        raise ValueError(f"{name} has {', '.join(sorted(source.arrays)) or 'nothing'}; {EXPECTED}")
+        names = sorted(source.arrays)
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        raise ValueError(f"{name} has {', '.join(names[:LISTED]) or 'nothing'}{more}; {EXPECTED}")
     wrong = together.ndim != 4 or together.shape[1] != 2 or together.shape[3] != 3 or not len(together)
     if wrong or together.shape[2] not in JOINT_COUNTS.values():
         raise ValueError(f"{name}: its joints have shape {together.shape}; {EXPECTED}")
@@ -235,7 +238,13 @@ def _detections(source: Arrays, camera: Camera | None) -> tuple[np.ndarray, np.n
     count = source.single("frame_count")
     if count and count > MAX_FRAMES:
         raise ValueError(f"{name}: frame_count is {count:g}, and at most {MAX_FRAMES:,} are read")
-    first = 0 if count else int(frame.min())
+    first = int(frame.min())
+    if count and (first < 0 or frame.max() - min(first, 1) >= count):
+        raise ValueError(
+            f"{name}: frame counts from {first} to {frame.max():g}, and frame_count says that there are {count:g}"
+        )
+    if count:
+        first = int(frame.max() == count)  # which counting from 0 does not reach
     if first:
         notes.append(f"Frames are numbered from {first}, where the motion starts.")
     frame, is_right = frame.astype(np.int64) - first, is_right.astype(int)

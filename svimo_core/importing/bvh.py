@@ -25,6 +25,8 @@ from .orders import OPENPOSE
 
 RATES = (1.0, 1000.0)
 """Frames per second that a file may mean; its frame time is a mistake beyond."""
+USUAL_WITHIN = 2e-3
+"""Share of a rate by which a usual one may differ from it: times of three digits and fewer are left as they are."""
 TIP_LENGTH = 0.8
 """Of a finger's last bone over the one before, where the file ends at the last joint."""
 NOT_BVH = {
@@ -239,7 +241,7 @@ def _motion(name: str, text: str, width: int) -> tuple[np.ndarray, float | None,
 
     # 1. Frame rate
     try:
-        fps = 1 / _number(header.get("frametime", ""))
+        fps = _rate(header.get("frametime", ""))
     except (ValueError, ZeroDivisionError):
         fps = float("nan")
     if not RATES[0] <= round(fps, 3) <= RATES[1]:
@@ -278,6 +280,16 @@ def _motion(name: str, text: str, width: int) -> tuple[np.ndarray, float | None,
     if promised != str(len(values)):
         notes.append(f"{name}: its header promises {promised} frames, and {len(values)} were found and read.")
     return values, fps, notes
+
+
+def _rate(frame_time: str) -> float:
+    """Frames per second of a frame time as it is written: the whole rate or NTSC's that its last digit leaves open, so
+    that 0.033333 is 30 and not 30.0003, or else its inverse."""
+    seconds = _number(frame_time)
+    rate, last_digit = 1 / seconds, 10.0 ** -len(frame_time.replace(",", ".").partition(".")[2])
+    usual = (round(rate * by) / by for by in (1, 1.001)) if 0.5 < rate < 2 * RATES[1] else ()
+    near = (r for r in usual if abs(r / rate - 1) < USUAL_WITHIN and abs(1 / r - seconds) < last_digit)
+    return next(near, rate)
 
 
 def _position_columns(channels: list[list[str]], joint: int) -> list[tuple[int, int]]:
@@ -494,7 +506,13 @@ def _chains(
             members[names[place]] += joints
     chains = {finger: _longest(bvh, said, joints) for finger, joints in members.items()}
     if wrist is not None:
-        return wrist, chains, []
+        others = [
+            joint for joint in kinds if joint not in (wrist, None) and len(kinds[joint]) == len(FINGERS)
+        ]
+        note = (
+            f"{bvh.file}: fingers hang from {_listed(bvh, [wrist, *others])}; the first of these was taken."
+        )
+        return wrist, chains, [note] if others else []
     above = [set(bvh.above(chain[0])[1:]) for chain in chains.values()]
     wrist = max(set.intersection(*above), default=None) if above else None
     if wrist is None or said[wrist].is_finger or said[wrist].part == "arm":

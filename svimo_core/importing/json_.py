@@ -62,8 +62,8 @@ def _own(content: dict[str, Any]) -> HandObjectMotion:
         objects={name: np.array(points, dtype=np.float32) for name, points in content["objects"].items()},
         camera=Camera(**content["camera"]),
         fps=float(content["fps"]),
-        prompt=content.get("prompt", ""),
-        metadata=content.get("metadata", {}),
+        prompt=content.get("prompt") or "",
+        metadata={key: str(value) for key, value in (content.get("metadata") or {}).items()},
     )
 
 
@@ -77,7 +77,7 @@ def _own_joints(side: str, joints: list, frames: int) -> np.ndarray:
 
 
 def _arrays(content: Any) -> dict[str, Any]:
-    """Arrays by name, as deep as the file has them; a list alone is hands."""
+    """Arrays by name, and dictionaries as they are, for MANO parameters come in them; a list alone is hands."""
     frames = content
     if isinstance(content, dict):
         frames = next((content[key] for key in MEDIAPIPE_FRAMES if key in content), None)
@@ -88,8 +88,19 @@ def _arrays(content: Any) -> dict[str, Any]:
         return rates | _mediapipe(frames)
     named = content if isinstance(content, dict) else {"hands": content}
     return {
-        key: np.array(value) for key, value in named.items() if isinstance(value, (list, int, float, str))
+        key: value if isinstance(value, dict) else _array(value)
+        for key, value in named.items()
+        if isinstance(value, (dict, list, int, float, str))
     }
+
+
+def _array(value: Any) -> np.ndarray:
+    """Numbers of one shape; null among a list's entries is NaN, which JSON does not have."""
+    there = [entry for entry in value if entry is not None] if isinstance(value, list) else []
+    if there and len(there) < len(value):
+        absent = np.full(np.shape(there[0]), np.nan)
+        value = [absent if entry is None else entry for entry in value]
+    return np.array(value)
 
 
 def _mediapipe(frames: list[dict]) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ EXPECTED_POSES = (
 EXPECTED_MARKERS = (
     "expected frames x markers x 3, or a row for each frame with x, y, z of each marker in turn"
 )
+ROTATION = re.compile("(rot|rotation|rotvec)[xyz]?$|quat|euler|roll$|pitch$|yaw$")
+"""In the title of a column, letters alone, that has no coordinate of a marker."""
 SAMPLES = 20
 """Random points on a surface for each that is kept."""
 
@@ -494,6 +497,15 @@ def _read_csv(path: Path) -> np.ndarray:
     first = titles and titles[0].startswith(("frame", "time"))
     values, titles = (values[:, 1:], titles[1:]) if first else (values, titles)
     words = ["".join(filter(str.isalpha, title)) for title in titles]
+    short = ("rx", "ry", "rz") if "x" in words else ()  # else they can be those of a marker r
+    turns = [
+        title for title, word in zip(titles, words, strict=True) if ROTATION.search(word) or word in short
+    ]
+    if turns:
+        raise ValueError(
+            f"{path.name} has rotations ({', '.join(turns)}), which are no markers: give the object's mesh and "
+            "its poses as .npy or .npz, or leave these columns out"
+        )
     columns = "".join(word[:1] for word in words), "".join(word[-1:] for word in words)  # x1, or left_x
     mixed = any(set(axes) == set("xyz") and axes.replace("xyz", "") for axes in columns)
     if mixed or values.shape[1] % 3:

@@ -326,6 +326,16 @@ def test_a_hand_without_a_side_has_that_of_its_file(write):
         find_bvh([write(text)])
 
 
+def test_of_two_people_the_first_is_taken_and_said(write, mixamo):
+    text, hands = mixamo
+    joints, head = text.index("ROOT"), text.index("MOTION")
+    second = text[joints:head].replace("mixamorig:", "second:")
+    rows = [f"{row} {row}" if row[:1] in "-0123456789" else row for row in text[head:].splitlines() if row]
+    found = find_bvh([write(text[:head] + second + "\n".join(rows) + "\n")])
+    check(found, hands)
+    assert_note(found, "fingers hang from mixamorig:LeftHand, second:LeftHand; the first of these was taken")
+
+
 def test_a_hand_whose_wrist_has_another_name(write):
     text, hands = bvh(body(naming("{Side}Carpus", "{Side}{Finger}{n}")))
     found = find_bvh([write(text)])
@@ -455,6 +465,22 @@ def test_a_frame_time_that_means_nothing(write, mixamo, said):
     assert found.fps is None
     assert_note(found, f"does not say its frame rate: its frame time is '{said}'")
     assert_note(find_bvh([write(text.replace(HEAD, ""))]), "it has no frame time")
+
+
+@pytest.mark.parametrize(
+    ("said", "fps"),
+    [
+        ("0.033333", 30),
+        ("0,0416667", 24),
+        ("0.033367", 30 / 1.001),
+        ("0.0083333", 120),
+        ("0.0225", 1 / 0.0225),
+    ],
+)
+def test_a_rounded_frame_time_is_the_rate_that_was_rounded(write, mixamo, said, fps):
+    """Or else frames would drift, and resampling to that very rate would lose the last one."""
+    found = find_bvh([write(re.sub(r"Frame Time: .*", f"Frame Time: {said}", mixamo[0]))])
+    assert found.fps == fps
 
 
 def test_frames_may_break_over_lines(write, mixamo):

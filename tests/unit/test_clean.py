@@ -127,6 +127,13 @@ def test_resampling_to_a_rate_that_does_not_divide():
     assert (len(other) - 1) / 10 <= 9 / 8
 
 
+def test_resampling_to_the_rate_that_was_rounded_keeps_the_last_frame():
+    motion = moving_motion(frames=301, fps=30.0003)  # as 1 / 0.033333
+    back = resample(motion, 30)
+    assert len(back) == 301
+    np.testing.assert_allclose(back.hands, motion.hands, atol=1e-4)
+
+
 @pytest.mark.parametrize("frames", [1, 2, 3])
 def test_resampling_short_motions(frames):
     motion = moving_motion(frames=3, fps=8)

@@ -123,10 +123,30 @@ def test_camera_and_objects_without_our_mark(tmp_path):
     assert any("intrinsics is not used, as image_size" in line for line in report)
 
 
+def test_detections_of_a_clip_of_so_many_frames(tmp_path):
+    """Numbered from 0, or from 1 as only then the last can be the number of all; others are refused, not wrapped."""
+    for begin, total, before, behind in ((2, 13, 2, 2), (2, 11, 2, 0), (2, 10, 1, 0), (0, 9, 0, 0)):
+        arrays = ROWS | {"frame": ROWS["frame"] + begin, "frame_count": total}
+        present = import_arrays(tmp_path, **arrays).motion.present
+        assert present[:, 1].tolist() == [False] * before + [True] * 9 + [False] * behind
+    for begin, total in ((-3, 9), (0, 8), (2, 9)):
+        arrays = ROWS | {"frame": ROWS["frame"] + begin, "frame_count": total}
+        refused(tmp_path, f"frame counts from {begin} to {begin + 8}, and frame_count says", **arrays)
+
+
+def test_names_of_frames_are_no_detections(tmp_path):
+    names = np.array([f"{i:05}.jpg" for i in range(len(H))])
+    report = reads_as(MOTION.hands, tmp_path, left=H[:, 0], right=H[:, 1], frame=names)
+    assert "Not used: frame." in report
+
+
 def test_lists_in_json(tmp_path):
     path = tmp_path / "m.json"
     path.write_text(json.dumps({"fps": 30, "left": H[:, 0].tolist()}))
     np.testing.assert_allclose(read_motion(path).hands[:, 0], H[:, 0], atol=1e-6)
+    lost = [None, *H[1:, 0].tolist()]  # as in our own, and as JSON has no NaN
+    path.write_text(json.dumps({"fps": 30, "left": lost}))
+    assert read_motion(path).present[:, 0].tolist() == [False] + [True] * (len(H) - 1)
     path.write_text(json.dumps(H[:, 1].tolist()))  # as FreiHAND's: one hand, and its side is not said
     imported = import_motion(path, ImportOptions(fps=10))
     np.testing.assert_allclose(imported.motion.hands[:, 1], H[:, 1], atol=1e-6)

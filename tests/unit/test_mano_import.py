@@ -1,5 +1,6 @@
 """MANO parameters of others: every layout against smplx with that source's own settings, an independent reading."""
 
+import json
 import re
 from dataclasses import replace
 from functools import lru_cache
@@ -12,7 +13,9 @@ from helpers.synthetic_mano import MIRROR, TURNS, mano_arrays
 from scipy.spatial.transform import Rotation
 from smplx.utils import Struct
 
+from svimo_core.importing.decide import ImportOptions
 from svimo_core.importing.parameters import LAYOUTS, find_parameters, has_parameters
+from svimo_core.importing.read import import_motion
 from svimo_core.mano import FROM_MANO, TIP_VERTICES, fit_mano, left_shape, load_mano, save_mano
 from svimo_core.motion import HAND_NAMES, Camera
 
@@ -248,7 +251,7 @@ def test_ho3d(models):
     np.testing.assert_allclose(found.hands[:, 1], expected, **CLOSE)
 
 
-def test_interhand(models):
+def test_interhand(models, tmp_path):
     """Its left hands were fitted with shape directions turned round."""
 
     def write(side, frame):
@@ -267,6 +270,13 @@ def test_interhand(models):
         assert has_parameters(content)
         found = find_parameters("InterHand2.6M_train_MANO_NeuralAnnot.json", content, models)
         np.testing.assert_allclose(found.hands, expected, **CLOSE)
+    path = tmp_path / "InterHand2.6M_test_MANO_NeuralAnnot.json"  # its dictionaries come from a file, too
+    path.write_text(json.dumps({"13": frames}))
+    read = import_motion(path, ImportOptions(fps=5, sides="keep", distance=1), mano=lambda: models)
+    np.testing.assert_array_equal(read.motion.present, np.isfinite(expected[..., 0, 0]))
+    path.write_text(json.dumps({str(i): {} for i in range(1000)}))
+    with pytest.raises(ValueError, match=r"has 0, 1, 10, .{80,140} and 976 more; expected"):
+        import_motion(path)
     with pytest.raises(ValueError, match=r"2 captures \(13, 14\): give one of them alone"):
         find_parameters("x.json", {"13": frames, "14": frames}, models)
 

@@ -42,6 +42,16 @@ def test_json_and_npz_round_trip(tmp_path, motion):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.json", "m.npz"]
 
 
+def test_json_of_others_may_have_nothing_to_say(tmp_path, motion):
+    """null is no prompt, not the word None, and what is no text in the metadata becomes it, as .npz has text alone."""
+    path = write_json(tmp_path / "m.json", motion)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for metadata, expected in ((None, {}), ({"seed": 7}, {"seed": "7"})):
+        path.write_text(json.dumps(content | {"prompt": None, "metadata": metadata}))
+        read = read_motion(read_motion(path).save(tmp_path / "m.npz"))
+        assert (read.prompt, read.metadata) == ("", expected)
+
+
 def test_ten_thousand_equal_frames_are_a_motion(tmp_path, motion):
     """Compressed a thousand times, as only a bomb otherwise is."""
     points = np.resize(motion.objects["tool"][0], (500, 3))

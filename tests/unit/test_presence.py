@@ -75,6 +75,10 @@ def test_rig_has_the_hands_that_are_there(motion):
     np.testing.assert_allclose(hand.joints[there], rig_motion(whole).hands[0].joints[there], atol=2e-3)
     assert np.isfinite(hand.joints).all()
     assert rigged.residuals_mm()["left"] < 2
+    named = dataclasses.replace(
+        motion, objects={"left": motion.objects["tool"]}
+    )  # which hides no hand's residual
+    assert list(rig_motion(named).residuals_mm()) == ["left", "left (object)"]
 
 
 def test_cleaning_leaves_absence_alone(motion):
@@ -83,6 +87,18 @@ def test_cleaning_leaves_absence_alone(motion):
     double = resample(motion, 2 * motion.fps)
     np.testing.assert_array_equal(double.present[::2], motion.present)
     np.testing.assert_array_equal(double.present[1::2], motion.present[1:])  # of two as near, the later
+
+
+def test_smoothing_does_not_pull_a_hand_to_where_it_comes_back():
+    """It rests, is gone for ten frames, and rests 40 cm away; a straight way to there would touch an object."""
+    still = moving_hands(frames=40).take(np.zeros(40, int))
+    hands = still.hands.copy()
+    hands[25:, 0, :, 1] += 0.4
+    hands[15:25, 0] = np.nan
+    cloud = hands[:1, 0, 5:9] + (0, 0.04, 0)
+    cloud = cloud + np.linspace(-0.02, 0.02, 40)[:, None, None] * (1, 0, 0)
+    motion = dataclasses.replace(still, hands=hands, objects={"tool": cloud}, fps=30)
+    np.testing.assert_allclose(smooth(motion, 0.05).hands, hands, atol=1e-5)
 
 
 def test_trimming(motion):
