@@ -140,11 +140,10 @@ def train(config: TrainConfig) -> Path:
     # 1. model, clips, and what this stage trains
     if config.stage == "drawing":
         model = load_vae(config)
-        used = "vae", "drawing_encoder"
     else:
         require_clips(config)
         model = load_model(config)
-        used = tuple(part for part in model.parts if part not in config.idle)
+    used = model.parts.keys() - set(config.idle)
     data = training_data(config, model, accelerator)
     stage = STAGE_MODULES[config.stage](config, model, data.clips)
     if config.stage == "alignment" and config.interaction.readings:
@@ -443,8 +442,7 @@ def load_vae(config: TrainConfig) -> SimpleNamespace:
     if size.drawing is None:
         size = replace(size, drawing=PRESETS.get(size.name, PRESETS[config.preset]).drawing)
     parts = {
-        part: load_part(header, part, torch.float32 if part in ("vae", "drawing_encoder") else None)
-        for part in header.parts
+        part: load_part(header, part, None if part in config.idle else torch.float32) for part in header.parts
     }
     provenance = dict(header.provenance)
     if "drawing_encoder" not in parts:
@@ -560,8 +558,9 @@ class _Run:
             step, notes = load(path, self.parameters, self.ema, self.optimizer)
             self.saved = self.begun = step
             self.seconds, self.samples = float(notes["seconds"]), int(notes["samples"])
-            before = dict(notes.get("given", self.given))
-        others = sorted({part for part, _ in self.given.items() ^ before.items()})
+            before = dict(notes.get("given", {}))
+        # settings may let a part rest that was used before, or use another one
+        others = sorted(part for part, name in self.given.items() if before.get(part, name) != name)
         if others:
             raise ValueError(
                 f"{path} is of a run with another {' and '.join(others)}, and init, init_interaction, "

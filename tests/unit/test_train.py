@@ -979,14 +979,17 @@ def test_a_run_goes_on_with_what_it_was_given(settings, checkpoint_file, tmp_pat
     train(longer)
     assert len(logged(longer)) == 2
 
+    # other settings are no other weights: with these the MM-DiT, which rested, is used
+    train(replace(taught, phases=(phase(3),), interaction=replace(objective, sampled_share=0.5)))
+
     # states of before did not say
     with safe_open(settings.output / STATE, framework="pt") as state:
         tensors = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118
         metadata = state.metadata()
     notes = json.loads(metadata["notes"])
-    assert notes.pop("given").keys() == {"interaction", "vae", "teacher"}
+    assert notes.pop("given").keys() == {*PARTS, "teacher"}
     save_file(tensors, settings.output / STATE, metadata | {"notes": json.dumps(notes)})
-    train(replace(taught, phases=(phase(3),)))
+    train(replace(taught, phases=(phase(4),)))
 
 
 def test_a_worker_that_is_killed_is_named(settings, tmp_path):
