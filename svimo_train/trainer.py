@@ -14,7 +14,7 @@ import math
 import signal
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -552,6 +552,7 @@ class _Run:
                     f"{other} was written with sharded {json.dumps(not self.config.sharded)}: set it so again, "
                     "or choose another output folder"
                 )
+            self._shorten_log(0)  # of a run that was killed before it saved
             return 0
         load = load_sharded_state if self.config.sharded else load_state
         with reading(path, "is damaged", f"delete {path} to start this stage anew"):
@@ -573,12 +574,15 @@ class _Run:
 
     def _shorten_log(self, done: int) -> None:
         """Leave the steps that the state has: those after it are made, and logged, again."""
-        path = self.config.output / LOG
-        if self.accelerator.is_main_process and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < done]
-            with self._writing(done), whole_file(path) as partial:
-                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        path, kept = self.config.output / LOG, []
+        if not self.accelerator.is_main_process or not path.is_file():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # the end of a line is lost where a run was killed
+                if json.loads(line)["step"] < done:
+                    kept.append(line + "\n")
+        with self._writing(done), whole_file(path) as partial:
+            partial.write_text("".join(kept), encoding="utf-8")
 
     def check_finite(self, step: int, what: str, value: float) -> None:
         """Stop before a broken number reaches the weights."""

@@ -219,15 +219,15 @@ def test_a_clip_can_be_learned_by_heart(settings, stage, precision, clips, monke
 def test_going_on_equals_never_having_stopped(settings, monkeypatch):
     whole = replace(settings, output=settings.output / "whole")
     parted = replace(settings, output=settings.output / "parted")
+    whole.output.mkdir(parents=True)
+    (whole.output / LOG).write_text('{"step": 0, "loss": 9.0}\n')  # of one that was killed before it saved
     written = []
     monkeypatch.setattr("svimo_train.trainer.save_state", lambda *a: written.append(a[1]) or save_state(*a))
     train(replace(whole, save_every=2))
     assert written == [2, 4]
     train(replace(parted, phases=(phase(2),)))  # each run ends with its state saved
-    with (parted.output / LOG).open("a") as file:
-        file.write(
-            '{"step": 2, "loss": 9.0}\n{"step": 3, "lo'
-        )  # as of one that was killed in the middle of step 3
+    with (parted.output / LOG).open("a") as file:  # of runs that were killed in the middle of step 3
+        file.write('{"step": 2, "loss": 9.0}\n{"step": 3, "lo{"step": 2, "loss": 9.0}\n{"step": 3, "lo')
     train(parted)
     for name in (STATE, CHECKPOINT):
         one, other = (load_file(run.output / name) for run in (whole, parted))
