@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -25,6 +24,6 @@ def accept_files(find: Find, *names: str | None) -> bool | str:
 def written_when(find: Find, *names: str | None) -> str | float:
     """For `fingerprint_inputs`: another value when a file was written again, and always where a name is not known yet."""
     if None in names:
-        return math.nan
+        return float("nan")  # a new one: in a key of core's cache, math.nan equals itself
     states = [path.stat() for path in find(*names)]
     return " ".join(f"{state.st_mtime_ns} {state.st_size}" for state in states)

@@ -432,6 +432,8 @@ class TrainConfig(Checked):
         """Parts of the model that the stage does not use: they only go into its checkpoint."""
         if self.stage == "vae":
             return "backbone", "interaction", "text_encoder", "drawing_encoder"
+        if self.stage == "drawing":
+            return "backbone", "interaction", "text_encoder"
         if self.stage == "interaction" and not self.interaction.sampled_share:
             return "backbone", "text_encoder", "drawing_encoder"
         return ()

@@ -14,7 +14,7 @@ import math
 import signal
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -140,11 +140,10 @@ def train(config: TrainConfig) -> Path:
     # 1. model, clips, and what this stage trains
     if config.stage == "drawing":
         model = load_vae(config)
-        used = "vae", "drawing_encoder"
     else:
         require_clips(config)
         model = load_model(config)
-        used = tuple(part for part in model.parts if part not in config.idle)
+    used = model.parts.keys() - set(config.idle)
     data = training_data(config, model, accelerator)
     stage = STAGE_MODULES[config.stage](config, model, data.clips)
     if config.stage == "alignment" and config.interaction.readings:
@@ -443,8 +442,7 @@ def load_vae(config: TrainConfig) -> SimpleNamespace:
     if size.drawing is None:
         size = replace(size, drawing=PRESETS.get(size.name, PRESETS[config.preset]).drawing)
     parts = {
-        part: load_part(header, part, torch.float32 if part in ("vae", "drawing_encoder") else None)
-        for part in header.parts
+        part: load_part(header, part, None if part in config.idle else torch.float32) for part in header.parts
     }
     provenance = dict(header.provenance)
     if "drawing_encoder" not in parts:
@@ -554,14 +552,16 @@ class _Run:
                     f"{other} was written with sharded {json.dumps(not self.config.sharded)}: set it so again, "
                     "or choose another output folder"
                 )
+            self._shorten_log(0)  # of a run that was killed before it saved
             return 0
         load = load_sharded_state if self.config.sharded else load_state
         with reading(path, "is damaged", f"delete {path} to start this stage anew"):
             step, notes = load(path, self.parameters, self.ema, self.optimizer)
             self.saved = self.begun = step
             self.seconds, self.samples = float(notes["seconds"]), int(notes["samples"])
-            before = dict(notes.get("given", self.given))
-        others = sorted({part for part, _ in self.given.items() ^ before.items()})
+            before = dict(notes.get("given", {}))
+        # settings may let a part rest that was used before, or use another one
+        others = sorted(part for part, name in self.given.items() if before.get(part, name) != name)
         if others:
             raise ValueError(
                 f"{path} is of a run with another {' and '.join(others)}, and init, init_interaction, "
@@ -574,12 +574,15 @@ class _Run:
 
     def _shorten_log(self, done: int) -> None:
         """Leave the steps that the state has: those after it are made, and logged, again."""
-        path = self.config.output / LOG
-        if self.accelerator.is_main_process and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < done]
-            with self._writing(done), whole_file(path) as partial:
-                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        path, kept = self.config.output / LOG, []
+        if not self.accelerator.is_main_process or not path.is_file():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # the end of a line is lost where a run was killed
+                if json.loads(line)["step"] < done:
+                    kept.append(line + "\n")
+        with self._writing(done), whole_file(path) as partial:
+            partial.write_text("".join(kept), encoding="utf-8")
 
     def check_finite(self, step: int, what: str, value: float) -> None:
         """Stop before a broken number reaches the weights."""

@@ -1,5 +1,6 @@
 """The loop's quick way: drawing with tensors, and the drawing encoder in place of the VAE."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import HEIGHT, WIDTH, moving_motion
 from einops import rearrange
+from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 from svimo_core.checkpoint import load_part, read_header, save_checkpoint
@@ -424,6 +426,8 @@ def test_it_learns_and_says_how_far_off_it_is(settings, config, parts, monkeypat
     monkeypatch.setattr("svimo_train.drawing.HELD_OUT", 2)
     header = read_header(train(settings))
     assert header.parts[-1] == "drawing_encoder"
+    with safe_open(settings.output / STATE, framework="pt") as state:  # other parts rest in their file
+        assert json.loads(state.metadata()["notes"])["given"].keys() == {"vae", "drawing_encoder"}
     before, after = parts["backbone"].state_dict(), load_part(header, "backbone").state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert "drawing: 40 steps, 160 samples" in header.provenance["drawing_encoder"]

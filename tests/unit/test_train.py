@@ -219,15 +219,15 @@ def test_a_clip_can_be_learned_by_heart(settings, stage, precision, clips, monke
 def test_going_on_equals_never_having_stopped(settings, monkeypatch):
     whole = replace(settings, output=settings.output / "whole")
     parted = replace(settings, output=settings.output / "parted")
+    whole.output.mkdir(parents=True)
+    (whole.output / LOG).write_text('{"step": 0, "loss": 9.0}\n')  # of one that was killed before it saved
     written = []
     monkeypatch.setattr("svimo_train.trainer.save_state", lambda *a: written.append(a[1]) or save_state(*a))
     train(replace(whole, save_every=2))
     assert written == [2, 4]
     train(replace(parted, phases=(phase(2),)))  # each run ends with its state saved
-    with (parted.output / LOG).open("a") as file:
-        file.write(
-            '{"step": 2, "loss": 9.0}\n{"step": 3, "lo'
-        )  # as of one that was killed in the middle of step 3
+    with (parted.output / LOG).open("a") as file:  # of runs that were killed in the middle of step 3
+        file.write('{"step": 2, "loss": 9.0}\n{"step": 3, "lo{"step": 2, "loss": 9.0}\n{"step": 3, "lo')
     train(parted)
     for name in (STATE, CHECKPOINT):
         one, other = (load_file(run.output / name) for run in (whole, parted))
@@ -979,14 +979,17 @@ def test_a_run_goes_on_with_what_it_was_given(settings, checkpoint_file, tmp_pat
     train(longer)
     assert len(logged(longer)) == 2
 
+    # other settings are no other weights: with these the MM-DiT, which rested, is used
+    train(replace(taught, phases=(phase(3),), interaction=replace(objective, sampled_share=0.5)))
+
     # states of before did not say
     with safe_open(settings.output / STATE, framework="pt") as state:
         tensors = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118
         metadata = state.metadata()
     notes = json.loads(metadata["notes"])
-    assert notes.pop("given").keys() == {"interaction", "vae", "teacher"}
+    assert notes.pop("given").keys() == {*PARTS, "teacher"}
     save_file(tensors, settings.output / STATE, metadata | {"notes": json.dumps(notes)})
-    train(replace(taught, phases=(phase(3),)))
+    train(replace(taught, phases=(phase(4),)))
 
 
 def test_a_worker_that_is_killed_is_named(settings, tmp_path):
