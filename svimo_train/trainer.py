@@ -552,7 +552,8 @@ class _Run:
                     f"{other} was written with sharded {json.dumps(not self.config.sharded)}: set it so again, "
                     "or choose another output folder"
                 )
-            self._shorten_log(0)  # of a run that was killed before it saved
+            if not (self.config.output / CHECKPOINT).exists():
+                self._shorten_log(0)  # of a run that was killed before it saved; any other log is somebody's
             return 0
         load = load_sharded_state if self.config.sharded else load_state
         with reading(path, "is damaged", f"delete {path} to start this stage anew"):

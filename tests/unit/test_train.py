@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +134,29 @@ def logged(config: TrainConfig, key: str = "loss") -> list[float]:
     return [json.loads(line)[key] for line in (config.output / LOG).read_text().splitlines()]
 
 
+@contextmanager
+def training(command: list[str], until: Path) -> Iterator[subprocess.Popen]:
+    """A training in a process of its own, once it has written this file; killed in the end, with its children."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not until.exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield process
+    finally:
+        for child in psutil.Process(process.pid).children() if process.poll() is None else ():
+            child.kill()
+        process.kill()
+
+
 def test_chamfer_is_squared_and_two_sided():
     one = torch.tensor([[0.0, 0, 0], [1, 0, 0]])
     other = torch.tensor([[0.0, 0, 0], [0, 0, 3]])
@@ -234,6 +258,10 @@ def test_going_on_equals_never_having_stopped(settings, monkeypatch):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one), name
     assert logged(whole) == logged(parted)
+
+    (parted.output / STATE).unlink()  # anew, beside a checkpoint that somebody has: its log stays, too
+    train(replace(parted, phases=(phase(1),)))
+    assert len(logged(parted)) == 4 + 1
 
 
 def test_clips_that_came_since_leave_the_statistics_of_a_run(settings, clips, config, parts, tmp_path):
@@ -996,24 +1024,10 @@ def test_a_worker_that_is_killed_is_named(settings, tmp_path):
     config = tmp_path / "config.json"
     lasting = replace(settings, phases=(phase(10_000),), save_every=1, workers=1)
     config.write_text(json.dumps(lasting.to_dict()))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "svimo_train", "--config", str(config)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (settings.output / STATE).exists():
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    with training(["-m", "svimo_train", "--config", str(config)], settings.output / STATE) as process:
         (worker,) = psutil.Process(process.pid).children()
         worker.kill()
         _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert process.returncode == 1
     assert "Traceback" not in errors
     *_, last = errors.splitlines()
@@ -1148,29 +1162,13 @@ def test_all_processes_stop_after_the_same_step(settings, tmp_path):
     config = tmp_path / "config.json"
     lasting = replace(settings, phases=(phase(10_000),), save_every=10_000, workers=1)
     config.write_text(json.dumps(lasting.to_dict()))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    process = subprocess.Popen(
-        [*launch, "-m", "svimo_train", "--config", str(config)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (settings.output / LOG).exists():
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    with training([*launch, "-m", "svimo_train", "--config", str(config)], settings.output / LOG) as process:
         ranks = {child.environ().get("RANK"): child for child in psutil.Process(process.pid).children()}
         for process_or_worker in [ranks["1"], *ranks["1"].children(), ranks["1"]]:
             process_or_worker.terminate()
             time.sleep(0.02)  # or one of two signals is lost
         _, errors = process.communicate(timeout=60)
-    finally:
-        for child in psutil.Process(process.pid).children() if process.poll() is None else ():
-            child.kill()
-        process.kill()
     assert errors.count("stopped after step") == 2
     with safe_open(settings.output / STATE, framework="pt") as state:
         assert int(state.metadata()["step"]) == len(logged(settings))
